@@ -1,0 +1,1 @@
+"""NKI kernels of gpt-oss (none yet: the sharded modules run in torch)."""

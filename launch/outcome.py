@@ -1,0 +1,226 @@
+"""What became of a run: facts collected about its ranks, and the one explanation drawn from them. No torch.
+
+The root cause is the failure that came first. A rank that raised says when it did. A rank that died silently
+(by a signal or os._exit) counts as failed shortly before it was last seen alive: an exception of another rank
+around that moment may be its consequence, while its death is hardly ever the consequence of an exception.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from signal import Signals
+from typing import Any, Literal
+
+Kind = Literal["ok", "crash", "timeout", "start", "stopped"]
+_DYING_NS = 500_000_000  # how long a process may still seem alive after its peers saw it vanish
+Ending = Literal["ended", "timeout", "start timeout", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOutcome:
+    """How a run of ranks ended.
+
+    Args:
+        ok: all ranks returned from the entry function.
+        kind: "ok", "crash" (a rank failed), "timeout" (ranks did not finish), "start" (ranks could not be
+            started), or "stopped" (`RunningRanks.stop` was called).
+        message: one sentence for people.
+        size: number of ranks.
+        failed_rank: the rank that failed first, if one did.
+        exit_code: exit status of that rank if it exited by itself.
+        signal_name: name of the signal that ended that rank, for example "SIGKILL".
+        error: its exception in one line, for example "ValueError: no".
+        traceback: its traceback, from the entry function on.
+        log_path: its log (standard output and error).
+        unfinished_ranks: ranks that had not returned when the time was over.
+        start_retries: how many times all processes had to be started anew, 0 or 1.
+        start_seconds: from the request until all ranks were connected, retries included.
+        seconds: from the request until everything had ended.
+    """
+
+    ok: bool
+    kind: Kind
+    message: str
+    size: int
+    failed_rank: int | None = None
+    exit_code: int | None = None
+    signal_name: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    log_path: Path | None = None
+    unfinished_ranks: tuple[int, ...] = ()
+    start_retries: int = 0
+    start_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ok != (self.kind == "ok"):
+            raise ValueError(f"ok={self.ok} contradicts kind={self.kind!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types; `from_json` reads them back."""
+        return asdict(self) | {"log_path": str(self.log_path) if self.log_path else None}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LaunchOutcome":
+        """The outcome that `to_json` described."""
+        log_path = Path(data["log_path"]) if data["log_path"] else None
+        return cls(**{**data, "log_path": log_path, "unfinished_ranks": tuple(data["unfinished_ranks"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """End of a rank's process that the agent neither wanted nor caused.
+
+    Args:
+        alive_ns: last monotonic time, in nanoseconds, at which the process was seen alive.
+        exit_code: exit status, negative signal number if a signal ended it.
+    """
+
+    alive_ns: int
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a rank wrote down about its own exception: monotonic time, last line, traceback."""
+
+    time_ns: int
+    error: str
+    traceback: str
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """Facts about one attempt to run the ranks.
+
+    Args:
+        ending: why the attempt is over.
+        pids: process id of each rank that came to life.
+        connected: ranks that joined the process group.
+        returned: ranks that returned from the entry function.
+        deaths: see `Death`, by rank.
+        reports: see `Report`, by rank.
+        succeeded: the agent says that all ranks succeeded.
+        agent_error: what went wrong in the agent itself.
+    """
+
+    size: int
+    log_dir: Path
+    timeout: float | None
+    start_timeout: float
+    ending: Ending = "ended"
+    pids: dict[int, int] = field(default_factory=dict)
+    connected: set[int] = field(default_factory=set)
+    returned: set[int] = field(default_factory=set)
+    deaths: dict[int, Death] = field(default_factory=dict)
+    reports: dict[int, Report] = field(default_factory=dict)
+    succeeded: bool = False
+    agent_error: str | None = None
+
+    @property
+    def started(self) -> bool:
+        """All ranks joined the group; the entry function runs in none before."""
+        return len(self.connected) == self.size
+
+    def first_failure(self) -> int | None:
+        """The rank that failed first, or None."""
+        times = {rank: death.alive_ns - _DYING_NS for rank, death in self.deaths.items()}
+        times |= {rank: report.time_ns for rank, report in self.reports.items()}
+        return min(times, key=lambda rank: (times[rank], rank), default=None)
+
+
+def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: float) -> LaunchOutcome:
+    """The outcome that the facts amount to; arguments as in `LaunchOutcome`."""
+    common: dict[str, Any] = {
+        "size": record.size,
+        "start_retries": retries,
+        "start_seconds": start_seconds,
+        "seconds": seconds,
+    }
+    if record.succeeded:
+        return LaunchOutcome(ok=True, kind="ok", message=f"all {record.size} ranks finished", **common)
+    if record.ending == "stopped":
+        return LaunchOutcome(ok=False, kind="stopped", message="the ranks were stopped on request", **common)
+    if record.ending == "timeout":
+        return _timeout(record, common)
+    culprit = record.first_failure()
+    details = {} if culprit is None else _details(record, culprit)
+    if record.started:
+        return LaunchOutcome(ok=False, kind="crash", message=_crash_message(record), **common, **details)
+    return LaunchOutcome(ok=False, kind="start", message=_start_message(record, retries), **common, **details)
+
+
+def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
+    running = tuple(rank for rank in range(record.size) if rank not in record.returned)
+    if not running:
+        message = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
+        return LaunchOutcome(ok=False, kind="timeout", message=message, **common)
+    were = "was" if len(running) == 1 else "were"
+    message = (
+        f"the ranks did not finish within {record.timeout:g} s: {name_ranks(running)} of {record.size} "
+        f"{were} still running; their logs in {record.log_dir} say where"
+    )
+    return LaunchOutcome(ok=False, kind="timeout", message=message, unfinished_ranks=running, **common)
+
+
+def _details(record: RunRecord, rank: int) -> dict[str, Any]:
+    death, report = record.deaths.get(rank), record.reports.get(rank)
+    code = death.exit_code if death else None
+    return {
+        "failed_rank": rank,
+        "exit_code": code if code is not None and code >= 0 else None,
+        "signal_name": signal_name(-code) if code is not None and code < 0 else None,
+        "error": report.error if report else None,
+        "traceback": report.traceback if report else None,
+        "log_path": rank_log(record.log_dir, rank),
+    }
+
+
+def _start_message(record: RunRecord, retries: int) -> str:
+    times = ", twice" if retries else ""
+    if record.ending == "start timeout":
+        missing = tuple(rank for rank in range(record.size) if rank not in record.connected)
+        return (
+            f"only {len(record.connected)} of {record.size} ranks were connected within "
+            f"{record.start_timeout:g} s{times}; missing: {name_ranks(missing)}; logs: {record.log_dir}"
+        )
+    return f"the ranks could not be started{times}: {_crash_message(record)}"
+
+
+def _crash_message(record: RunRecord) -> str:
+    rank = record.first_failure()
+    if rank is None:
+        reason = record.agent_error or "it was killed"
+        return f"the elastic agent of {record.size} ranks ended by itself: {reason}; logs: {record.log_dir}"
+    death, report = record.deaths.get(rank), record.reports.get(rank)
+    if report:
+        verb = f"failed with {report.error}"
+    elif death and death.exit_code < 0:
+        verb = f"was killed by {signal_name(-death.exit_code)}"
+    else:
+        verb = f"left with exit code {death.exit_code if death else '?'} before it had returned"
+    gone = f" ({name_ranks(tuple(sorted(record.returned)))} had returned before)" if record.returned else ""
+    return f"rank {rank} of {record.size} {verb}{gone}; its log: {rank_log(record.log_dir, rank)}"
+
+
+def name_ranks(ranks: tuple[int, ...]) -> str:
+    """Such as "rank 3", or "ranks 0, 2"."""
+    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
+
+
+def signal_name(number: int) -> str:
+    """Name of a signal, such as "SIGKILL"; "signal 99" for an unknown number."""
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def rank_log(log_dir: Path, rank: int) -> Path:
+    """Where a rank's standard output and error go."""
+    return log_dir / f"rank{rank}.log"
+
+
+def report_path(attempt_dir: Path, rank: int) -> Path:
+    """Where a rank that raised leaves its `Report` for the warden, as JSON."""
+    return attempt_dir / f"failure{rank}.json"

@@ -1,0 +1,115 @@
+"""What one rank's process does around the entry function."""
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .outcome import Report, rank_log, report_path
+from .process import Gate, default_signals, die_with_parent, redirect_output
+
+Entry = Callable[[str, int, int], None]
+_SETTLE_SECONDS = 1.0  # for the others to return, before a rank that has closes its connections
+_MOST_TRACEBACK, _MOST_SUMMARY = 20_000, 300  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTask:
+    """What all ranks of one attempt are told.
+
+    Args:
+        entry: called as `entry(argument, rank, size)` when all ranks are connected.
+        argument: passed on as it is.
+        size: number of ranks.
+        attempt_dir: folder of this attempt, removed when it is over.
+        log_dir: folder for `rank{r}.log`.
+        group_timeout: of the process group; None for as good as unlimited.
+        agent: process id of the agent, the ranks' parent.
+        status_fd: pipe on which ranks tell the warden their progress, one short JSON line at a time.
+        start_gate: opened when all are connected.
+        end_gate: opened when all have returned.
+    """
+
+    entry: Entry
+    argument: str
+    size: int
+    attempt_dir: Path
+    log_dir: Path
+    group_timeout: timedelta | None
+    agent: int
+    status_fd: int
+    start_gate: Gate
+    end_gate: Gate
+
+
+def run_rank(task: RankTask, rank: int) -> None:
+    """Be rank `rank`: join the group, wait for all, call the entry function, leave the group.
+
+    Raises:
+        Exception: whatever the entry function raised, after it was written to the log and reported.
+    """
+    die_with_parent(task.agent)
+    default_signals()  # torch's agent bequeaths handlers that a rank inside a collective would not get to run
+    redirect_output(str(rank_log(task.log_dir, rank)))
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    torch.set_num_threads(1)  # also drops an OpenMP team that did not survive the fork
+    try:
+        tell(task.status_fd, event="alive", rank=rank, pid=os.getpid())
+        _join_group(task, rank)
+        tell(task.status_fd, event="connected", rank=rank)
+        task.start_gate.wait()
+        _call_entry(task, rank)
+        tell(task.status_fd, event="returned", rank=rank)
+        # A socket closed while a peer still sends is reset, and what that peer has not read is lost. But
+        # peers in a collective that this rank never enters should fail soon, and not at the timeout.
+        task.end_gate.wait(_SETTLE_SECONDS)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except BaseException as error:
+        moment = time.monotonic_ns()  # first of all: the order of failures tells the cause
+        _report(report_path(task.attempt_dir, rank), error, moment)
+        raise
+
+
+def tell(status_fd: int, **event: Any) -> None:
+    """Write one line to the warden; atomic, because it is shorter than PIPE_BUF."""
+    os.write(status_fd, json.dumps(event).encode() + b"\n")
+
+
+def _join_group(task: RankTask, rank: int) -> None:
+    store = dist.FileStore(str(task.attempt_dir / "store"), task.size)  # type: ignore[attr-defined]
+    timeout = task.group_timeout or timedelta(days=365)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=task.size, timeout=timeout)
+
+
+def _call_entry(task: RankTask, rank: int) -> None:
+    try:
+        task.entry(task.argument, rank, task.size)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            raise
+
+
+def _report(path: Path, error: BaseException, moment: int) -> None:
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_code.co_filename == __file__:  # they only distract
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    print(text, file=sys.stderr, flush=True)
+    summary = traceback.format_exception_only(type(error), error)[-1].strip().partition("\n")[0]
+    report = Report(time_ns=moment, error=summary[:_MOST_SUMMARY], traceback=text[-_MOST_TRACEBACK:])
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(report)))
+    part.rename(path)  # a rank that is killed while it writes leaves no half report

@@ -1,0 +1,1 @@
+"""Single-core references."""

@@ -1,0 +1,1 @@
+"""Says whether a tensor-parallel model is the same function as its single-core reference."""

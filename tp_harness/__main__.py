@@ -1,0 +1,5 @@
+"""`python -m tp_harness`."""
+
+from .cli import script
+
+script()

@@ -1,0 +1,45 @@
+"""What a backend is: a place where the ranks of a job run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from ..launch import LaunchOutcome
+
+
+class RunningJob(Protocol):
+    """A job whose ranks have been started."""
+
+    def poll(self) -> LaunchOutcome | None:
+        """How it ended, or None while it goes on; does not block."""
+
+    def stop(self) -> LaunchOutcome:
+        """End it now, leaving nothing behind."""
+
+
+class Session(Protocol):
+    """A backend made ready; leaving its `with` block ends every rank it started."""
+
+    def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningJob:
+        """Start `tp` ranks that run the job file; each leaves its outputs in the job's folder."""
+
+    def __enter__(self) -> Session:
+        """The session itself."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End every rank."""
+
+
+class Backend(Protocol):
+    """A registry entry. `blind_spots` says what this backend cannot see; it is printed with its verdicts."""
+
+    name: str
+    blind_spots: str
+
+    def available(self) -> str | None:
+        """None, or the reason why this machine cannot run it."""
+
+    def open(self) -> Session:
+        """Make ready to start ranks. Called before anything is computed: a fork wants no threads."""

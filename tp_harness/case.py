@@ -1,0 +1,115 @@
+"""A case: one reference, one sharded module, and what joins them.
+
+This is all a user writes to attach an own model; the built-in components are cases too (components.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .errors import UnknownNameError, UsageError
+from .placements import Placement, Replicate
+from .result import Collective
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module with every floating-point parameter in `dtype`."""
+    return copy.deepcopy(module).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What to verify. Only the first four fields are needed.
+
+    Args:
+        name: how results call it.
+        reference: makes the single-core module, with full parameters.
+        sharded: makes a rank's module, called on every rank with the group as ambient `current_group()` and as
+            torch's default process group.
+        inputs: (generator) -> the full inputs, a tuple of CPU tensors. Floating-point inputs are rounded to
+            bfloat16, so that every dtype sees the same numbers.
+        plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
+            and otherwise an error that names it.
+        output: the placement of each output: one, or a tuple of them.
+        input_placements: the placement of each input; those left out are replicated.
+        collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
+            recorded schedules are only compared with each other.
+        reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
+        routing: names of the submodules with taps `router_logits` and `chosen` ("" is the module itself).
+        replicated: True when sharding nothing is the plan (otherwise it makes a run at tp > 1 void).
+        prefix, layer: where the parameters are in a checkpoint of the whole model.
+        lazy: both factories may be called under torch.device("meta"), parameters being assigned afterwards.
+        in_dtype: (reference module, dtype) -> a module that computes in dtype.
+    """
+
+    name: str
+    reference: Callable[[], nn.Module]
+    sharded: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensors]
+    plan: Mapping[str, Placement] = field(default_factory=dict)
+    output: Placement | tuple[Placement, ...] = field(default_factory=Replicate)
+    input_placements: tuple[Placement, ...] = ()
+    collectives: Callable[[int], tuple[Collective, ...]] | None = None
+    reduction: int = 0
+    routing: tuple[str, ...] = ()
+    replicated: bool = False
+    prefix: str = ""
+    layer: int = 0
+    lazy: bool = False
+    in_dtype: Callable[[nn.Module, torch.dtype], nn.Module] = cast_copy
+
+    @property
+    def outputs(self) -> tuple[Placement, ...]:
+        """One placement per output."""
+        return self.output if isinstance(self.output, tuple) else (self.output,)
+
+    def input_placement(self, index: int) -> Placement:
+        """The placement of input `index`."""
+        return self.input_placements[index] if index < len(self.input_placements) else Replicate()
+
+    def make(self, factory: Callable[[], nn.Module]) -> nn.Module:
+        """A module of `factory`, without memory for its parameters where the case permits."""
+        if not self.lazy:
+            return factory()
+        with torch.device("meta"):
+            return factory()
+
+
+def load_case(spec: str) -> Case:
+    """The Case that `FILE.py:NAME` names.
+
+    Raises:
+        UsageError: no such file or name, the file raises when run, or the object is no Case.
+    """
+    path_text, separator, name = spec.rpartition(":")
+    path = Path(path_text)
+    if not separator or path.suffix != ".py":
+        raise UsageError(f"--case is {spec!r}; it takes FILE.py:NAME, for example my_model.py:CASE.")
+    if not path.is_file():
+        raise UsageError(f"--case names the file {path}, which does not exist.")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec and module_spec.loader  # a .py file always has one
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.resolve().parent))  # the file's neighbours, as when it is run itself
+    sys.modules[path.stem] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file does, the answer is a sentence
+        raise UsageError(f"{path} could not be imported: {type(error).__name__}: {error}.") from error
+    cases = {key: value for key, value in vars(module).items() if isinstance(value, Case)}
+    if name not in vars(module):
+        raise UnknownNameError(f"case in {path}", name, cases)
+    if name not in cases:
+        kind = type(getattr(module, name)).__name__
+        raise UsageError(f"{path}:{name} is a {kind}; a tp_harness.Case is needed.")
+    return cases[name]

@@ -1,0 +1,56 @@
+"""Numbers about two tensors: how far one is from the oracle, and where. No limits, no opinions.
+
+Everything is subtracted in float64: a difference of 16-bit numbers would itself be rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .result import Distance, Worst
+
+
+def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distance:
+    """How far `actual` is from `oracle`; both of the same shape, (..., tokens, features).
+
+    A token's error is relative to that token's norm, or the mean norm of tokens where that is larger, so that
+    a token that cancels to almost nothing does not decide. A block is one rank's share of the features
+    (`blocks` of them where that divides, otherwise one).
+    """
+    expected = oracle.to(torch.float64)
+    error = actual.to(torch.float64) - expected
+    tokens, token_norms = (x.reshape(-1, x.shape[-1]).norm(dim=-1) for x in (error, expected))
+    token_errors = tokens / torch.maximum(token_norms, token_norms.mean())
+    blocks = blocks if expected.shape[-1] % blocks == 0 else 1
+    block_errors = _block_norms(error, blocks) / _block_norms(expected, blocks)
+    return Distance(
+        rel_l2=(error.norm() / expected.norm()).item(),
+        token=token_errors.max().item(),
+        token_index=int(token_errors.argmax()),
+        block=block_errors.max().item(),
+        block_index=int(block_errors.argmax()),
+    )
+
+
+def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, sharded: bool) -> Worst:
+    """The element farthest from the oracle. Its rank is the owner where the features are sharded."""
+    error = (actual.to(torch.float64) - oracle.to(torch.float64)).abs()
+    index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    features = error.shape[-1]
+    rank = index[-1] * tp // features if sharded else 0
+    return Worst(
+        tensor=name,
+        index=index,
+        rank=rank,
+        actual=actual[index].item(),
+        expected=oracle[index].item(),
+    )
+
+
+def roll(x: torch.Tensor) -> torch.Tensor:
+    """The control: every element in its neighbour's place, which no check may accept."""
+    return x.reshape(-1).roll(1).view(x.shape)
+
+
+def _block_norms(x: torch.Tensor, blocks: int) -> torch.Tensor:
+    return x.reshape(-1, blocks, x.shape[-1] // blocks).norm(dim=(0, 2))

@@ -1,0 +1,199 @@
+"""Configurations: the model's numbers, how one run uses them, and the presets.
+
+Field names are those of the public gpt-oss configuration. Nothing here imports torch at module level, so
+that configs can be read, checked and reported on a machine without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UnknownNameError, UsageError
+
+RMS_NORM_EPS = 1e-5
+
+
+def _check_number(name: str, value: object, *, integral: bool) -> None:
+    kinds = (int,) if integral else (int, float)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not 0 < value < 2**40:  # type: ignore[operator]  # is_number guards the comparison
+        kind = "a positive integer" if integral else "a positive number"
+        raise UsageError(f"{name} is {value!r}; {kind} is needed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """gpt-oss's architecture. Defaults are gpt-oss-120b's (public config.json).
+
+    Raises:
+        UsageError: when a number cannot describe a gpt-oss model; the message names field and value.
+    """
+
+    num_hidden_layers: int = 36
+    num_experts: int = 128
+    experts_per_token: int = 4
+    vocab_size: int = 201088
+    hidden_size: int = 2880
+    intermediate_size: int = 2880
+    swiglu_limit: float = 7.0
+    head_dim: int = 64
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    sliding_window: int = 128
+    initial_context_length: int = 4096
+    rope_theta: float = 150000.0
+    rope_scaling_factor: float = 32.0
+    rope_ntk_alpha: float = 1.0
+    rope_ntk_beta: float = 32.0
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(ModelConfig):
+            _check_number(spec.name, getattr(self, spec.name), integral=spec.type == "int")
+        if self.experts_per_token > self.num_experts:
+            raise UsageError(
+                f"experts_per_token {self.experts_per_token} exceeds num_experts {self.num_experts}; "
+                "a token cannot choose more experts than there are."
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UsageError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}; every KV head must serve the same number of query heads."
+            )
+        if self.head_dim % 2:
+            raise UsageError(f"head_dim {self.head_dim} is odd; rotary embedding rotates pairs.")
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused query, key and value projection."""
+        return self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
+
+    def window(self, layer_idx: int) -> int:
+        """The sliding window of a layer in tokens; 0 means full attention (odd layers)."""
+        return self.sliding_window if layer_idx % 2 == 0 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronConfig:
+    """How one compiled model is used: batch and sequence in tokens, dtype, and tp_degree in ranks."""
+
+    batch_size: int = 1
+    seq_len: int = 128
+    torch_dtype: Any = "bfloat16"
+    tp_degree: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "seq_len", "tp_degree"):
+            _check_number(name, getattr(self, name), integral=True)
+        if isinstance(self.torch_dtype, str):
+            import torch  # noqa: PLC0415  (a config without a dtype name needs no torch)
+
+            dtype = getattr(torch, self.torch_dtype, None)
+            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+                raise UsageError(f"torch_dtype {self.torch_dtype!r} is not a floating-point dtype of torch.")
+            object.__setattr__(self, "torch_dtype", dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(ModelConfig):
+    """A model together with how it is run; what the sharded modules take."""
+
+    neuron_config: NeuronConfig = field(default_factory=NeuronConfig)
+
+    @classmethod
+    def of(cls, model: ModelConfig, neuron_config: NeuronConfig) -> InferenceConfig:
+        """The same model, run as `neuron_config` says."""
+        values = {f.name: getattr(model, f.name) for f in dataclasses.fields(ModelConfig)}
+        return cls(neuron_config=neuron_config, **values)
+
+
+# tiny: every sharded dimension divides by 32 with an odd share, H != I, tp 32 replicates KV heads, and the
+# default sequence is longer than the window.
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        num_hidden_layers=2,
+        num_experts=8,
+        vocab_size=544,
+        hidden_size=96,
+        intermediate_size=160,
+        head_dim=16,
+        sliding_window=16,
+    ),
+    "gpt-oss-20b": ModelConfig(num_hidden_layers=24, num_experts=32),
+    "gpt-oss-120b": ModelConfig(),
+}
+
+_FROM_HUGGING_FACE = {
+    "num_hidden_layers": "num_hidden_layers",
+    "num_local_experts": "num_experts",
+    "num_experts": "num_experts",
+    "num_experts_per_tok": "experts_per_token",
+    "experts_per_token": "experts_per_token",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "swiglu_limit": "swiglu_limit",
+    "head_dim": "head_dim",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "sliding_window": "sliding_window",
+    "initial_context_length": "initial_context_length",
+    "rope_theta": "rope_theta",
+    "rope_scaling_factor": "rope_scaling_factor",
+    "rope_ntk_alpha": "rope_ntk_alpha",
+    "rope_ntk_beta": "rope_ntk_beta",
+}
+_FROM_ROPE_SCALING = {
+    "factor": "rope_scaling_factor",
+    "beta_slow": "rope_ntk_alpha",
+    "beta_fast": "rope_ntk_beta",
+    "original_max_position_embeddings": "initial_context_length",
+    "rope_theta": "rope_theta",
+}
+_MUST_BE_GIVEN = ("num_hidden_layers", "num_experts", "vocab_size", "hidden_size", "intermediate_size")
+
+
+def load_model_config(name_or_path: str) -> ModelConfig:
+    """A preset by name, or the gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json.
+
+    Raises:
+        UnknownNameError: neither a preset nor a .json path.
+        UsageError: the file cannot be read, is no JSON object, or lacks a dimension.
+    """
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    if not name_or_path.endswith(".json"):
+        raise UnknownNameError("model", name_or_path, (*PRESETS, "path/to/config.json"))
+    values = _read_json_object(Path(name_or_path))
+    model_type = values.get("model_type", "gpt_oss")
+    if model_type != "gpt_oss":
+        raise UsageError(f"{name_or_path} describes model_type {model_type!r}; this tool knows 'gpt_oss'.")
+    if values.get("rms_norm_eps", RMS_NORM_EPS) != RMS_NORM_EPS:
+        raise UsageError(f"{name_or_path}: rms_norm_eps is {values['rms_norm_eps']}; gpt-oss has {RMS_NORM_EPS}.")
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise UsageError(f"{name_or_path}: rope_scaling is {scaling!r}; an object of numbers is needed.")
+    chosen = {ours: values[theirs] for theirs, ours in _FROM_HUGGING_FACE.items() if theirs in values}
+    chosen |= {ours: scaling[theirs] for theirs, ours in _FROM_ROPE_SCALING.items() if theirs in scaling}
+    missing = [name for name in _MUST_BE_GIVEN if name not in chosen]
+    if missing:
+        raise UsageError(f"{name_or_path} does not say {', '.join(missing)}; is it a gpt-oss config.json?")
+    try:
+        return ModelConfig(**chosen)
+    except UsageError as error:
+        raise UsageError(f"{name_or_path}: {error}") from None
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds a JSON {type(values).__name__}; an object is needed.")
+    return values

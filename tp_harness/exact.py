@@ -1,0 +1,84 @@
+"""Checks without tolerance: what ranks hold, replicas, the collective schedule, one job on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from . import verdict
+from .evidence import Evidence
+from .gather import Joined
+from .placements import Placement, Replicate, same_bits
+from .plan import local_placement
+from .rank import digest
+from .result import Check
+
+
+def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
+    """What needs no tolerance."""
+    drifts = [(name, output.drift) for name, output in joined.items() if output.drift]
+    replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs)
+    agreed = f"{replicated} replicated outputs equal on {evidence.tp} ranks, bit for bit"
+    replicas = "; ".join(f"{name}: {drift}" for name, drift in drifts) or agreed
+    hashes = {rank: output.facts["config_hash"] for rank, output in evidence.ranks.items()}
+    odd = [rank for rank, value in hashes.items() if value != hashes[0]]
+    calls = {rank: output.collectives(evidence.dtype) for rank, output in evidence.ranks.items()}
+    planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)
+    return (
+        reassembly_check(evidence),
+        Check(name="replicas", passed=not drifts, detail=replicas),
+        verdict.schedule_check(planned, calls),
+        Check(
+            name="config",
+            passed=not odd,
+            detail=f"ranks {odd} read another job" if odd else "one job on all ranks",
+        ),
+    )
+
+
+def reassembly_check(evidence: Evidence) -> Check:
+    """The shards that ranks hold are those of the plan, and joined they are the checkpoint, bit for bit.
+
+    A rank holds either a view of the mapped checkpoint (its place is compared) or a copy (its digest is).
+    """
+    total = 0
+    for name, held in evidence.ranks[0].facts[evidence.dtype]["parameters"].items():
+        full = evidence.checkpoint.tensor(evidence.case.prefix + name)
+        placement = local_placement(evidence.case, name, full.shape, held["shape"], evidence.tp)
+        if not _joins(placement, full, evidence.tp):
+            detail = f"{name}: what {placement} splits does not join to the same tensor"
+            return Check(name="reassembly", passed=False, detail=detail)
+        for rank, output in evidence.ranks.items():
+            facts = output.facts[evidence.dtype]["parameters"][name]
+            shard = placement.shard(full, rank, evidence.tp)
+            if not _holds(facts, shard):
+                detail = f"rank {rank} does not hold its shard of {name} ({placement})"
+                return Check(name="reassembly", passed=False, detail=detail)
+        total += full.numel() * full.element_size()
+    return Check(name="reassembly", passed=True, detail=f"the shards join to {total:,} bytes of checkpoint")
+
+
+def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
+    """Whether the placement is a lossless cut of a tensor this long: tried on the indices along its dimension."""
+    if not full.ndim:
+        return True
+    dim = getattr(placement, "dim", 0) % full.ndim
+    index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
+    return same_bits(placement.join(placement.split(index, tp)), index)
+
+
+def anything_sharded(evidence: Evidence) -> bool:
+    """Whether rank 0 holds less than all of something, be it a parameter or an input."""
+    held = evidence.ranks[0].facts[evidence.dtype]["parameters"]
+    shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
+    shares = any(tuple(held[name]["shape"]) != shape for name, shape in shapes.items())
+    return shares or any(not isinstance(p, Replicate) for p in evidence.case.input_placements)
+
+
+def _holds(facts: Mapping[str, object], shard: torch.Tensor) -> bool:
+    if facts["shape"] != list(shard.shape):
+        return False
+    if "view" in facts:
+        return facts["view"] == [shard.storage_offset(), *shard.stride()]
+    return facts["digest"] == digest(shard.to(getattr(torch, str(facts["dtype"]))))

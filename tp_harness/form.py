@@ -1,0 +1,91 @@
+"""The first checks of the ladder: every rank, every output, shape, dtype, finiteness, never empty or all zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .evidence import Evidence
+from .gather import output_names
+from .result import Status
+
+
+def presence(evidence: Evidence) -> tuple[Status, str] | None:
+    """Every rank, every output."""
+    missing = [rank for rank in range(evidence.tp) if rank not in evidence.ranks]
+    if missing:
+        return Status.MISSING, f"ranks {missing} of {evidence.tp} left no output"
+    for rank, output in evidence.ranks.items():
+        count = sum(name.startswith(f"{evidence.dtype}.locked.output.") for name in output.tensors)
+        if count != len(evidence.case.outputs):
+            return Status.MISSING, f"rank {rank} gave {count} outputs instead of {len(evidence.case.outputs)}"
+    expected = len(evidence.expectation.oracle.outputs)
+    if expected != len(evidence.case.outputs):
+        return (
+            Status.MISSING,
+            f"the reference gave {expected} outputs, the case places {len(evidence.case.outputs)}",
+        )
+    return None
+
+
+def form(evidence: Evidence) -> tuple[Status, str] | None:
+    """Shape, dtype, finiteness on both sides; never empty, never an all-zero oracle."""
+    for i, name in enumerate(output_names(evidence.case)):
+        oracle = evidence.expectation.oracle.outputs[i]
+        expected = evidence.case.outputs[i].split(torch.empty(oracle.shape, device="meta"), evidence.tp)
+        dtype = getattr(torch, evidence.dtype)
+        bad = _reference_form(name, oracle) or next(
+            filter(
+                None,
+                (_rank_form(name, r, x, expected[r], dtype) for r, x in enumerate(evidence.shards(name))),
+            ),
+            None,
+        )
+        if bad:
+            return bad
+    return None
+
+
+def _reference_form(name: str, oracle: torch.Tensor) -> tuple[Status, str] | None:
+    if not oracle.numel():
+        return Status.VOID, f"{name} of the reference is empty: there is nothing to compare"
+    if not torch.isfinite(oracle).all():
+        return Status.NONFINITE, f"{name} of the float64 reference has {_first_nonfinite(oracle)}"
+    if not oracle.any():
+        return Status.VOID, f"{name} of the reference is zero everywhere: it proves nothing"
+    return None
+
+
+def _rank_form(
+    name: str, rank: int, shard: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
+) -> tuple[Status, str] | None:
+    if shard.shape != expected.shape:
+        return Status.SHAPE, _shape_message(name, rank, shard, expected)
+    if shard.dtype != dtype:
+        return Status.SHAPE, f"{name} of rank {rank} is {shard.dtype}, where {dtype} was run"
+    if not torch.isfinite(shard).all():
+        return Status.NONFINITE, f"{name} of rank {rank} has {_first_nonfinite(shard)}"
+    return None
+
+
+def _shape_message(name: str, rank: int, shard: torch.Tensor, expected: torch.Tensor) -> str:
+    """Both shapes, and the slip they look like."""
+    actual, right = tuple(shard.shape), tuple(expected.shape)
+    message = f"{name} of rank {rank} has shape {list(actual)} instead of {list(right)}"
+    likely: list[tuple[Callable[[], bool], str]] = [
+        (
+            lambda: len(actual) == 2 and len(right) == 3 and actual[0] == right[0] * right[1],
+            "flattened tokens",
+        ),
+        (lambda: len(actual) == len(right) == 3 and actual[:2] == right[1::-1], "batch and sequence swapped"),
+        (lambda: len(actual) + 1 == len(right) and actual == right[1:], "a batch dimension was dropped"),
+        (lambda: actual[:-1] == right[:-1] and right[-1] % max(1, actual[-1]) == 0, "one shard as the whole"),
+    ]
+    slip = next((text for test, text in likely if test()), "")
+    return f"{message} ({slip})" if slip else message
+
+
+def _first_nonfinite(tensor: torch.Tensor) -> str:
+    index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+    return f"{tensor[tuple(index)].item()} at {index}"

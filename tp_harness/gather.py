@@ -1,0 +1,86 @@
+"""Reading what the ranks of one task left, and joining their outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from .case import Case
+from .job import Job, Task
+from .placements import Placement, ReplicaError
+from .result import Collective, RankRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOutput:
+    """One rank's tensors by name (`float32.locked.output.0`, ...) and the facts it recorded."""
+
+    tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]
+
+    def collectives(self, dtype: str) -> tuple[Collective, ...]:
+        """The calls of one dtype, in order."""
+        calls = self.facts[dtype]["collectives"]
+        return tuple(Collective(**{**call, "shape": tuple(call["shape"])}) for call in calls)
+
+    def record(self, dtype: str) -> RankRecord:
+        """What goes into run.json."""
+        held = self.facts[dtype]["parameters"].values()
+        return RankRecord(
+            rank=self.facts["rank"],
+            core=self.facts["core"],
+            wall_s=round(self.facts["wall_s"], 4),
+            cpu_s=round(self.facts["cpu_s"], 4),
+            pss_bytes=self.facts["pss_bytes"],
+            weight_bytes=sum(parameter["bytes"] for parameter in held),
+            collectives=self.collectives(dtype),
+        )
+
+
+def is_complete(job: Job, task: Task) -> bool:
+    """Whether every rank's file is there (a file appears only when it is whole)."""
+    return all(job.output_path(task, rank).exists() for rank in range(job.tp))
+
+
+def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:
+    """The outputs of the ranks whose file is there, by rank."""
+    paths = {rank: job.output_path(task, rank) for rank in range(job.tp)}
+    outputs = {}
+    for rank, path in paths.items():
+        if path.exists():
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                outputs[rank] = RankOutput(tensors=tensors, facts=json.loads(file.metadata()["facts"]))
+    return outputs
+
+
+def remove_outputs(job: Job, task: Task) -> None:
+    """Delete a task's files once they have been judged."""
+    for rank in range(job.tp):
+        job.output_path(task, rank).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """An output of all ranks as one tensor; `drift` says which rank differed where all must agree."""
+
+    full: torch.Tensor
+    drift: ReplicaError | None
+
+
+def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
+    """Join the ranks' parts; where replicas differ, the first rank's copies stand for all."""
+    try:
+        return Joined(full=placement.join(shards), drift=None)
+    except ReplicaError as error:
+        return Joined(full=shards[0], drift=error)
+
+
+def output_names(case: Case) -> tuple[str, ...]:
+    """The tensor names of a case's outputs."""
+    return tuple(f"output.{i}" for i in range(len(case.outputs)))

@@ -1,0 +1,96 @@
+"""What the ranks of one degree are to do, as a JSON file: case names, seeds, sizes and paths, never code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .case import Case, load_case
+from .components import component_case
+from .config import InferenceConfig, ModelConfig, NeuronConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One component at one layer with one draw of weights and inputs; every dtype of the job."""
+
+    component: str
+    layer: int
+    draw: int
+
+    @property
+    def key(self) -> str:
+        """Names the task's files."""
+        return f"{self.component}.{self.layer}.d{self.draw}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Which cases a name stands for: the built-in components of a model, or a user's case in a file."""
+
+    model: ModelConfig
+    batch_size: int
+    seq_len: int
+    case_spec: str | None = None
+
+    def case(self, task: Task, *, dtype: str, tp: int) -> Case:
+        """The case of a task; a user's case is the same in every dtype and at every degree."""
+        if self.case_spec is not None:
+            return load_case(self.case_spec)
+        config = InferenceConfig.of(self.model, self.neuron_config(dtype=dtype, tp=tp))
+        return component_case(task.component, config, task.layer)
+
+    def neuron_config(self, *, dtype: str, tp: int) -> NeuronConfig:
+        """How the model is used in one run."""
+        return NeuronConfig(batch_size=self.batch_size, seq_len=self.seq_len, torch_dtype=dtype, tp_degree=tp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All tasks of one degree, in order, and where their files are.
+
+    `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
+    and, when the ranks are done, their outputs ({task}.rank{r}.safetensors).
+    """
+
+    tp: int
+    subject: Subject
+    tasks: tuple[Task, ...]
+    dtypes: tuple[str, ...]
+    weights: tuple[tuple[str, ...], ...]
+    folder: str
+
+    def inputs_path(self, task: Task) -> Path:
+        """Full inputs, and the routing that the ranks are locked to."""
+        return Path(self.folder) / f"{task.key}.inputs.safetensors"
+
+    def output_path(self, task: Task, rank: int) -> Path:
+        """One rank's outputs, with its record as the file's metadata."""
+        return Path(self.folder) / f"{task.key}.tp{self.tp}.rank{rank}.safetensors"
+
+    def write(self) -> Path:
+        """Write the job into its folder; returns the file's path."""
+        path = Path(self.folder) / f"job.tp{self.tp}.json"
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+        return path
+
+
+def read_job(path: Path) -> tuple[Job, str]:
+    """The job, and the hash by which ranks prove that they read the same one."""
+    text = path.read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    subject = dict(values["subject"])
+    subject["model"] = ModelConfig(**subject["model"])
+    job = Job(
+        tp=values["tp"],
+        subject=Subject(**subject),
+        tasks=tuple(Task(**task) for task in values["tasks"]),
+        dtypes=tuple(values["dtypes"]),
+        weights=tuple(tuple(paths) for paths in values["weights"]),
+        folder=values["folder"],
+    )
+    return job, hashlib.sha256(text.encode()).hexdigest()

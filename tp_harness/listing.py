@@ -1,0 +1,53 @@
+"""What `tp-harness list` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from rich.console import RenderableType
+from rich.table import Table
+
+
+def components() -> RenderableType:
+    """The built-in components and what is sharded in each."""
+    from .components import COMPONENTS  # noqa: PLC0415  (imports torch; the other lists do not)
+
+    table = _table("component", "what is verified")
+    for name, factory in COMPONENTS.items():
+        table.add_row(name, (factory.__doc__ or "").splitlines()[0])
+    return table
+
+
+def backends() -> RenderableType:
+    """The backends, and why one cannot run here."""
+    from .backends import BACKENDS  # noqa: PLC0415
+
+    table = _table("backend", "available", "what it cannot see")
+    for backend in BACKENDS:
+        table.add_row(backend.name, backend.available() or "yes", backend.blind_spots)
+    return table
+
+
+def models() -> RenderableType:
+    """The presets and their numbers."""
+    from .config import PRESETS, ModelConfig  # noqa: PLC0415
+
+    table = _table("", *PRESETS)
+    for field in dataclasses.fields(ModelConfig):
+        table.add_row(field.name, *(f"{getattr(preset, field.name):g}" for preset in PRESETS.values()))
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+LISTS: dict[str, Callable[[], RenderableType]] = {
+    "components": components,
+    "backends": backends,
+    "models": models,
+}

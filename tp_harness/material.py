@@ -1,0 +1,159 @@
+"""What every degree of a run shares: cases that hold, weights on disk, inputs, and what must come out."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .components import component_case
+from .config import InferenceConfig
+from .errors import UsageError
+from .job import Job, Subject, Task
+from .options import Resolved
+from .oracle import Expectation, expect, parameter_specs
+from .plan import check_plan, stand_in_group
+from .sampling import INITS, Init
+from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint
+
+SHM = Path("/dev/shm")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A component at a layer, with one task per draw; one row of the verdict table."""
+
+    name: str
+    layer: int
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The weights of each draw, what each task must give, and the folder that ranks read and write."""
+
+    options: Resolved
+    subject: Subject
+    targets: tuple[Target, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    expectations: Mapping[Task, Expectation]
+    folder: Path
+
+    def job(self, tp: int, targets: tuple[Target, ...]) -> Job:
+        """What the ranks of one degree are to do."""
+        return Job(
+            tp=tp,
+            subject=self.subject,
+            tasks=tuple(task for target in targets for task in target.tasks),
+            dtypes=self.options.dtypes,
+            weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
+            folder=str(self.folder),
+        )
+
+
+class Preparation:
+    """Turns resolved options into Material.
+
+    Building every case once, in the constructor, is where a bad plan or module is found, before any rank starts.
+
+    Raises:
+        UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
+    """
+
+    def __init__(self, options: Resolved) -> None:
+        self.options = options
+        self.subject = Subject(
+            model=options.model,
+            batch_size=options.batch,
+            seq_len=options.seq,
+            case_spec=options.case or None,
+        )
+        self.targets = tuple(self._target(name, layer) for name, layer in options.targets)
+        specs: dict[str, TensorSpec] = {}
+        for target in self.targets:
+            specs |= {spec.name: spec for spec in self._placeable_specs(target)}
+        self.specs = tuple(specs.values())
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A folder that goes with the run: in shared memory where there is room, else the temporary folder.
+
+        Raises:
+            UsageError: neither has room for the weights.
+        """
+        draws = 0 if self.options.checkpoint else self.options.draws
+        needed = draws * sum(spec.bytes for spec in self.specs) + (64 << 20)
+        places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
+        free = {place: shutil.disk_usage(place).free for place in places}
+        roomy = [place for place in places if free[place] > 1.25 * needed]
+        if not roomy:
+            has = " and ".join(f"{place} has {free[place] / 2**30:.1f} GiB" for place in places)
+            raise UsageError(
+                f"the weights of {draws} draws need {needed / 2**30:.1f} GiB, but {has} free; "
+                "choose fewer with --component or --draws, or another folder with TMPDIR."
+            )
+        with tempfile.TemporaryDirectory(prefix="tp-harness-", dir=roomy[0]) as folder:
+            yield Path(folder)
+
+    def material(self, folder: Path, progress: Progress) -> Material:
+        """Write weights and inputs into `folder` and compute what every task must give."""
+        progress("weights")
+        checkpoints = self._checkpoints(folder)
+        material = Material(
+            options=self.options,
+            subject=self.subject,
+            targets=self.targets,
+            checkpoints=checkpoints,
+            expectations={},
+            folder=folder,
+        )
+        job = material.job(1, self.targets)
+        expectations = {}
+        for task in job.tasks:
+            progress(f"reference of {task.component} layer {task.layer}, draw {task.draw}")
+            expectations[task] = expect(job, task, checkpoints[task.draw], self.options.seed)
+        return Material(**{**vars(material), "expectations": expectations})
+
+    def _target(self, name: str, layer: int) -> Target:
+        draws = range(self.options.draws)
+        return Target(name=name, layer=layer, tasks=tuple(Task(component=name, layer=layer, draw=d) for d in draws))
+
+    def _placeable_specs(self, target: Target) -> tuple[TensorSpec, ...]:
+        """The target's tensors, after a rank's module was built and every parameter placed at every degree."""
+        task, dtype = target.tasks[0], self.options.dtypes[0]
+        case = self.subject.case(task, dtype=dtype, tp=1)
+        specs = parameter_specs(case)
+        for tp in self.options.degrees:
+            at_degree = self.subject.case(task, dtype=dtype, tp=tp)
+            with stand_in_group(tp, real=not case.lazy):
+                check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
+        return specs
+
+    def _checkpoints(self, folder: Path) -> tuple[Checkpoint, ...]:
+        """The user's checkpoint for every draw, or generated weights, new ones for each draw."""
+        if self.options.checkpoint:
+            checkpoint = find_checkpoint(Path(self.options.checkpoint))
+            config = InferenceConfig.of(self.options.model, self.subject.neuron_config(dtype="bfloat16", tp=1))
+            known = {spec.name: spec.shape for spec in parameter_specs(component_case("transformer", config, 0))}
+            check_checkpoint(checkpoint, self.specs, known)
+            return (checkpoint,) * self.options.draws
+        init = INITS[self.options.init]
+        checkpoints = []
+        for draw in range(self.options.draws):
+            seed = self.options.seed + draw
+            path = folder / f"weights.d{draw}.safetensors"
+            write_checkpoint(path, self.specs, partial(_initial, init, seed))
+            checkpoints.append(Checkpoint([path]))
+        return tuple(checkpoints)
+
+
+def _initial(init: Init, seed: int, spec: TensorSpec) -> torch.Tensor:
+    return spec.fixed if spec.fixed is not None else init(spec.name, spec.shape, seed)

@@ -1,0 +1,78 @@
+"""What every sharded module is built from: parameters, initial values, and a matrix product in x's dtype."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+
+
+def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """An uninitialised parameter. Under torch.device("meta") it takes no memory until values are assigned."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+
+class Projection(nn.Module):
+    """The parameters of a matrix product, under the names torch.nn.Linear gives them: weight [out, in], bias [out].
+
+    It has no forward: the module that owns it decides what is added before and after a reduction.
+    """
+
+    def __init__(self, out: int, inp: int, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = parameter(out, inp, dtype=dtype)
+        self.bias = parameter(out, dtype=dtype)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight.T + bias, computed in x's dtype whatever the parameters are stored in."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def reduce_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype partial sums are reduced in: float32, or x's where that is wider.
+
+    A bfloat16 all-reduce would round after every rank; XLA on CPU does not even offer one.
+    """
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def as_batch(hidden_states: torch.Tensor, position_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, seq, hidden) and position_ids (batch, seq) from either form the public modules accept.
+
+    (n_tokens, hidden) becomes a batch of one; absent position_ids count from 0.
+
+    Raises:
+        ValueError: when position_ids do not have one entry per token; the message says both shapes.
+    """
+    x_BSH = hidden_states if hidden_states.ndim == 3 else hidden_states[None]
+    batch, seq, _ = x_BSH.shape
+    if position_ids is None:
+        position_ids = torch.arange(seq, device=x_BSH.device).expand(batch, seq)
+    elif position_ids.ndim == 1:
+        position_ids = position_ids.expand(batch, seq)
+    if position_ids.shape != (batch, seq):
+        raise ValueError(
+            f"position_ids has shape {tuple(position_ids.shape)} where hidden_states of shape "
+            f"{tuple(hidden_states.shape)} needs {(batch, seq)}"
+        )
+    return x_BSH, position_ids
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, weight_init_value: float | None) -> None:
+    """Fill every parameter with one value, or (None) with random values from torch's global generator.
+
+    Random values keep activations of order one: matrices are uniform with variance 1 / fan_in, norm scales
+    lie around 1, biases and sinks are small and non-zero. Parameters on device "meta" stay as they are.
+    """
+    for name, param in module.named_parameters():
+        if weight_init_value is not None:
+            param.fill_(weight_init_value)
+        elif name.endswith("scale"):
+            param.uniform_(0.5, 1.5)
+        else:
+            bound = math.sqrt(3 / param.shape[-1]) if name.endswith("weight") else 0.5
+            param.uniform_(-bound, bound)

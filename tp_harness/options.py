@@ -1,0 +1,151 @@
+"""The options of `verify`: as a user may give them, and resolved, with nothing left open. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import ModelConfig, load_model_config
+from .errors import UnknownNameError, UsageError
+from .preflight import check_degrees
+
+# Kept here rather than read from components.py, which imports torch; a test holds them equal.
+COMPONENT_NAMES = (
+    "rmsnorm",
+    "rope",
+    "attention",
+    "mlp",
+    "transformer_block",
+    "embedding",
+    "unembedding",
+    "transformer",
+)
+DTYPES = ("float32", "bfloat16")
+INIT_NAMES = ("discriminating", "constant")
+MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user asked for; None and () mean: choose for me."""
+
+    components: tuple[str, ...] = ()
+    degrees: tuple[int, ...] = (1, 2, 8, 32)
+    model: str = "tiny"
+    batch: int | None = None
+    seq: int | None = None
+    layers: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    backend: str = "auto"
+    seed: int = 0
+    draws: int | None = None
+    init: str = "discriminating"
+    checkpoint: Path | None = None
+    case: str | None = None
+    out: Path = Path("artifacts")
+    timeout: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A run, fully decided. `targets` are (component, layer) in order; `case` is "" for built-in components."""
+
+    targets: tuple[tuple[str, int], ...]
+    degrees: tuple[int, ...]
+    model_name: str
+    model: ModelConfig
+    batch: int
+    seq: int
+    dtypes: tuple[str, ...]
+    seed: int
+    draws: int
+    init: str
+    checkpoint: str
+    case: str
+    out: str
+    timeout: float
+
+
+def resolve(options: Options) -> Resolved:
+    """Check every option and decide the open ones.
+
+    A small model gets two rows, 40 tokens (longer than its window), three draws and both kinds of layer; a
+    real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
+
+    Raises:
+        UsageError: an option that cannot be; one sentence with the value and the next step.
+    """
+    model = load_model_config(options.model)
+    small = model.hidden_size <= 512
+    components = options.components or COMPONENT_NAMES
+    _check_choices("component", components, COMPONENT_NAMES)
+    _check_choices("dtype", options.dtypes, DTYPES)
+    _check_choices("init", (options.init,), INIT_NAMES)
+    for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
+        if value is not None and not 0 < value < 2**20:
+            raise UsageError(f"{name} is {value}; a positive number is needed.")
+    if not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
+    if not 0 <= options.seed < 2**31:
+        raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
+    _check_degrees(options.degrees)
+    if options.case and (options.components or options.checkpoint or options.layers):
+        raise UsageError(
+            "--case brings its own modules; it cannot be joined with --component, --layer or --checkpoint."
+        )
+    if options.case:
+        targets: tuple[tuple[str, int], ...] = (("case", 0),)
+    else:
+        check_degrees(model, components, options.degrees)
+        targets = tuple((name, layer) for name in components for layer in _layers(options, model, name, small))
+    return Resolved(
+        targets=targets,
+        degrees=options.degrees,
+        model_name=options.model,
+        model=model,
+        batch=options.batch or (2 if small else 1),
+        seq=options.seq or (40 if small else 160),
+        dtypes=options.dtypes or DTYPES,
+        seed=options.seed,
+        draws=options.draws or (3 if small else 1),
+        init=options.init,
+        checkpoint=str(options.checkpoint or ""),
+        case=options.case or "",
+        out=str(options.out),
+        timeout=options.timeout,
+    )
+
+
+def _layers(options: Options, model: ModelConfig, component: str, small: bool) -> tuple[int, ...]:
+    """Even layers have a sliding window and odd ones not, so what holds attention is run on one of each."""
+    if component not in ("attention", "transformer_block", "mlp"):
+        return (0,)
+    for layer in options.layers:
+        if not 0 <= layer < model.num_hidden_layers:
+            raise UsageError(f"--layer is {layer}; {options.model} has layers 0 to {model.num_hidden_layers - 1}.")
+    if options.layers:
+        return options.layers
+    both = component == "attention" or (component == "transformer_block" and small)
+    return (0, 1) if both and model.num_hidden_layers > 1 else (0,)
+
+
+def _check_degrees(degrees: tuple[int, ...]) -> None:
+    if not degrees or len(set(degrees)) != len(degrees):
+        raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
+    for tp in degrees:
+        if not 1 <= tp <= MAX_DEGREE:
+            raise UsageError(f"--tp holds {tp}; one trn1.32xlarge has {MAX_DEGREE} NeuronCores.")
+
+
+def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in choices:
+            raise UnknownNameError(kind, name, choices)
+    if len(set(given)) != len(given):
+        raise UsageError(f"a {kind} is named twice: {', '.join(given)}.")
+
+
+def as_record(resolved: Resolved) -> dict[str, object]:
+    """The resolved options as JSON values, for run.json."""
+    return dataclasses.asdict(resolved)

@@ -1,0 +1,97 @@
+"""The single-core side: inputs, the float64 oracle, and the same reference in each dtype under test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from .case import Case, Tensors
+from .job import Job, Task
+from .rank import as_tuple
+from .sampling import generator
+from .taps import CHOSEN, routing, tap_name
+from .weights import Checkpoint, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a reference: its outputs, and each router's logits and own choice by tap name."""
+
+    outputs: Tensors
+    routing: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What a task is compared with: the oracle, and per dtype the reference with the oracle's routing."""
+
+    oracle: Run
+    baselines: Mapping[str, Run]
+
+
+def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:
+    """Compute what a task must give, and write the inputs file that its ranks read.
+
+    Every input is rounded to bfloat16 first, so that all dtypes are given the same numbers.
+    """
+    # nothing here depends on the degree
+    cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
+    case = cases[job.dtypes[0]]
+    inputs = tuple(_round(x) for x in case.inputs(generator(seed, f"{task.key}.inputs")))
+    with torch.inference_mode():
+        reference = _load(case, checkpoint)
+        oracle = _run(case, reference, inputs, torch.float64, locks=None)
+        locks = {name: oracle.routing[name] for name in _lock_names(case)}
+        baselines = {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
+    tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
+    tensors |= {f"lock.{name}": lock for name, lock in locks.items()}
+    save_file(tensors, job.inputs_path(task))
+    return Expectation(oracle=oracle, baselines=baselines)
+
+
+def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
+    """Name, full shape and stored dtype of everything the case loads."""
+    module = case.make(case.reference)
+    learned = {name for name, parameter in module.named_parameters() if parameter.is_floating_point()}
+    return tuple(
+        TensorSpec(
+            name=case.prefix + name,
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            fixed=None if name in learned else tensor.detach(),
+        )
+        for name, tensor in module.state_dict().items()
+    )
+
+
+def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
+    reference = case.make(case.reference)
+    state = {name: checkpoint.tensor(case.prefix + name) for name in reference.state_dict()}
+    reference.load_state_dict(state, assign=case.lazy)
+    return reference.eval()
+
+
+def _run(
+    case: Case,
+    reference: nn.Module,
+    inputs: Tensors,
+    dtype: torch.dtype,
+    locks: Mapping[str, torch.Tensor] | None,
+) -> Run:
+    module = case.in_dtype(reference, dtype)
+    cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    with routing(module, case.routing, locks) as record:
+        outputs = as_tuple(module(*cast))
+    return Run(outputs=outputs, routing=dict(record))
+
+
+def _lock_names(case: Case) -> tuple[str, ...]:
+    return tuple(tap_name(router, CHOSEN) for router in case.routing)
+
+
+def _round(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.bfloat16).to(torch.float32) if x.is_floating_point() else x

@@ -1,0 +1,134 @@
+"""Which placement a parameter has: what the plan says, or what its shapes say without doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from .case import Case
+from .errors import UsageError
+from .group import Group, use_group
+from .placements import Placement, Replicate, Shard, StridedShard
+
+VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
+
+
+class PlanError(UsageError):
+    """A parameter that cannot be placed; the message names it and the valid placements."""
+
+
+def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[int], size: int) -> Placement:
+    """The placement of parameter `name`, checked against the local shape of a rank's module.
+
+    Raises:
+        PlanError: the plan forgot a parameter that is not plainly replicated, or its shard has another shape.
+    """
+    if name not in case.plan:
+        if tuple(full) == tuple(local):
+            return Replicate()
+        raise PlanError(
+            f"the plan of {case.name} does not say how {name} is placed: full {list(full)}, "
+            f"local {list(local)} on {size} ranks. Give it one of {VALID}."
+        )
+    placement = case.plan[name]
+    shard = placement.shard(torch.empty(tuple(full), device="meta"), 0, size)
+    if tuple(shard.shape) != tuple(local):
+        raise PlanError(
+            f"{case.name}: {placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
+            f"sharded module holds {list(local)} on each of {size} ranks."
+        )
+    return placement
+
+
+def module_placement(
+    plan: Mapping[str, Placement], name: str, local: torch.Tensor, full: Sequence[int], size: int
+) -> Placement:
+    """The placement of a parameter of any module: planned, else as marked, else as its shapes say.
+
+    Args:
+        plan: parameter name -> placement, possibly empty.
+        name: the parameter's name.
+        local: the rank's own parameter; neuronx-distributed marks it with tensor_model_parallel, partition_dim
+            and partition_stride (neuronx_distributed/parallel_layers/utils.py).
+        full: the full shape.
+        size: number of ranks.
+
+    Raises:
+        PlanError: nothing says how the parameter is cut, or what says so does not give its local shape.
+    """
+    placement = plan.get(name) or _marked(local) or _by_shapes(full, local.shape, size)
+    if placement is None:
+        raise PlanError(
+            f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
+            f"Give the module class `plan = {{{name!r}: ...}}` with one of {VALID}."
+        )
+    shard = placement.shard(torch.empty(tuple(full), device="meta"), 0, size)
+    if shard.shape != local.shape:
+        raise PlanError(
+            f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the module holds "
+            f"{list(local.shape)} on each of {size} ranks."
+        )
+    return placement
+
+
+def _marked(local: torch.Tensor) -> Placement | None:
+    if not getattr(local, "tensor_model_parallel", False):
+        return None
+    dim, stride = getattr(local, "partition_dim", 0), getattr(local, "partition_stride", 1)
+    return Shard(dim) if stride == 1 else StridedShard(dim, stride)
+
+
+def _by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placement | None:
+    if tuple(full) == tuple(local):
+        return Replicate()
+    if len(full) != len(local):
+        return None
+    cut = [dim for dim, (f, n) in enumerate(zip(full, local, strict=True)) if f != n]
+    return Shard(cut[0]) if len(cut) == 1 and full[cut[0]] == size * local[cut[0]] else None
+
+
+def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None:
+    """Build a rank's module at this degree and place every parameter; call it inside `stand_in_group`.
+
+    Args:
+        case: the case at degree `tp`.
+        shapes: full name -> full shape of every tensor of the reference.
+        tp: the degree.
+
+    Raises:
+        PlanError: a parameter without placement, with another local shape, or unknown to the reference.
+        PlacementError: a parameter that does not divide.
+    """
+    local = case.make(case.sharded).state_dict()
+    for name in case.plan:
+        if name not in local:
+            raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")
+    for name, tensor in local.items():
+        if case.prefix + name not in shapes:
+            raise PlanError(
+                f"{case.name}: the sharded module has a parameter {name} that the reference does not have; "
+                f"the reference has {', '.join(shapes)}."
+            )
+        local_placement(case, name, shapes[case.prefix + name], tensor.shape, tp)
+
+
+@contextmanager
+def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
+    """Let a module be built as rank 0 of `tp` without any other rank.
+
+    With `real`, torch.distributed itself answers as if initialised (its "fake" backend), for modules that ask
+    it directly; collectives then give nothing useful, and a constructor needs none.
+    """
+    with use_group(Group(0, tp)):
+        if not real:
+            yield
+            return
+        from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415  (registers "fake")
+
+        torch.distributed.init_process_group("fake", rank=0, world_size=tp, store=FakeStore())
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,154 @@
+"""What one rank does: build its shard of each module, run it, and write down tensors and facts.
+
+The same code runs on every backend; a rank gives no opinion on its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .case import Case, Tensors
+from .group import Group, use_group
+from .job import Job, Task, read_job
+from .plan import local_placement
+from .recorder import CollectiveRecorder
+from .result import Collective, to_json
+from .taps import CHOSEN, routing, same_choice, tap_name
+from .weights import Checkpoint
+
+
+def run_job(path: Path, group: Group, *, core: str) -> None:
+    """Run every task of the job in order; each leaves one file per rank, complete when it appears."""
+    job, config_hash = read_job(path)
+    checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
+    with use_group(group), torch.inference_mode():
+        for task in job.tasks:
+            facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash}
+            tensors: dict[str, torch.Tensor] = {}
+            started = time.perf_counter(), time.process_time()
+            for dtype in job.dtypes:
+                of_dtype, facts[dtype] = _run(job, task, dtype, group, checkpoints[task.draw])
+                tensors |= of_dtype
+            facts["wall_s"] = time.perf_counter() - started[0]
+            facts["cpu_s"] = time.process_time() - started[1]
+            facts["pss_bytes"] = _resident_share()
+            _write(job.output_path(task, group.rank), tensors, facts)
+
+
+def _run(
+    job: Job, task: Task, dtype: str, group: Group, checkpoint: Checkpoint
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
+    case = job.subject.case(task, dtype=dtype, tp=group.size)
+    full_inputs, locks = read_inputs(job.inputs_path(task))
+    inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
+    module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
+    with routing(module, case.routing, locks) as record:
+        outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
+    tensors = _named(f"{dtype}.locked", outputs, record)
+    if _any_flip(case, record, locks, group):
+        with routing(module, case.routing) as record:
+            outputs = as_tuple(module(*inputs))
+        tensors |= _named(f"{dtype}.unlocked", outputs, record)
+    return tensors, {"parameters": parameters, "collectives": to_json(calls)}
+
+
+def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) -> tuple[nn.Module, dict[str, Any]]:
+    """This rank's module with its shards loaded, and for each parameter what the rank really holds.
+
+    Raises:
+        PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
+    """
+    module = case.make(case.sharded)
+    shards: dict[str, torch.Tensor] = {}
+    for name, local in module.state_dict().items():
+        full = checkpoint.tensor(case.prefix + name)
+        placement = local_placement(case, name, full.shape, local.shape, group.size)
+        shards[name] = placement.shard(full, group.rank, group.size)
+    module.load_state_dict(shards, assign=case.lazy)
+    held = {name: _held(tensor, shards[name]) for name, tensor in module.state_dict().items()}
+    return (module if case.lazy else module.to(dtype)).eval(), held
+
+
+def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:
+    """What this rank's module is given: its shard of each input, floating-point ones in `dtype`."""
+    shards = (case.input_placement(i).shard(x, group.rank, group.size) for i, x in enumerate(full_inputs))
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in shards)
+
+
+def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor]]:
+    """The full inputs in order, and the locked choice of every router by tap name."""
+    tensors = load_file(path)
+    inputs = tuple(tensors[f"input.{i}"] for i in range(sum(name.startswith("input.") for name in tensors)))
+    locks = {name.removeprefix("lock."): t for name, t in tensors.items() if name.startswith("lock.")}
+    return inputs, locks
+
+
+def as_tuple(outputs: torch.Tensor | Tensors) -> Tensors:
+    """A module's outputs as a tuple, whether it returns one tensor or several."""
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
+def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> tuple[Tensors, tuple[Collective, ...]]:
+    """The outputs, and the collectives issued: by the group, or (user's modules) by whatever means."""
+    if case.lazy:
+        group.take_calls()
+        return run(), group.take_calls()
+    with CollectiveRecorder() as recorder:
+        outputs = run()
+    return outputs, tuple(recorder.calls)
+
+
+def _held(tensor: torch.Tensor, shard: torch.Tensor) -> dict[str, Any]:
+    """What identifies the bits a rank holds: the place in the mapped checkpoint, or else a digest."""
+    size = tensor.numel() * tensor.element_size()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    facts: dict[str, Any] = {"shape": list(tensor.shape), "dtype": kind, "bytes": size}
+    if tensor.data_ptr() == shard.data_ptr() and tensor.stride() == shard.stride() and tensor.numel():
+        return facts | {"view": [shard.storage_offset(), *shard.stride()]}
+    return facts | {"digest": digest(tensor)}
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """A hash of a tensor's bits."""
+    return hashlib.blake2b(tensor.contiguous().view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+
+
+def _any_flip(case: Case, record: Mapping[str, torch.Tensor], locks: Mapping[str, torch.Tensor], group: Group) -> bool:
+    """Whether any rank's own choice differs from the lock anywhere; all ranks get the same answer."""
+    names = [tap_name(router, CHOSEN) for router in case.routing]
+    flips = sum(int((~same_choice(record[name], locks[name].flatten(0, -2))).sum()) for name in names)
+    if not names or group.size == 1:
+        return flips > 0
+    total = group.all_reduce(torch.tensor([float(flips)]))
+    group.calls.pop()  # the harness's own call is no part of the module's schedule
+    return bool(total.item() > 0)
+
+
+def _named(variant: str, outputs: Tensors, record: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = {f"output.{i}": output for i, output in enumerate(outputs)} | dict(record)
+    # clone: two names may share memory, which a safetensors file cannot
+    return {f"{variant}.{name}": tensor.detach().clone().contiguous() for name, tensor in named.items()}
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".part")
+    save_file(tensors, unfinished, metadata={"facts": json.dumps(facts)})
+    unfinished.replace(path)
+
+
+def _resident_share() -> int:
+    """Proportional set size of this process in bytes: shared pages count by the number of sharers."""
+    info = psutil.Process(os.getpid()).memory_full_info()
+    return int(getattr(info, "pss", info.uss))

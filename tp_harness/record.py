@@ -1,0 +1,126 @@
+"""The run's folder and its run.json: opened before any work, rewritten whole after every result. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .result import SCHEMA, Result, exit_code, to_json
+from .version import __version__
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """What run.json holds. `save` replaces the file atomically, so a reader never sees half of one."""
+
+    folder: Path
+    command: str
+    options: dict[str, Any]
+    backend: str
+    blind_spots: str
+    started: float = field(default_factory=time.time)
+    results: list[Result] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where run.json is."""
+        return self.folder / "run.json"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code these results amount to."""
+        return exit_code([result.status for result in self.results])
+
+    def add(self, result: Result) -> None:
+        """Append a result and write the file."""
+        self.results.append(result)
+        self.save()
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder of a run in which nothing was found and no rank left a log."""
+        if not self.results and not (self.folder / "logs").exists():
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+                self.folder.rmdir()
+
+    def save(self) -> None:
+        """Write run.json.
+
+        Raises:
+            UsageError: the folder cannot be written to; what an earlier call wrote stays whole.
+        """
+        values = {
+            "schema": SCHEMA,
+            "run_id": self.folder.name,
+            "command": self.command,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 3),
+            "finished": self.finished,
+            "exit_code": self.exit_code if self.finished else None,
+            "backend": self.backend,
+            "blind_spots": self.blind_spots,
+            "options": self.options,
+            "environment": environment(),
+            "notes": self.notes,
+            "results": to_json(self.results),
+        }
+        unfinished = self.folder / "run.json.part"
+        try:
+            unfinished.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+            unfinished.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise UsageError(
+                f"cannot write {self.path}: {error.strerror}; {len(self.results)} results were found."
+            ) from None
+
+
+def new_run_folder(out: Path) -> Path:
+    """Make OUT/<run-id>, named by the time and a random suffix, so that two runs never share one.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    folder = out / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the output folder {folder}: {error.strerror}; choose another with --out."
+        ) from None
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as they were."""
+    packages = {}
+    for name in ("torch", "torch-xla", "torch-neuronx", "neuronx-distributed", "numpy", "safetensors"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "tp_harness": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": packages,
+    }
+
+
+def command_line() -> str:
+    """The command as it was typed, for repeating it."""
+    import shlex  # noqa: PLC0415  (used once)
+
+    return shlex.join(["tp-harness", *sys.argv[1:]])

@@ -1,0 +1,179 @@
+"""What a run found: the types of run.json (schema 1), free of torch so that reports need none.
+
+Every type is frozen and made of JSON values. `Status` words are the contract; `RunRecord` is the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+SCHEMA = 1
+
+
+class Status(str, Enum):
+    """How one result ended."""
+
+    PASS = "PASS"
+    MISMATCH = "MISMATCH"
+    SHAPE = "SHAPE"
+    NONFINITE = "NONFINITE"
+    MISSING = "MISSING"
+    CRASH = "CRASH"
+    TIMEOUT = "TIMEOUT"
+    VOID = "VOID"
+    SKIPPED = "SKIPPED"
+
+
+# What each status means for the process: a run that is incomplete (3) says so before a mismatch (1), and a
+# mismatch before a void (4).
+_EXIT_CODES = (
+    (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
+    (1, {Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
+    (4, {Status.VOID}),
+)
+
+
+def exit_code(statuses: list[Status]) -> int:
+    """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when empty)."""
+    for code, group in _EXIT_CODES:
+        if group.intersection(statuses):
+            return code
+    return 0 if Status.PASS in statuses else 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One collective call of one rank: `shape` and `bytes` are those of the rank's input."""
+
+    kind: str
+    group_size: int
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {list(self.shape)} {self.dtype} over {self.group_size} ranks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a tensor is from the oracle: relative L2 over all, the worst token, the worst rank's block."""
+
+    rel_l2: float
+    token: float
+    token_index: int
+    block: float
+    block_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The number a verdict hangs on. `reason` says where the limit comes from."""
+
+    metric: str
+    value: float
+    limit: float
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """True within the limit; a NaN never is."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """An exact check, without tolerance. `detail` says what was compared, or what differs."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """The element farthest from the oracle, and the rank that produced it."""
+
+    tensor: str
+    index: tuple[int, ...]
+    rank: int
+    actual: float
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A token whose own top-k choice differs from the oracle's; `margin` is the oracle's logit gap."""
+
+    layer: str
+    token: int
+    margin: float
+    limit: float
+    chosen: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRecord:
+    """What one rank did. `pss_bytes` is its share of resident memory when its outputs were ready."""
+
+    rank: int
+    core: str
+    wall_s: float
+    cpu_s: float
+    pss_bytes: int
+    weight_bytes: int
+    collectives: tuple[Collective, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One component at one degree, dtype and layer; the worst of its draws.
+
+    `gates` and `checks` hold everything that was judged, `gate` the one nearest to (or over) its limit.
+    """
+
+    component: str
+    tp: int
+    backend: str
+    dtype: str
+    layer: int
+    draws: int
+    seed: int
+    status: Status
+    reason: str
+    gate: Gate | None = None
+    gates: tuple[Gate, ...] = ()
+    checks: tuple[Check, ...] = ()
+    worst: Worst | None = None
+    flips: tuple[Flip, ...] = ()
+    unlocked: str = ""
+    notes: tuple[str, ...] = ()
+    ranks: tuple[RankRecord, ...] = ()
+    log_dir: str = ""
+    traceback: str = ""
+    first_divergence: dict[str, Any] | None = None
+    diagnosis: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """`attention layer 1 tp 8 float32`, the way messages name a result."""
+        return f"{self.component} layer {self.layer} tp {self.tp} {self.dtype}"
+
+
+def to_json(value: Any) -> Any:
+    """The JSON form of any type of this module; NaN and infinities become strings (JSON has none)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value

@@ -1,0 +1,159 @@
+"""The flow of `verify`: material, then degree by degree ranks, gather, judge, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from .backends import Backend, RunningJob, Session
+from .evidence import Evidence
+from .gather import is_complete, read_outputs, remove_outputs
+from .job import Job, Task
+from .judge import judge
+from .launch import LaunchOutcome
+from .material import Material, Preparation, Progress, Target
+from .options import Resolved
+from .preflight import mxfp4_note
+from .record import RunRecord
+from .result import Result, Status
+from .verdict import nearest_gate, severity
+
+POLL_SECONDS = 0.01
+
+
+def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
+    """Verify every target at every degree; `record` grows by one result at a time.
+
+    Raises:
+        UsageError: a case, plan or checkpoint that cannot be; no rank was started then.
+    """
+    with backend.open() as session:  # before anything is computed: ranks are forked from a process without threads
+        preparation = Preparation(options)
+        with preparation.folder() as folder:
+            material = preparation.material(folder, progress)
+            for tp in options.degrees:
+                DegreeRun(material, session, record, tp, progress).run()
+    record.notes += _notes(options, record.results)
+    record.finished = True
+    record.save()
+
+
+class DegreeRun:
+    """All targets at one degree: one start of the ranks, and after a failure another one for the rest."""
+
+    def __init__(self, material: Material, session: Session, record: RunRecord, tp: int, progress: Progress) -> None:
+        self.material, self.session, self.record, self.tp = material, session, record, tp
+        self.progress = progress
+        self.options = material.options
+        self.log_dir = Path()
+
+    def run(self) -> None:
+        """Add one result per target and dtype to the record."""
+        pending, start = self.material.targets, 0
+        while pending:
+            self.log_dir = self.record.folder / "logs" / (f"tp{self.tp}" + (f"-start{start}" if start else ""))
+            job = self.material.job(self.tp, pending)
+            running = self.session.start(job.write(), tp=self.tp, log_dir=self.log_dir, timeout=self.options.timeout)
+            try:
+                done, outcome = self._follow(job, pending, running)
+            finally:
+                running.stop()
+            if outcome.start_retries:
+                self.record.notes.append(f"tp {self.tp}: the ranks had to be started a second time")
+            for target in pending[done : done + 1]:  # the first that is not complete is the one that failed
+                self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
+            pending, start = pending[done + 1 :], start + 1
+
+    def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
+        """Judge targets as the ranks complete them; how many were complete, and how the ranks ended."""
+        outcome = None
+        for done, target in enumerate(pending):
+            self.progress(f"tp {self.tp}: {target.name} layer {target.layer}")
+            while not all(is_complete(job, task) for task in target.tasks):
+                if outcome is not None:
+                    return done, outcome
+                outcome = running.poll()
+                time.sleep(POLL_SECONDS)
+            drawn = [self._judge(job, task) for task in target.tasks]
+            self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
+        while outcome is None:
+            outcome = running.poll()
+            time.sleep(POLL_SECONDS)
+        return len(pending), outcome
+
+    def _judge(self, job: Job, task: Task) -> list[Result]:
+        """One result per dtype."""
+        ranks = read_outputs(job, task)
+        results = []
+        for dtype in self.options.dtypes:
+            evidence = Evidence(
+                case=job.subject.case(task, dtype=dtype, tp=self.tp),
+                tp=self.tp,
+                dtype=dtype,
+                expectation=self.material.expectations[task],
+                ranks=ranks,
+                checkpoint=self.material.checkpoints[task.draw],
+            )
+            results.append(judge(evidence, self._blank(task, dtype)))
+        remove_outputs(job, task)
+        return results
+
+    def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
+        """The result of a target whose ranks crashed, hung, or left without their outputs."""
+        status = {"timeout": Status.TIMEOUT, "ok": Status.MISSING}.get(outcome.kind, Status.CRASH)
+        return replace(
+            self._blank(target.tasks[0], dtype),
+            status=status,
+            reason="the ranks ended without leaving their outputs" if outcome.ok else outcome.message,
+            traceback=outcome.traceback or "",
+        )
+
+    def _blank(self, task: Task, dtype: str) -> Result:
+        case = self.material.subject.case(task, dtype=dtype, tp=self.tp)
+        return Result(
+            component=case.name,
+            tp=self.tp,
+            backend=self.record.backend,
+            dtype=dtype,
+            layer=task.layer,
+            draws=self.options.draws,
+            seed=self.options.seed + task.draw,
+            status=Status.SKIPPED,
+            reason="not judged",
+            log_dir=str(self.log_dir),
+        )
+
+    def _add_all(self, results: Iterator[Result]) -> None:
+        for result in results:
+            self.record.add(result)
+
+
+def worst_draw(results: tuple[Result, ...]) -> Result:
+    """The verdict over several draws is the worst one; clean ones are represented by the nearest to a limit."""
+
+    def badness(result: Result) -> tuple[bool, float]:
+        gate = nearest_gate(result.gates)
+        return result.status is not Status.PASS, severity(gate) if gate else 0.0
+
+    return max(results, key=badness)
+
+
+def _notes(options: Resolved, results: list[Result]) -> list[str]:
+    packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
+    return [*growth_notes(results), *([packed] if packed else [])]
+
+
+def growth_notes(results: list[Result]) -> list[str]:
+    """A float32 error that grows with the degree is a finding of its own, even within the limit."""
+    notes = []
+    for component, layer in dict.fromkeys((r.component, r.layer) for r in results):
+        passed = [r for r in results if (r.component, r.layer, r.dtype) == (component, layer, "float32") and r.gates]
+        error = {r.tp: r.gates[0].value for r in passed if r.status is Status.PASS}
+        if len(error) > 1 and error[max(error)] > 4 * error[min(error)] > 0:
+            notes.append(
+                f"{component} layer {layer}: the float32 error grows from {error[min(error)]:.1e} at tp "
+                f"{min(error)} to {error[max(error)]:.1e} at tp {max(error)}; clean runs stay flat"
+            )
+    return notes

@@ -1,0 +1,90 @@
+"""The terminal table: what holds, what does not, and where to look. Pure functions of the results; no torch."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .record import RunRecord
+from .result import Result, Status
+
+_COLOURS = {Status.PASS: "green", Status.VOID: "yellow", Status.SKIPPED: "yellow"}
+
+
+def summary(record: RunRecord) -> RenderableType:
+    """The verdict table, a paragraph per failure, notes, and the path of run.json."""
+    degrees = list(dict.fromkeys(result.tp for result in record.results))
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    table.add_column("component")
+    table.add_column("layer", justify="right")
+    table.add_column("dtype")
+    for tp in degrees:
+        table.add_column(f"tp {tp}", justify="right")
+    for key, row in _rows(record.results).items():
+        table.add_row(key[0], str(key[1]), key[2], *(_cell(row.get(tp)) for tp in degrees))
+    return Group(table, *_legend(record.results), *_failures(record.results), *_ending(record))
+
+
+def _rows(results: list[Result]) -> dict[tuple[str, int, str], dict[int, Result]]:
+    rows: dict[tuple[str, int, str], dict[int, Result]] = {}
+    for result in results:
+        rows.setdefault((result.component, result.layer, result.dtype), {})[result.tp] = result
+    return rows
+
+
+def _cell(result: Result | None) -> Text:
+    if result is None:
+        return Text("-", style="dim")
+    number = ""
+    if result.gates:
+        value = result.gates[0].value
+        number = f"{value:.1e}" if result.dtype == "float32" else f"R {value:.2f}"
+    word = number if result.status is Status.PASS else f"{result.status.value} {number}".rstrip()
+    return Text(word, style=_COLOURS.get(result.status, "bold red"))
+
+
+def _legend(results: list[Result]) -> list[Text]:
+    if not any(result.gates for result in results):
+        return []
+    return [
+        Text(
+            "float32: rel_L2 against the float64 oracle; bfloat16: R, error over the single-core error. "
+            "The worst of all draws.",
+            style="dim",
+        )
+    ]
+
+
+def _failures(results: list[Result]) -> list[Text]:
+    lines = []
+    for result in results:
+        if result.status is Status.PASS:
+            continue
+        line = Text.assemble((f"{result.status.value} ", "bold red"), (result.title, "bold"), f": {result.reason}")
+        if result.worst and result.gates:
+            worst = result.worst
+            line.append(
+                f"\n  worst element: {worst.tensor}{list(worst.index)} on rank {worst.rank} is "
+                f"{worst.actual:.6g}, expected {worst.expected:.6g} (seed {result.seed})"
+            )
+        line.append(f"\n  rank logs: {result.log_dir}")
+        lines.append(line)
+    return lines
+
+
+def _ending(record: RunRecord) -> list[Text]:
+    counts = {status: sum(r.status is status for r in record.results) for status in Status}
+    words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    draws = max((result.draws for result in record.results), default=0)
+    notes = [Text(f"note: {note}", style="yellow") for note in record.notes]
+    return [
+        *notes,
+        Text(f"{words or 'nothing was run'} ({draws} draws each, backend {record.backend}: {record.blind_spots})"),
+        Text(f"{record.path}", style="dim"),
+    ]
+
+
+def print_summary(record: RunRecord, console: Console) -> None:
+    """Print the summary; the table keeps its width when output is no terminal."""
+    console.print(summary(record), soft_wrap=True)

@@ -1,0 +1,149 @@
+"""From numbers to a verdict: the limits, where they come from, and what a failure is called. No torch.
+
+float32 is judged against the float64 oracle. A bfloat16 run is judged against the error that bfloat16 itself
+makes on a single core; its routing is locked to the oracle's, because a top-k flip is no rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .result import Check, Collective, Distance, Flip, Gate, Status
+
+UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
+CEILING = 1e-5  # no float32 limit exceeds it: clean runs lie below 1.5e-6, all but the weakest faults above 1e-3
+BASELINE_FACTOR = 4.0  # sharding reorders sums, which moves an error but does not multiply it
+LOCAL_FACTOR = 4.0  # one token or block may be this much worse than the whole: it averages over fewer elements
+RATIO_ALARM = 1.2  # clean bfloat16 runs with locked routing lie below 1.09
+RATIO_NOTE = 0.8
+ROUTER_FACTOR = 4.0  # both logits of a flipped pair may be off, each by twice the largest error seen
+
+
+def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: int) -> tuple[Gate, ...]:
+    """Limits for one output: over all of it, for its worst token, and for the worst rank's block.
+
+    Args:
+        name: the output's name.
+        actual: the sharded run against the oracle.
+        baseline: the single-core float32 reference against the oracle.
+        reduction: length K of the longest sum; random rounding errors grow as sqrt(K).
+    """
+    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF
+
+    def gate(metric: str, value: float, base: float, factor: float) -> Gate:
+        limit = min(factor * CEILING, max(BASELINE_FACTOR * base, factor * rounding))
+        reason = (
+            f"max({BASELINE_FACTOR:g} x single-core error {base:.1e}, {factor:g} sqrt({reduction}) 2^-24), "
+            f"at most {factor * CEILING:.0e}"
+        )
+        return Gate(metric=f"{metric} of {name}", value=value, limit=limit, reason=reason)
+
+    return (
+        gate("rel_L2", actual.rel_l2, baseline.rel_l2, 1.0),
+        gate("worst token", actual.token, baseline.token, LOCAL_FACTOR),
+        gate("worst block", actual.block, baseline.block, LOCAL_FACTOR),
+    )
+
+
+def bfloat16_gate(name: str, actual: Distance, baseline: Distance, reduced_over: int) -> Gate:
+    """R, the error of the sharded run over that of the single-core reference in the same dtype.
+
+    Where the reference makes no error at all (a lookup), the sharded run must not either.
+
+    Args:
+        name: the output's name.
+        actual: the sharded run against the oracle.
+        baseline: the single-core reference in bfloat16 against the oracle.
+        reduced_over: the largest group N that summed in 16 bits, 1 if sums were float32. A ring rounds N - 1
+            running sums whose size grows as sqrt(k / N), which adds up to N / 2 roundings of the result.
+    """
+    exact = baseline.rel_l2 == 0.0
+    ratio = (0.0 if actual.rel_l2 == 0.0 else math.inf) if exact else actual.rel_l2 / baseline.rel_l2
+    roundings = reduced_over / 2 if reduced_over > 1 else 0.0
+    reason = f"single-core error {baseline.rel_l2:.1e}; clean runs with locked routing stay below 1.09"
+    if roundings:
+        reason += f"; sums over {reduced_over} ranks in 16 bits, which widens the limit by sqrt(1 + {reduced_over}/2)"
+    limit = RATIO_ALARM * math.sqrt(1.0 + roundings)
+    return Gate(metric=f"R of {name}", value=ratio, limit=limit, reason=reason)
+
+
+def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
+    """The largest group that one of the recorded sums ran over in a 16-bit dtype; 1 if none did."""
+    sums = ("all_reduce", "reduce_scatter")
+    sizes = [c.group_size for c in calls if c.kind in sums and c.dtype in ("bfloat16", "float16")]
+    return max(sizes, default=1)
+
+
+def flip_limit(baseline_logit_error: float, largest_logit: float, reduction: int) -> float:
+    """The widest margin of the oracle's router that rounding can overturn.
+
+    The error is measured on the single-core reference, so that a wrong router cannot excuse itself.
+    """
+    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF * largest_logit
+    return ROUTER_FACTOR * max(baseline_logit_error, rounding)
+
+
+def schedule_check(planned: tuple[Collective, ...] | None, recorded: dict[int, tuple[Collective, ...]]) -> Check:
+    """All ranks issued the same collectives in the same order, and those are the planned ones."""
+    first = recorded[min(recorded)]
+    for rank, calls in recorded.items():
+        difference = _first_difference(calls, first)
+        if difference:
+            return Check(name="schedule", passed=False, detail=f"rank {rank} against rank 0: {difference}")
+    difference = None if planned is None else _first_difference(first, planned)
+    if difference:
+        return Check(name="schedule", passed=False, detail=f"recorded against planned: {difference}")
+    source = "the same on all ranks" + ("" if planned is None else ", as planned")
+    return Check(name="schedule", passed=True, detail=f"{len(first)} collectives, {source}")
+
+
+def _first_difference(actual: tuple[Collective, ...], expected: tuple[Collective, ...]) -> str | None:
+    for position, (a, b) in enumerate(zip(actual, expected, strict=False)):
+        if a != b:
+            return f"call {position} is {a} instead of {b}"
+    if len(actual) != len(expected):
+        return f"{len(actual)} collectives instead of {len(expected)}"
+    return None
+
+
+def decide(
+    checks: tuple[Check, ...], gates: tuple[Gate, ...], flips: tuple[Flip, ...], *, void: str | None
+) -> tuple[Status, str]:
+    """Status and reason: an exact check first, then the gates, then router flips, then whether it proves anything."""
+    for check in checks:
+        if not check.passed:
+            return Status.MISMATCH, f"{check.name}: {check.detail}"
+    failed = [gate for gate in gates if not gate.passed]
+    if failed:
+        worst = max(failed, key=severity)
+        return (
+            Status.MISMATCH,
+            f"{worst.metric} is {worst.value:.2e}, limit {worst.limit:.2e} ({worst.reason})",
+        )
+    wide = [flip for flip in flips if not flip.margin <= flip.limit]
+    if wide:
+        flip = max(wide, key=lambda f: f.margin)
+        return Status.MISMATCH, (
+            f"router {flip.layer}: token {flip.token} chose experts {list(flip.chosen)} instead of "
+            f"{list(flip.expected)}, a margin of {flip.margin:.2e} where rounding explains {flip.limit:.2e}"
+        )
+    if void:
+        return Status.VOID, void
+    nearest = nearest_gate(gates)
+    return (
+        Status.PASS,
+        f"{nearest.metric} is {nearest.value:.2e}, limit {nearest.limit:.2e}" if nearest else "",
+    )
+
+
+def severity(gate: Gate) -> float:
+    """How near a gate is to its limit, as a fraction; over 1 it failed, and a NaN is worst of all."""
+    if math.isnan(gate.value):
+        return math.inf
+    return gate.value / gate.limit if gate.limit else (math.inf if gate.value else 0.0)
+
+
+def nearest_gate(gates: tuple[Gate, ...]) -> Gate | None:
+    """The gate nearest to, or farthest over, its limit."""
+    return max(gates, key=severity, default=None)

@@ -1,0 +1,170 @@
+"""Checkpoints: safetensors files under public gpt-oss names, mapped rather than read.
+
+A run's weights are always a checkpoint, whether the user's or a generated one, and ranks slice the mapping: 32
+ranks share the pages of one file. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import UsageError
+
+_TAGS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A parameter's full name in the model, its full shape, and the dtype it is stored in.
+
+    `fixed` holds the values of what no initialisation may change: a buffer of a user's module.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fixed: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in storage."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Checkpoint:
+    """Tensors by name over one or more safetensors files; each tensor is a view of its mapped file."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = tuple(paths)
+        self._files = [_open(path) for path in self.paths]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All tensor names."""
+        return frozenset(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header alone."""
+        return tuple(self._where[name].get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The mapped tensor; it must not be written to."""
+        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder of .safetensors files, or of one such file.
+
+    Raises:
+        UsageError: nothing there, an unreadable or truncated file, or packed MXFP4 weights.
+    """
+    if not path.exists():
+        raise UsageError(f"the checkpoint {path} does not exist.")
+    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not paths:
+        raise UsageError(f"the checkpoint folder {path} holds no .safetensors file.")
+    checkpoint = Checkpoint(paths)
+    packed = sorted(name for name in checkpoint.names if name.endswith((".blocks", ".scales")))
+    if packed:
+        raise UsageError(
+            f"the checkpoint {path} holds packed MXFP4 weights ({packed[0]} and {len(packed) - 1} more); "
+            "convert them to bfloat16 under their plain names (…mlp1_weight) first."
+        )
+    return checkpoint
+
+
+def check_checkpoint(
+    checkpoint: Checkpoint, needed: Iterable[TensorSpec], known: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a checkpoint that lacks a needed tensor, has one of another shape, an unknown one, or a NaN.
+
+    Args:
+        checkpoint: what the user gave.
+        needed: what the chosen components load.
+        known: name -> shape of every tensor of the whole model.
+
+    Raises:
+        UsageError: the message names the tensor, and both shapes.
+    """
+    where = ", ".join(str(path) for path in checkpoint.paths)
+    for spec in needed:
+        if spec.name not in checkpoint.names:
+            raise UsageError(f"the checkpoint {where} lacks the tensor {spec.name} of shape {list(spec.shape)}.")
+    for name in sorted(checkpoint.names):
+        shape = checkpoint.shape(name)
+        if name not in known:
+            raise UsageError(f"the checkpoint {where} has a tensor {name} {list(shape)} that the model has not.")
+        if shape != known[name]:
+            raise UsageError(
+                f"the checkpoint's tensor {name} has shape {list(shape)}; the model needs {list(known[name])}."
+            )
+    for spec in needed:
+        _check_finite(spec.name, checkpoint.tensor(spec.name))
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Row by row, so that no second copy of a large tensor is made."""
+    for index, row in enumerate(tensor if tensor.ndim > 1 else tensor[None]):
+        if not torch.isfinite(row).all():
+            bad = (~torch.isfinite(row)).nonzero()[0].tolist()
+            at = [index, *bad] if tensor.ndim > 1 else bad
+            value = tensor[tuple(at)].item()
+            raise UsageError(f"the checkpoint's tensor {name} holds {value} at {at}; weights must be finite.")
+
+
+def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Callable[[TensorSpec], torch.Tensor]) -> None:
+    """Write one safetensors file without holding a large tensor in memory.
+
+    `values` gives the first elements of a tensor in row order; they are repeated until it is full.
+    """
+    specs = tuple(specs)
+    with path.open("wb") as file:
+        file.write(_header(specs))
+        for spec in specs:
+            piece = values(spec).to(spec.dtype).flatten().view(torch.uint8).numpy().data
+            left = spec.bytes
+            while left:
+                left -= file.write(piece[:left])
+
+
+def _header(specs: tuple[TensorSpec, ...]) -> bytes:
+    """The safetensors header: its length as 8 bytes little-endian, then JSON with each tensor's place."""
+    entries, end = {}, 0
+    for spec in specs:
+        start, end = end, end + spec.bytes
+        entries[spec.name] = {
+            "dtype": _TAGS[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the checkpoint file {path}: {error}.") from None
