@@ -139,18 +139,17 @@ def run_verify(options: Resolved, backend: Backend, console: Console) -> int:
     Raises:
         UsageError: what was found wrong before any rank started; the empty folder is removed again.
     """
-    from .record import RunRecord, command_line, new_run_folder  # noqa: PLC0415
+    from .record import command_line, open_record  # noqa: PLC0415
     from .run import verify  # noqa: PLC0415
     from .table import print_summary  # noqa: PLC0415
 
-    record = RunRecord(
-        folder=new_run_folder(Path(options.out)),
+    record = open_record(
+        Path(options.out),
         command=command_line(),
         options=as_record(options),
         backend=backend.name,
         blind_spots=backend.blind_spots,
     )
-    record.save()
     try:
         with console.status("starting") as status:
             verify(options, backend, record, status.update)

@@ -17,8 +17,8 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
     a token that cancels to almost nothing does not decide. A block is one rank's share of the features
     (`blocks` of them where that divides, otherwise one).
     """
-    expected = oracle.to(torch.float64)
-    error = actual.to(torch.float64) - expected
+    expected = torch.atleast_1d(oracle.to(torch.float64))
+    error = torch.atleast_1d(actual.to(torch.float64)) - expected
     tokens, token_norms = (x.reshape(-1, x.shape[-1]).norm(dim=-1) for x in (error, expected))
     token_errors = tokens / torch.maximum(token_norms, token_norms.mean())
     blocks = blocks if expected.shape[-1] % blocks == 0 else 1
@@ -32,12 +32,12 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
     )
 
 
-def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, sharded: bool) -> Worst:
-    """The element farthest from the oracle. Its rank is the owner where the features are sharded."""
+def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, dim: int | None) -> Worst:
+    """The element farthest from the oracle. Its rank is the first owner where `dim` is cut over ranks, else 0."""
     error = (actual.to(torch.float64) - oracle.to(torch.float64)).abs()
     index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
-    features = error.shape[-1]
-    rank = index[-1] * tp // features if sharded else 0
+    parts = 1 if dim is None else min(tp, error.shape[dim])  # fewer parts than ranks: neighbours hold replicas
+    rank = 0 if dim is None else index[dim] * parts // error.shape[dim] * (tp // parts)
     return Worst(
         tensor=name,
         index=index,

@@ -41,6 +41,7 @@ def rmsnorm(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSRMSNorm(config),
         inputs=lambda generator: (hidden_states(config, generator),),
         plan=NeuronGPTOSSRMSNorm.plan(config),
+        reduction=config.hidden_size,
         replicated=True,
         prefix=f"block.{layer}.attn.norm.",
     )
@@ -108,6 +109,7 @@ def mlp(config: InferenceConfig, layer: int) -> Case:
         plan=NeuronGPTOSSMLPBlock.plan(config),
         # the MLP works on flattened tokens
         collectives=lambda tp: _reductions(config, tp, 1, flat=True),
+        reduction=max(config.hidden_size, config.intermediate_size),
         prefix=f"block.{layer}.mlp.",
         routing=("",),
     )
@@ -157,6 +159,7 @@ def unembedding(config: InferenceConfig, layer: int) -> Case:
         plan=NeuronGPTOSSUnembedding.plan(config),
         output=Shard(-1),
         collectives=lambda tp: (),
+        reduction=config.hidden_size,
         prefix="unembedding.",
     )
 

@@ -22,7 +22,8 @@ def _check_number(name: str, value: object, *, integral: bool) -> None:
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
     if not is_number or not 0 < value < 2**40:  # type: ignore[operator]  # is_number guards the comparison
         kind = "a positive integer" if integral else "a positive number"
-        raise UsageError(f"{name} is {value!r}; {kind} is needed.")
+        below = " below 2**40" if is_number and value > 0 else ""  # type: ignore[operator]  # as above
+        raise UsageError(f"{name} is {value!r}; {kind}{below} is needed.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +89,12 @@ class NeuronConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "seq_len", "tp_degree"):
             _check_number(name, getattr(self, name), integral=True)
-        if isinstance(self.torch_dtype, str):
-            import torch  # noqa: PLC0415  (a config without a dtype name needs no torch)
+        import torch  # noqa: PLC0415  (a ModelConfig needs no torch)
 
-            dtype = getattr(torch, self.torch_dtype, None)
-            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-                raise UsageError(f"torch_dtype {self.torch_dtype!r} is not a floating-point dtype of torch.")
-            object.__setattr__(self, "torch_dtype", dtype)
+        dtype = getattr(torch, self.torch_dtype, None) if isinstance(self.torch_dtype, str) else self.torch_dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UsageError(f"torch_dtype {self.torch_dtype!r} is not a floating-point dtype of torch.")
+        object.__setattr__(self, "torch_dtype", dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON, or a number of 5000 digits
         raise UsageError(f"{path} is not JSON: {error}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds a JSON {type(values).__name__}; an object is needed.")

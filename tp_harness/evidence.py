@@ -24,6 +24,13 @@ class Evidence:
     ranks: Mapping[int, RankOutput]
     checkpoint: Checkpoint
 
+    @property
+    def reduction(self) -> int:
+        """The length of the longest sum: what the case says, or else the largest dimension of a parameter."""
+        names = self.ranks[0].facts[self.dtype]["parameters"]
+        sizes = [n for name in names for n in self.checkpoint.shape(self.case.prefix + name)]
+        return self.case.reduction or max(sizes, default=1)
+
     def shards(self, name: str, variant: str = "locked") -> list[torch.Tensor]:
         """Every rank's tensor of that name, by rank."""
         return [self.ranks[rank].tensors[f"{self.dtype}.{variant}.{name}"] for rank in sorted(self.ranks)]

@@ -9,7 +9,7 @@ import torch
 from . import verdict
 from .evidence import Evidence
 from .gather import Joined
-from .placements import Placement, Replicate, same_bits
+from .placements import Placement, ReplicaError, Replicate, same_bits
 from .plan import local_placement
 from .rank import digest
 from .result import Check
@@ -65,7 +65,10 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
         return True
     dim = getattr(placement, "dim", 0) % full.ndim
     index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
-    return same_bits(placement.join(placement.split(index, tp)), index)
+    try:
+        return same_bits(placement.join(placement.split(index, tp)), index)
+    except ReplicaError:  # it takes for replicas what it cuts apart
+        return False
 
 
 def anything_sharded(evidence: Evidence) -> bool:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from .case import Case
 from .job import Job, Task
-from .placements import Placement, ReplicaError
+from .placements import KVHeads, Placement, ReplicaError
 from .result import Collective, RankRecord
 
 
@@ -36,7 +36,7 @@ class RankOutput:
             core=self.facts["core"],
             wall_s=round(self.facts["wall_s"], 4),
             cpu_s=round(self.facts["cpu_s"], 4),
-            pss_bytes=self.facts["pss_bytes"],
+            peak_bytes=self.facts["peak_bytes"],
             weight_bytes=sum(parameter["bytes"] for parameter in held),
             collectives=self.collectives(dtype),
         )
@@ -74,11 +74,13 @@ class Joined:
 
 
 def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
-    """Join the ranks' parts; where replicas differ, the first rank's copies stand for all."""
+    """Join the ranks' parts; where replicas differ, the first copy of each stands for all."""
     try:
         return Joined(full=placement.join(shards), drift=None)
     except ReplicaError as error:
-        return Joined(full=shards[0], drift=error)
+        size = len(shards)
+        copies = placement.replicas(size) if isinstance(placement, KVHeads) else size
+        return Joined(full=placement.join([shards[r // copies * copies] for r in range(size)]), drift=error)
 
 
 def output_names(case: Case) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from .evidence import Evidence
 from .exact import anything_sharded, exact_checks
 from .form import form, presence
 from .gather import Joined, join, output_names
-from .placements import Shard
+from .placements import KVHeads, Shard
 from .result import Gate, Result, Worst
 from .routers import router_flips, unlocked_statement
 from .taps import LOGITS, tap_name
@@ -59,7 +59,7 @@ def _limits(
 ) -> tuple[Gate, ...]:
     actual, base = (compare.distance(x, oracle, evidence.tp) for x in (full, baseline))
     if evidence.dtype == "float32":
-        return verdict.float32_gates(name, actual, base, evidence.case.reduction)
+        return verdict.float32_gates(name, actual, base, evidence.reduction)
     calls = evidence.ranks[0].collectives(evidence.dtype)
     return (verdict.bfloat16_gate(name, actual, base, verdict.reduced_in_16_bits(calls)),)
 
@@ -92,9 +92,9 @@ def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, 
     names = list(joined)
     ranked = sorted(gates, key=verdict.severity, reverse=True)
     at = next((i for gate in ranked for i, name in enumerate(names) if gate.metric.endswith(name)), 0)
-    sharded = isinstance(evidence.case.outputs[at], Shard)
-    oracle = evidence.expectation.oracle.outputs[at]
-    return compare.worst_element(names[at], joined[names[at]].full, oracle, evidence.tp, sharded=sharded)
+    placement, oracle = evidence.case.outputs[at], evidence.expectation.oracle.outputs[at]
+    dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
+    return compare.worst_element(names[at], joined[names[at]].full, oracle, evidence.tp, dim=dim)
 
 
 def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:

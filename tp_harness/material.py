@@ -14,11 +14,13 @@ import torch
 
 from .components import component_case
 from .config import InferenceConfig
-from .errors import UsageError
+from .errors import UsageError, blamed_on
 from .job import Job, Subject, Task
 from .options import Resolved
 from .oracle import Expectation, expect, parameter_specs
+from .placements import PlacementError
 from .plan import check_plan, stand_in_group
+from .rank import read_inputs
 from .sampling import INITS, Init
 from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint
 
@@ -70,6 +72,7 @@ class Preparation:
 
     def __init__(self, options: Resolved) -> None:
         self.options = options
+        self.case_file = options.case.rpartition(":")[0]
         self.subject = Subject(
             model=options.model,
             batch_size=options.batch,
@@ -79,7 +82,8 @@ class Preparation:
         self.targets = tuple(self._target(name, layer) for name, layer in options.targets)
         specs: dict[str, TensorSpec] = {}
         for target in self.targets:
-            specs |= {spec.name: spec for spec in self._placeable_specs(target)}
+            with blamed_on(self.case_file):
+                specs |= {spec.name: spec for spec in self._placeable_specs(target)}
         self.specs = tuple(specs.values())
 
     @contextmanager
@@ -119,7 +123,9 @@ class Preparation:
         expectations = {}
         for task in job.tasks:
             progress(f"reference of {task.component} layer {task.layer}, draw {task.draw}")
-            expectations[task] = expect(job, task, checkpoints[task.draw], self.options.seed)
+            with blamed_on(self.case_file):
+                expectations[task] = expect(job, task, checkpoints[task.draw], self.options.seed)
+            self._check_placements(job, task, expectations[task])
         return Material(**{**vars(material), "expectations": expectations})
 
     def _target(self, name: str, layer: int) -> Target:
@@ -136,6 +142,19 @@ class Preparation:
             with stand_in_group(tp, real=not case.lazy):
                 check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
         return specs
+
+    def _check_placements(self, job: Job, task: Task, expectation: Expectation) -> None:
+        """Inputs and outputs divide at every degree; a rank or the verdict would stumble over one that does not."""
+        inputs, outputs = read_inputs(job.inputs_path(task))[0], expectation.oracle.outputs
+        for tp in self.options.degrees:
+            case = self.subject.case(task, dtype=self.options.dtypes[0], tp=tp)
+            placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
+            placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=False))]
+            for name, placement, tensor in placed:
+                try:
+                    placement.shard(tensor, 0, tp)
+                except PlacementError as error:
+                    raise UsageError(f"{name} of {case.name} cannot be placed as {placement}: {error}.") from None
 
     def _checkpoints(self, folder: Path) -> tuple[Checkpoint, ...]:
         """The user's checkpoint for every draw, or generated weights, new ones for each draw."""

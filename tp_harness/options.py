@@ -70,7 +70,7 @@ class Resolved:
 def resolve(options: Options) -> Resolved:
     """Check every option and decide the open ones.
 
-    A small model gets two rows, 40 tokens (longer than its window), three draws and both kinds of layer; a
+    A small model gets two rows, 40 tokens (longer than its window), two draws and both kinds of layer; a
     real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
 
     Raises:
@@ -84,7 +84,7 @@ def resolve(options: Options) -> Resolved:
     _check_choices("init", (options.init,), INIT_NAMES)
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
         if value is not None and not 0 < value < 2**20:
-            raise UsageError(f"{name} is {value}; a positive number is needed.")
+            raise UsageError(f"{name} is {value}; a number between 1 and {2**20 - 1} is needed.")
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
     if not 0 <= options.seed < 2**31:
@@ -98,6 +98,7 @@ def resolve(options: Options) -> Resolved:
         targets: tuple[tuple[str, int], ...] = (("case", 0),)
     else:
         check_degrees(model, components, options.degrees)
+        _check_layers(options, model)
         targets = tuple((name, layer) for name in components for layer in _layers(options, model, name, small))
     return Resolved(
         targets=targets,
@@ -108,7 +109,7 @@ def resolve(options: Options) -> Resolved:
         seq=options.seq or (40 if small else 160),
         dtypes=options.dtypes or DTYPES,
         seed=options.seed,
-        draws=options.draws or (3 if small else 1),
+        draws=options.draws or (2 if small else 1),
         init=options.init,
         checkpoint=str(options.checkpoint or ""),
         case=options.case or "",
@@ -121,13 +122,18 @@ def _layers(options: Options, model: ModelConfig, component: str, small: bool) -
     """Even layers have a sliding window and odd ones not, so what holds attention is run on one of each."""
     if component not in ("attention", "transformer_block", "mlp"):
         return (0,)
-    for layer in options.layers:
-        if not 0 <= layer < model.num_hidden_layers:
-            raise UsageError(f"--layer is {layer}; {options.model} has layers 0 to {model.num_hidden_layers - 1}.")
     if options.layers:
         return options.layers
     both = component == "attention" or (component == "transformer_block" and small)
     return (0, 1) if both and model.num_hidden_layers > 1 else (0,)
+
+
+def _check_layers(options: Options, model: ModelConfig) -> None:
+    for layer in options.layers:
+        if not 0 <= layer < model.num_hidden_layers:
+            raise UsageError(f"--layer is {layer}; {options.model} has layers 0 to {model.num_hidden_layers - 1}.")
+    if len(set(options.layers)) != len(options.layers):
+        raise UsageError(f"--layer is {list(options.layers)}; distinct layers are needed.")
 
 
 def _check_degrees(degrees: tuple[int, ...]) -> None:
@@ -135,7 +141,9 @@ def _check_degrees(degrees: tuple[int, ...]) -> None:
         raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
     for tp in degrees:
         if not 1 <= tp <= MAX_DEGREE:
-            raise UsageError(f"--tp holds {tp}; one trn1.32xlarge has {MAX_DEGREE} NeuronCores.")
+            raise UsageError(
+                f"--tp holds {tp}; a degree lies between 1 and {MAX_DEGREE}, the NeuronCores of one trn1.32xlarge."
+            )
 
 
 def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:

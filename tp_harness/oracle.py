@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from .case import Case, Tensors
 from .job import Job, Task
 from .rank import as_tuple
 from .sampling import generator
-from .taps import CHOSEN, routing, tap_name
+from .taps import CHOSEN, routing, same_choice, tap_name
 from .weights import Checkpoint, TensorSpec
 
 
@@ -49,7 +50,10 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         baselines = {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
     tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
     tensors |= {f"lock.{name}": lock for name, lock in locks.items()}
-    save_file(tensors, job.inputs_path(task))
+    # Where the reference itself flips, so will the ranks: the first draw runs those dtypes unlocked as well, to show
+    # what flips do. One draw suffices: it is reported and not judged.
+    flipping = [dtype for dtype, run in baselines.items() if task.draw == 0 and _flips(run, locks)]
+    save_file(tensors, job.inputs_path(task), metadata={"flipping": json.dumps(flipping)})
     return Expectation(oracle=oracle, baselines=baselines)
 
 
@@ -91,6 +95,10 @@ def _run(
 
 def _lock_names(case: Case) -> tuple[str, ...]:
     return tuple(tap_name(router, CHOSEN) for router in case.routing)
+
+
+def _flips(run: Run, locks: Mapping[str, torch.Tensor]) -> bool:
+    return any(not bool(same_choice(run.routing[name], lock).all()) for name, lock in locks.items())
 
 
 def _round(x: torch.Tensor) -> torch.Tensor:

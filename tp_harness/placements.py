@@ -24,10 +24,16 @@ class ReplicaError(AssertionError):
     """Ranks hold different bits where the plan says they hold the same."""
 
     def __init__(
-        self, ranks: tuple[int, int], index: tuple[int, ...], actual: float, expected: float, advice: str = ""
+        self,
+        ranks: tuple[int, int],
+        index: tuple[int, ...],
+        actual: float | str,
+        expected: float | str,
+        advice: str = "",
     ) -> None:
         self.ranks, self.index, self.actual, self.expected = ranks, index, actual, expected
-        differ = f"rank {ranks[0]} holds {actual!r} at {list(index)} where rank {ranks[1]} holds {expected!r}"
+        at = f" at {list(index)}" if index else ""
+        differ = f"rank {ranks[0]} holds {actual}{at} where rank {ranks[1]} holds {expected}"
         super().__init__(f"{differ}; {advice}" if advice else differ)
 
 
@@ -219,7 +225,7 @@ def check_same_bits(actual: torch.Tensor, expected: torch.Tensor, ranks: tuple[i
     if actual is expected or same_bits(actual, expected):
         return
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise ReplicaError(ranks, (), float("nan"), float("nan"))
+        raise ReplicaError(ranks, (), *(f"{x.dtype} of shape {list(x.shape)}" for x in (actual, expected)))
     first = (_bits(actual) != _bits(expected)).nonzero()[0]
     index = tuple(int(i) for i in first[: actual.ndim])
     raise ReplicaError(ranks, index, actual[index].item(), expected[index].item())

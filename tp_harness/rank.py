@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from .case import Case, Tensors
@@ -24,7 +25,7 @@ from .job import Job, Task, read_job
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, to_json
-from .taps import CHOSEN, routing, same_choice, tap_name
+from .taps import routing
 from .weights import Checkpoint
 
 
@@ -42,7 +43,7 @@ def run_job(path: Path, group: Group, *, core: str) -> None:
                 tensors |= of_dtype
             facts["wall_s"] = time.perf_counter() - started[0]
             facts["cpu_s"] = time.process_time() - started[1]
-            facts["pss_bytes"] = _resident_share()
+            facts["peak_bytes"] = _peak_resident()
             _write(job.output_path(task, group.rank), tensors, facts)
 
 
@@ -51,13 +52,13 @@ def _run(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
     case = job.subject.case(task, dtype=dtype, tp=group.size)
-    full_inputs, locks = read_inputs(job.inputs_path(task))
+    full_inputs, locks, flipping = read_inputs(job.inputs_path(task))
     inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
     with routing(module, case.routing, locks) as record:
         outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
     tensors = _named(f"{dtype}.locked", outputs, record)
-    if _any_flip(case, record, locks, group):
+    if dtype in flipping:
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))
         tensors |= _named(f"{dtype}.unlocked", outputs, record)
@@ -87,12 +88,14 @@ def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Gr
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in shards)
 
 
-def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor]]:
-    """The full inputs in order, and the locked choice of every router by tap name."""
-    tensors = load_file(path)
+def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor], tuple[str, ...]]:
+    """The full inputs in order, every router's locked choice by tap name, and the dtypes to run unlocked too."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        flipping = tuple(json.loads(file.metadata()["flipping"]))
     inputs = tuple(tensors[f"input.{i}"] for i in range(sum(name.startswith("input.") for name in tensors)))
     locks = {name.removeprefix("lock."): t for name, t in tensors.items() if name.startswith("lock.")}
-    return inputs, locks
+    return inputs, locks, flipping
 
 
 def as_tuple(outputs: torch.Tensor | Tensors) -> Tensors:
@@ -125,17 +128,6 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.blake2b(tensor.contiguous().view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
-def _any_flip(case: Case, record: Mapping[str, torch.Tensor], locks: Mapping[str, torch.Tensor], group: Group) -> bool:
-    """Whether any rank's own choice differs from the lock anywhere; all ranks get the same answer."""
-    names = [tap_name(router, CHOSEN) for router in case.routing]
-    flips = sum(int((~same_choice(record[name], locks[name].flatten(0, -2))).sum()) for name in names)
-    if not names or group.size == 1:
-        return flips > 0
-    total = group.all_reduce(torch.tensor([float(flips)]))
-    group.calls.pop()  # the harness's own call is no part of the module's schedule
-    return bool(total.item() > 0)
-
-
 def _named(variant: str, outputs: Tensors, record: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {f"output.{i}": output for i, output in enumerate(outputs)} | dict(record)
     # clone: two names may share memory, which a safetensors file cannot
@@ -148,7 +140,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) 
     unfinished.replace(path)
 
 
-def _resident_share() -> int:
-    """Proportional set size of this process in bytes: shared pages count by the number of sharers."""
-    info = psutil.Process(os.getpid()).memory_full_info()
-    return int(getattr(info, "pss", info.uss))
+def _peak_resident() -> int:
+    """The most memory this process ever had resident, in bytes; pages shared with other ranks count in full."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

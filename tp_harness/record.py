@@ -28,10 +28,12 @@ class RunRecord:
     options: dict[str, Any]
     backend: str
     blind_spots: str
+    environment: dict[str, Any]
     started: float = field(default_factory=time.time)
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finished: bool = False
+    _texts: list[str] = field(default_factory=list)  # the JSON of each result, made once
 
     @property
     def path(self) -> Path:
@@ -46,6 +48,7 @@ class RunRecord:
     def add(self, result: Result) -> None:
         """Append a result and write the file."""
         self.results.append(result)
+        self._texts.append(json.dumps(to_json(result), allow_nan=False))
         self.save()
 
     def discard_if_empty(self) -> None:
@@ -72,13 +75,14 @@ class RunRecord:
             "backend": self.backend,
             "blind_spots": self.blind_spots,
             "options": self.options,
-            "environment": environment(),
+            "environment": self.environment,
             "notes": self.notes,
-            "results": to_json(self.results),
         }
+        head = json.dumps(values, indent=1, allow_nan=False).removesuffix("\n}")
+        text = head + ',\n "results": [\n  ' + ",\n  ".join(self._texts) + "\n ]\n}\n"
         unfinished = self.folder / "run.json.part"
         try:
-            unfinished.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+            unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(self.path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -88,11 +92,11 @@ class RunRecord:
             ) from None
 
 
-def new_run_folder(out: Path) -> Path:
-    """Make OUT/<run-id>, named by the time and a random suffix, so that two runs never share one.
+def open_record(out: Path, *, command: str, options: dict[str, Any], backend: str, blind_spots: str) -> RunRecord:
+    """A record in a new folder OUT/<run-id>, named by the time and a random suffix so that no two runs share one.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made or written to.
     """
     folder = out / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     try:
@@ -101,10 +105,19 @@ def new_run_folder(out: Path) -> Path:
         raise UsageError(
             f"cannot make the output folder {folder}: {error.strerror}; choose another with --out."
         ) from None
-    return folder
+    record = RunRecord(
+        folder=folder,
+        command=command,
+        options=options,
+        backend=backend,
+        blind_spots=blind_spots,
+        environment=describe_environment(),
+    )
+    record.save()
+    return record
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Versions and machine, as they were."""
     packages = {}
     for name in ("torch", "torch-xla", "torch-neuronx", "neuronx-distributed", "numpy", "safetensors"):

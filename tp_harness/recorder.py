@@ -33,7 +33,7 @@ _KINDS = {
     "all_gather_into_tensor": ("all_gather", 0),
     "reduce_scatter_tensor": ("reduce_scatter", 0),
 }
-_IGNORED = {"barrier", "monitored_barrier_", "wait_tensor"}
+_IGNORED = {"barrier", "monitored_barrier_", "wait_tensor", "wrap_tensor_autograd"}
 
 
 class CollectiveRecorder(TorchDispatchMode):

@@ -118,13 +118,13 @@ class Flip:
 
 @dataclass(frozen=True, kw_only=True)
 class RankRecord:
-    """What one rank did. `pss_bytes` is its share of resident memory when its outputs were ready."""
+    """What one rank did. `peak_bytes` is the most it had resident, shared pages included."""
 
     rank: int
     core: str
     wall_s: float
     cpu_s: float
-    pss_bytes: int
+    peak_bytes: int
     weight_bytes: int
     collectives: tuple[Collective, ...]
 

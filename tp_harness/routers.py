@@ -6,6 +6,7 @@ import torch
 
 from . import compare, verdict
 from .evidence import Evidence
+from .gather import join
 from .result import Flip
 from .taps import CHOSEN, LOGITS, same_choice, tap_name
 
@@ -18,14 +19,16 @@ def router_flips(evidence: Evidence) -> tuple[Flip, ...]:
         oracle, lock = (evidence.expectation.oracle.routing[name] for name in (logits, chosen))
         baseline = evidence.expectation.baselines[evidence.dtype].routing[logits]
         error = (baseline.to(torch.float64) - oracle).abs().max().item()
-        limit = verdict.flip_limit(error, oracle.abs().max().item(), evidence.case.reduction)
+        limit = verdict.flip_limit(error, oracle.abs().max().item(), evidence.reduction)
         flipped = torch.stack([~same_choice(own, lock) for own in evidence.shards(chosen)])
         for token in flipped.any(dim=0).nonzero()[:, 0].tolist():
             rank = int(flipped[:, token].nonzero()[0])
             own = set(evidence.shards(chosen)[rank][token].tolist())
             right = set(lock[token].tolist())
             lost, gained = sorted(right - own), sorted(own - right)
-            margin = (oracle[token, lost].max() - oracle[token, gained].min()).item() if lost else float("inf")
+            margin = float("inf")  # an expert chosen twice has nothing in the place of what it lost
+            if lost and gained:
+                margin = (oracle[token, lost].max() - oracle[token, gained].min()).item()
             flips.append(
                 Flip(
                     layer=router or evidence.case.name,
@@ -47,7 +50,9 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
         return "every token chose the oracle's experts: the unlocked run is the locked one"
     tokens = evidence.expectation.oracle.routing[tap_name(evidence.case.routing[0], CHOSEN)].shape[0]
     widest = max(flips, key=lambda flip: flip.margin)
-    full = evidence.case.outputs[0].join(evidence.shards("output.0", "unlocked")[:1] * evidence.tp)
+    if f"{evidence.dtype}.unlocked.output.0" not in evidence.ranks[0].tensors:
+        return f"{len(flips)} choices differ from the oracle's; the unlocked run is made in the first draw only"
+    full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
     error = compare.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2
     layers = sorted({flip.layer for flip in flips})
     return (

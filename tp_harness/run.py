@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from .backends import Backend, RunningJob, Session
 from .evidence import Evidence
 from .gather import is_complete, read_outputs, remove_outputs
@@ -33,6 +35,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
         preparation = Preparation(options)
         with preparation.folder() as folder:
             material = preparation.material(folder, progress)
+            torch.set_num_threads(1)  # the other cores are the ranks' now
             for tp in options.degrees:
                 DegreeRun(material, session, record, tp, progress).run()
     record.notes += _notes(options, record.results)

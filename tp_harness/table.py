@@ -22,7 +22,7 @@ def summary(record: RunRecord) -> RenderableType:
     for tp in degrees:
         table.add_column(f"tp {tp}", justify="right")
     for key, row in _rows(record.results).items():
-        table.add_row(key[0], str(key[1]), key[2], *(_cell(row.get(tp)) for tp in degrees))
+        table.add_row(Text(key[0]), str(key[1]), key[2], *(_cell(row.get(tp)) for tp in degrees))
     return Group(table, *_legend(record.results), *_failures(record.results), *_ending(record))
 
 

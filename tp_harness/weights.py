@@ -30,6 +30,7 @@ _TAGS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,12 @@ class Checkpoint:
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = tuple(paths)
         self._files = [_open(path) for path in self.paths]
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._where: dict[str, safe_open] = {}
+        for path, file in zip(self.paths, self._files, strict=True):
+            twice = sorted(self._where.keys() & file.keys())
+            if twice:
+                raise UsageError(f"the checkpoint file {path} holds {twice[0]}, which a file before it holds too.")
+            self._where |= dict.fromkeys(file.keys(), file)
 
     @property
     def names(self) -> frozenset[str]:
@@ -66,6 +72,10 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
         return tuple(self._where[name].get_slice(name).get_shape())
+
+    def stored_as(self, name: str) -> str:
+        """A tensor's dtype in the header's own words: F32, BF16, ..."""
+        return str(self._where[name].get_slice(name).get_dtype())
 
     def tensor(self, name: str) -> torch.Tensor:
         """The mapped tensor; it must not be written to."""
@@ -79,9 +89,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UsageError: nothing there, an unreadable or truncated file, or packed MXFP4 weights.
     """
-    if not path.exists():
-        raise UsageError(f"the checkpoint {path} does not exist.")
-    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    try:
+        if not path.exists():
+            raise UsageError(f"the checkpoint {path} does not exist.")
+        paths = sorted(p for p in path.iterdir() if p.suffix == ".safetensors") if path.is_dir() else [path]
+    except OSError as error:  # a folder above it, or itself, may not be read
+        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
     if not paths:
         raise UsageError(f"the checkpoint folder {path} holds no .safetensors file.")
     checkpoint = Checkpoint(paths)
@@ -97,7 +110,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 def check_checkpoint(
     checkpoint: Checkpoint, needed: Iterable[TensorSpec], known: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a checkpoint that lacks a needed tensor, has one of another shape, an unknown one, or a NaN.
+    """Refuse a checkpoint that lacks a needed tensor, or has one unknown, misshapen, of odd dtype, or not finite.
 
     Args:
         checkpoint: what the user gave.
@@ -119,6 +132,11 @@ def check_checkpoint(
             raise UsageError(
                 f"the checkpoint's tensor {name} has shape {list(shape)}; the model needs {list(known[name])}."
             )
+        if checkpoint.stored_as(name) not in _FLOATS:
+            raise UsageError(
+                f"the checkpoint's tensor {name} is stored as {checkpoint.stored_as(name)}; "
+                f"one of {', '.join(_FLOATS)} is needed."
+            )
     for spec in needed:
         _check_finite(spec.name, checkpoint.tensor(spec.name))
 
@@ -137,8 +155,14 @@ def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Callable[[
     """Write one safetensors file without holding a large tensor in memory.
 
     `values` gives the first elements of a tensor in row order; they are repeated until it is full.
+
+    Raises:
+        UsageError: a dtype that the format lacks; the message names the tensor.
     """
-    specs = tuple(specs)
+    specs = tuple(sorted(specs, key=lambda spec: -spec.dtype.itemsize))  # so that each is aligned when mapped
+    for spec in specs:
+        if spec.dtype not in _TAGS:
+            raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(_TAGS.values())}.")
     with path.open("wb") as file:
         file.write(_header(specs))
         for spec in specs:

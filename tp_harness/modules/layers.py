@@ -74,5 +74,5 @@ def initialise(module: nn.Module, weight_init_value: float | None) -> None:
         elif name.endswith("scale"):
             param.uniform_(0.5, 1.5)
         else:
-            bound = math.sqrt(3 / param.shape[-1]) if name.endswith("weight") else 0.5
+            bound = math.sqrt(3 / max(1, param.shape[-1])) if name.endswith("weight") else 0.5
             param.uniform_(-bound, bound)

@@ -1,0 +1,288 @@
+"""Options: what is decided for the user, one sentence per mistake, and the frozen list of flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tp_harness import cli
+from tp_harness.components import COMPONENTS, component_case
+from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
+from tp_harness.errors import UnknownNameError, UsageError
+from tp_harness.options import COMPONENT_NAMES, DTYPES, INIT_NAMES, MAX_DEGREE, Options, as_record, resolve
+from tp_harness.plan import check_plan, stand_in_group
+from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
+from tp_harness.sampling import INITS
+
+FLAGS = "component tp model batch seq layer dtype backend seed draws init checkpoint case out timeout"
+
+
+def options_from(*arguments: str) -> Options:
+    """What `tp-harness verify ARGUMENTS` asks for."""
+    return cli.options_of(cli._parser().parse_args(["verify", *arguments]))
+
+
+def test_flags_are_frozen() -> None:
+    """A new flag is a decision: variation belongs into cases. Change DESIGN.md section 5 first, then this list."""
+    parser = argparse.ArgumentParser()
+    cli.add_verify_options(parser)
+    assert [action.option_strings for action in parser._actions[1:]] == [[f"--{flag}"] for flag in FLAGS.split()]
+
+
+def test_no_flags_is_the_default_of_every_option() -> None:
+    assert options_from() == Options()
+
+
+def test_flags_reach_their_options() -> None:
+    line = (
+        "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
+        "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --checkpoint c --out o --timeout 1.5"
+    )
+    expected = Options(
+        components=("mlp", "rope"),
+        degrees=(8, 2),
+        model="gpt-oss-20b",
+        batch=3,
+        seq=7,
+        layers=(5, 4),
+        dtypes=("bfloat16",),
+        backend="gloo",
+        seed=9,
+        draws=2,
+        init="constant",
+        checkpoint=Path("c"),
+        out=Path("o"),
+        timeout=1.5,
+    )
+    assert options_from(*line.split()) == expected
+    assert options_from("--case", "my.py:CASE").case == "my.py:CASE"
+    default = dataclasses.asdict(Options())
+    assert {k for k, v in dataclasses.asdict(expected).items() if v == default[k]} == {"case"}  # all others were tried
+
+
+def test_names_kept_apart_from_torch_are_those_of_the_registries() -> None:
+    assert tuple(COMPONENTS) == COMPONENT_NAMES
+    assert tuple(INITS) == INIT_NAMES
+
+
+def test_defaults_of_tiny() -> None:
+    resolved = resolve(Options())
+    both = {"attention": (0, 1), "transformer_block": (0, 1)}
+    assert resolved.targets == tuple((name, layer) for name in COMPONENT_NAMES for layer in both.get(name, (0,)))
+    assert (resolved.degrees, resolved.dtypes) == ((1, 2, 8, 32), DTYPES)
+    assert (resolved.batch, resolved.seq, resolved.draws, resolved.seed) == (2, 40, 2, 0)
+    assert (resolved.init, resolved.model, resolved.case, resolved.checkpoint) == (
+        "discriminating",
+        PRESETS["tiny"],
+        "",
+        "",
+    )
+    assert resolved.seq > resolved.model.sliding_window
+
+
+def test_defaults_of_a_real_model() -> None:
+    resolved = resolve(Options(model="gpt-oss-20b"))
+    both = {"attention": (0, 1)}
+    assert resolved.targets == tuple((name, layer) for name in COMPONENT_NAMES for layer in both.get(name, (0,)))
+    assert (resolved.batch, resolved.seq, resolved.draws) == (1, 160, 1)
+    assert resolved.seq > resolved.model.sliding_window
+
+
+def test_what_is_given_is_kept() -> None:
+    given = Options(components=("mlp", "rmsnorm"), degrees=(2,), layers=(1,), batch=3, seq=5, draws=2, seed=2**31 - 1)
+    resolved = resolve(given)
+    assert resolved.targets == (("mlp", 1), ("rmsnorm", 0))
+    assert (resolved.degrees, resolved.batch, resolved.seq, resolved.draws) == ((2,), 3, 5, 2)
+    assert resolve(Options(case="my.py:CASE", degrees=(3,))).targets == (("case", 0),)  # no gpt-oss preflight
+
+
+def test_a_resolved_run_has_nothing_open_and_is_json() -> None:
+    resolved = resolve(Options())
+    assert None not in dataclasses.astuple(resolved)
+    assert json.loads(json.dumps(as_record(resolved), allow_nan=False))["model"]["hidden_size"] == 96
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "component": (
+        {"components": ("atention",)},
+        "unknown component 'atention'. Did you mean 'attention'? Choose from: rmsnorm, rope, attention, mlp, "
+        "transformer_block, embedding, unembedding, transformer.",
+    ),
+    "component-nothing_near": (
+        {"components": ("xyz",)},
+        f"unknown component 'xyz'. Choose from: {', '.join(COMPONENT_NAMES)}.",
+    ),
+    "component-twice": ({"components": ("mlp", "rope", "mlp")}, "a component is named twice: mlp, rope, mlp."),
+    "dtype": (
+        {"dtypes": ("float16",)},
+        "unknown dtype 'float16'. Did you mean 'bfloat16'? Choose from: float32, bfloat16.",
+    ),
+    "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
+    "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant."),
+    "model": (
+        {"model": "tony"},
+        "unknown model 'tony'. Did you mean 'tiny'? Choose from: tiny, gpt-oss-20b, gpt-oss-120b, path/to/config.json.",
+    ),
+    "batch": ({"batch": 0}, "--batch is 0; a number between 1 and 1048575 is needed."),
+    "seq": ({"seq": -5}, "--seq is -5; a number between 1 and 1048575 is needed."),
+    "seq-huge": ({"seq": 2**20}, "--seq is 1048576; a number between 1 and 1048575 is needed."),
+    "draws": ({"draws": 0}, "--draws is 0; a number between 1 and 1048575 is needed."),
+    "timeout": ({"timeout": 0.0}, "--timeout is 0; a positive number of seconds is needed."),
+    "timeout-nan": ({"timeout": float("nan")}, "--timeout is nan; a positive number of seconds is needed."),
+    "timeout-inf": ({"timeout": float("inf")}, "--timeout is inf; a positive number of seconds is needed."),
+    "seed": ({"seed": -1}, "--seed is -1; it must be between 0 and 2147483647."),
+    "seed-huge": ({"seed": 2**31}, "--seed is 2147483648; it must be between 0 and 2147483647."),
+    "tp-none": ({"degrees": ()}, "--tp is []; distinct degrees are needed, for example 1,2,8,32."),
+    "tp-twice": ({"degrees": (2, 2)}, "--tp is [2, 2]; distinct degrees are needed, for example 1,2,8,32."),
+    "tp-zero": (
+        {"degrees": (0,)},
+        "--tp holds 0; a degree lies between 1 and 32, the NeuronCores of one trn1.32xlarge.",
+    ),
+    "tp-64": (
+        {"degrees": (1, 64)},
+        "--tp holds 64; a degree lies between 1 and 32, the NeuronCores of one trn1.32xlarge.",
+    ),
+    "tp-3": (
+        {"degrees": (1, 3), "components": ("attention",)},
+        "tp_degree 3 does not divide num_attention_heads 64 and num_key_value_heads 8 (neither divides the other). "
+        "Of the Trn1 degrees, 1, 2, 8, 32 would; choose with --tp.",
+    ),
+    "layer": ({"layers": (0, 2)}, "--layer is 2; tiny has layers 0 to 1."),
+    "layer-negative": ({"layers": (-1,)}, "--layer is -1; tiny has layers 0 to 1."),
+    "layer-unlayered": ({"components": ("rope",), "layers": (24,)}, "--layer is 24; tiny has layers 0 to 1."),
+    "layer-twice": ({"layers": (1, 1)}, "--layer is [1, 1]; distinct layers are needed."),
+    **{
+        f"case-and-{name}": (
+            {"case": "my.py:CASE", name: value},
+            "--case brings its own modules; it cannot be joined with --component, --layer or --checkpoint.",
+        )
+        for name, value in (("components", ("mlp",)), ("layers", (0,)), ("checkpoint", Path("c")))
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_option_is_refused_in_one_sentence(name: str) -> None:
+    values, text = REFUSED[name]
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        resolve(Options(**values))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--tp", "1,two"), "--tp is '1,two'; numbers separated by commas are needed, as 1,2,8,32."),
+        (("--tp", ""), "--tp is ''; numbers separated by commas are needed, as 1,2,8,32."),
+        (("--seq", "x"), "argument --seq: invalid int value: 'x' (see `tp-harness verify --help`)."),
+        (("--seq",), "argument --seq: expected one argument (see `tp-harness verify --help`)."),
+        (("--sequence", "4"), "unrecognized arguments: --sequence 4 (see `tp-harness --help`)."),
+    ],
+    ids=["tp-word", "tp-empty", "seq-word", "seq-nothing", "unknown_flag"],
+)
+def test_a_command_line_that_cannot_be_read_is_a_usage_error(arguments: tuple[str, ...], text: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        options_from(*arguments)
+
+
+def test_list_names_what_it_can_list() -> None:
+    text = "unknown list 'component'. Did you mean 'components'? Choose from: components, backends, models."
+    arguments = cli._parser().parse_args(["list", "component"])
+    with pytest.raises(UnknownNameError, match=f"^{re.escape(text)}$"):
+        arguments.run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "component", "degree", "what", "would"),
+    [
+        ({"num_attention_heads": 40}, "attention", 32, "num_attention_heads 40", "1, 2, 8"),
+        ({"num_attention_heads": 40}, "rope", 32, "num_attention_heads 40", "1, 2, 8"),
+        (
+            {"num_attention_heads": 96, "num_key_value_heads": 12},
+            "attention",
+            32,
+            "num_key_value_heads 12 (neither divides the other)",
+            "1, 2",
+        ),
+        ({"intermediate_size": 2888}, "mlp", 32, "intermediate_size 2888", "1, 2, 8"),
+        ({"vocab_size": 50257}, "embedding", 2, "vocab_size 50257", "1"),
+        ({"vocab_size": 50257}, "unembedding", 2, "vocab_size 50257", "1"),
+        (
+            {"vocab_size": 50257, "intermediate_size": 2882},
+            "transformer",
+            8,
+            "intermediate_size 2882 and vocab_size 50257",
+            "1",
+        ),
+    ],
+    ids=["attention-heads", "rope-heads", "attention-kv", "mlp", "embedding", "unembedding", "transformer-two"],
+)
+def test_preflight_says_what_does_not_divide_and_which_degrees_would(
+    numbers: dict[str, int], component: str, degree: int, what: str, would: str
+) -> None:
+    text = f"tp_degree {degree} does not divide {what}. Of the Trn1 degrees, {would} would; choose with --tp."
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        check_degrees(ModelConfig(**numbers), ("rmsnorm", component), (1, degree))
+    check_degrees(ModelConfig(**numbers), (component,), tuple(int(d) for d in would.split(", ")))
+
+
+def test_preflight_asks_only_for_what_the_chosen_components_shard() -> None:
+    odd = ModelConfig(vocab_size=50257, intermediate_size=2881, num_attention_heads=9, num_key_value_heads=9)
+    check_degrees(odd, ("rmsnorm",), tuple(range(1, MAX_DEGREE + 1)))
+    check_degrees(ModelConfig(vocab_size=50257), ("attention", "mlp"), (32,))
+    assert {name for requirement in REQUIREMENTS for name in requirement.needed_by} == set(COMPONENT_NAMES) - {
+        "rmsnorm"
+    }
+
+
+@pytest.mark.parametrize("component", [name for name in COMPONENT_NAMES if name != "rope"])
+def test_preflight_refuses_exactly_the_degrees_that_the_plan_cannot_cut(component: str) -> None:
+    """The plan's own arithmetic on numbers with different divisors (rope has no parameters to cut)."""
+    numbers = {"num_attention_heads": 24, "num_key_value_heads": 6, "intermediate_size": 20, "vocab_size": 28}
+    model = dataclasses.replace(PRESETS["tiny"], **numbers)
+
+    def plan_refuses(tp: int) -> bool:
+        case = component_case(component, InferenceConfig.of(model, NeuronConfig(tp_degree=tp)), 0)
+        shapes = {case.prefix + name: tuple(t.shape) for name, t in case.make(case.reference).state_dict().items()}
+        with stand_in_group(tp, real=False):
+            return refuses(check_plan, case, shapes, tp)
+
+    degrees = range(1, MAX_DEGREE + 1)
+    expected = [tp for tp in degrees if plan_refuses(tp)]
+    assert [tp for tp in degrees if refuses(check_degrees, model, (component,), (tp,))] == expected
+    assert (component == "rmsnorm") is not bool(expected)
+
+
+def refuses(check: Callable[..., None], *arguments: Any) -> bool:
+    """Whether the check says that something does not divide."""
+    try:
+        check(*arguments)
+    except UsageError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("size", "degrees", "cut", "fine"),
+    [(2880, (1, 2, 8, 32), "8, 32", "1, 2"), (160, (1, 2, 8), "2, 8", "1"), (40, (1,), "1", "none")],
+    ids=["gpt-oss", "tiny", "no_multiple_of_32"],
+)
+def test_mxfp4_note_names_the_degrees_that_cut_a_block(
+    size: int, degrees: tuple[int, ...], cut: str, fine: str
+) -> None:
+    expected = (
+        f"packed MXFP4 weights cannot be sliced at tp {cut}: intermediate_size {size} / tp is no multiple of their "
+        f"block of 32 ({fine} would do); dequantise before sharding"
+    )
+    assert mxfp4_note(ModelConfig(intermediate_size=size), degrees) == expected
+
+
+def test_mxfp4_note_is_silent_where_blocks_stay_whole() -> None:
+    assert mxfp4_note(PRESETS["gpt-oss-120b"], (1, 2)) is None
+    assert mxfp4_note(ModelConfig(intermediate_size=4096), (1, 2, 8, 32)) is None
