@@ -240,7 +240,9 @@ class Transformer(torch.nn.Module):
         super().__init__()
         vocab, hidden, bf16 = config.vocab_size, config.hidden_size, torch.bfloat16
         layers = range(config.num_hidden_layers)
-        self.embedding = torch.nn.Embedding(vocab, hidden, device=device, dtype=bf16)
+        # from_pretrained draws no random rows, which on device meta would import the whole compiler
+        table = torch.empty(vocab, hidden, device=device, dtype=bf16)
+        self.embedding = torch.nn.Embedding.from_pretrained(table, freeze=False)
         self.block = torch.nn.ModuleList([TransformerBlock(config, layer, device) for layer in layers])
         self.norm = RMSNorm(hidden, device=device)
         self.unembedding = Linear(hidden, vocab, bias=False, device=device, dtype=bf16)

@@ -137,7 +137,10 @@ def embedding(config: InferenceConfig, layer: int) -> Case:
         "embedding",
         config,
         layer,
-        reference=lambda: nn.Embedding(config.vocab_size, config.hidden_size, dtype=torch.bfloat16),
+        # from_pretrained draws no random rows, which on device meta would import the whole compiler
+        reference=lambda: nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size, dtype=torch.bfloat16), freeze=False
+        ),
         sharded=lambda: NeuronGPTOSSEmbedding(config),
         inputs=lambda generator: (tokens(config, generator),),
         plan=NeuronGPTOSSEmbedding.plan(config),

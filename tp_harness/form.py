@@ -8,6 +8,7 @@ import torch
 
 from .evidence import Evidence
 from .gather import output_names
+from .placements import shape_only
 from .result import Status
 
 
@@ -33,7 +34,7 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
     """Shape, dtype, finiteness on both sides; never empty, never an all-zero oracle."""
     for i, name in enumerate(output_names(evidence.case)):
         oracle = evidence.expectation.oracle.outputs[i]
-        expected = evidence.case.outputs[i].split(torch.empty(oracle.shape, device="meta"), evidence.tp)
+        expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)
         dtype = getattr(torch, evidence.dtype)
         bad = _reference_form(name, oracle) or next(
             filter(

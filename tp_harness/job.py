@@ -54,7 +54,8 @@ class Job:
     """All tasks of one degree, in order, and where their files are.
 
     `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
-    and, when the ranks are done, their outputs ({task}.rank{r}.safetensors).
+    and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run, with the
+    modules' own routing, where the reference's own flips.
     """
 
     tp: int
@@ -63,6 +64,7 @@ class Job:
     dtypes: tuple[str, ...]
     weights: tuple[tuple[str, ...], ...]
     folder: str
+    unlocked: bool = False
 
     def inputs_path(self, task: Task) -> Path:
         """Full inputs, and the routing that the ranks are locked to."""
@@ -92,5 +94,6 @@ def read_job(path: Path) -> tuple[Job, str]:
         dtypes=tuple(values["dtypes"]),
         weights=tuple(tuple(paths) for paths in values["weights"]),
         folder=values["folder"],
+        unlocked=values["unlocked"],
     )
     return job, hashlib.sha256(text.encode()).hexdigest()

@@ -58,6 +58,7 @@ class Material:
             dtypes=self.options.dtypes,
             weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
             folder=str(self.folder),
+            unlocked=tp == max(self.options.degrees),  # reported, not judged: one degree shows what flips do
         )
 
 
@@ -88,18 +89,19 @@ class Preparation:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder that goes with the run: in shared memory where there is room, else the temporary folder.
+        """A folder that goes with the run: in shared memory where there is room, else in the temporary folder.
+
+        A disk would start to write weights back that live for seconds.
 
         Raises:
             UsageError: neither has room for the weights.
         """
         draws = 0 if self.options.checkpoint else self.options.draws
         needed = draws * sum(spec.bytes for spec in self.specs) + (64 << 20)
-        places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
-        free = {place: shutil.disk_usage(place).free for place in places}
-        roomy = [place for place in places if free[place] > 1.25 * needed]
+        free = {place: shutil.disk_usage(place).free for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()}
+        roomy = [place for place in free if free[place] > 1.25 * needed]
         if not roomy:
-            has = " and ".join(f"{place} has {free[place] / 2**30:.1f} GiB" for place in places)
+            has = " and ".join(f"{place} has {size / 2**30:.1f} GiB" for place, size in free.items())
             raise UsageError(
                 f"the weights of {draws} draws need {needed / 2**30:.1f} GiB, but {has} free; "
                 "choose fewer with --component or --draws, or another folder with TMPDIR."

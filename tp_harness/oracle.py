@@ -51,7 +51,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
     tensors |= {f"lock.{name}": lock for name, lock in locks.items()}
     # Where the reference itself flips, so will the ranks: the first draw runs those dtypes unlocked as well, to show
-    # what flips do. One draw suffices: it is reported and not judged.
+    # what flips do. One draw suffices for that.
     flipping = [dtype for dtype, run in baselines.items() if task.draw == 0 and _flips(run, locks)]
     save_file(tensors, job.inputs_path(task), metadata={"flipping": json.dumps(flipping)})
     return Expectation(oracle=oracle, baselines=baselines)

@@ -10,7 +10,7 @@ import torch
 from .case import Case
 from .errors import UsageError
 from .group import Group, use_group
-from .placements import Placement, Replicate, Shard, StridedShard
+from .placements import Placement, Replicate, Shard, StridedShard, shape_only
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
 
@@ -33,7 +33,7 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
             f"local {list(local)} on {size} ranks. Give it one of {VALID}."
         )
     placement = case.plan[name]
-    shard = placement.shard(torch.empty(tuple(full), device="meta"), 0, size)
+    shard = placement.shard(shape_only(full), 0, size)
     if tuple(shard.shape) != tuple(local):
         raise PlanError(
             f"{case.name}: {placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
@@ -64,7 +64,7 @@ def module_placement(
             f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
             f"Give the module class `plan = {{{name!r}: ...}}` with one of {VALID}."
         )
-    shard = placement.shard(torch.empty(tuple(full), device="meta"), 0, size)
+    shard = placement.shard(shape_only(full), 0, size)
     if shard.shape != local.shape:
         raise PlanError(
             f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the module holds "

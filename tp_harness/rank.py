@@ -58,7 +58,7 @@ def _run(
     with routing(module, case.routing, locks) as record:
         outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
     tensors = _named(f"{dtype}.locked", outputs, record)
-    if dtype in flipping:
+    if job.unlocked and dtype in flipping:
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))
         tensors |= _named(f"{dtype}.unlocked", outputs, record)
@@ -72,13 +72,14 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
         PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
     """
     module = case.make(case.sharded)
+    local = module.state_dict()
+    full = {name: checkpoint.tensor(case.prefix + name) for name in local}
     shards: dict[str, torch.Tensor] = {}
-    for name, local in module.state_dict().items():
-        full = checkpoint.tensor(case.prefix + name)
-        placement = local_placement(case, name, full.shape, local.shape, group.size)
-        shards[name] = placement.shard(full, group.rank, group.size)
+    for name, tensor in full.items():
+        placement = local_placement(case, name, tensor.shape, local[name].shape, group.size)
+        shards[name] = placement.shard(tensor, group.rank, group.size)
     module.load_state_dict(shards, assign=case.lazy)
-    held = {name: _held(tensor, shards[name]) for name, tensor in module.state_dict().items()}
+    held = {name: _held(tensor, full[name]) for name, tensor in module.state_dict().items()}
     return (module if case.lazy else module.to(dtype)).eval(), held
 
 
@@ -113,13 +114,13 @@ def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> tuple
     return outputs, tuple(recorder.calls)
 
 
-def _held(tensor: torch.Tensor, shard: torch.Tensor) -> dict[str, Any]:
+def _held(tensor: torch.Tensor, full: torch.Tensor) -> dict[str, Any]:
     """What identifies the bits a rank holds: the place in the mapped checkpoint, or else a digest."""
     size = tensor.numel() * tensor.element_size()
     kind = str(tensor.dtype).removeprefix("torch.")
     facts: dict[str, Any] = {"shape": list(tensor.shape), "dtype": kind, "bytes": size}
-    if tensor.data_ptr() == shard.data_ptr() and tensor.stride() == shard.stride() and tensor.numel():
-        return facts | {"view": [shard.storage_offset(), *shard.stride()]}
+    if tensor.untyped_storage().data_ptr() == full.untyped_storage().data_ptr() and tensor.numel():
+        return facts | {"view": [tensor.storage_offset(), *tensor.stride()]}
     return facts | {"digest": digest(tensor)}
 
 

@@ -33,7 +33,7 @@ _KINDS = {
     "all_gather_into_tensor": ("all_gather", 0),
     "reduce_scatter_tensor": ("reduce_scatter", 0),
 }
-_IGNORED = {"barrier", "monitored_barrier_", "wait_tensor", "wrap_tensor_autograd"}
+_IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd"}
 
 
 class CollectiveRecorder(TorchDispatchMode):
@@ -51,7 +51,7 @@ class CollectiveRecorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__
-        if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
+        if func.namespace in ("c10d", "_c10d_functional") and name.strip("_") not in _IGNORED:
             kind, position = _KINDS.get(name, (name.strip("_"), 0))
             tensor = _first(args[position:], lambda x: isinstance(x, torch.Tensor))
             shape, dtype = ((), torch.uint8) if tensor is None else (tuple(tensor.shape), tensor.dtype)

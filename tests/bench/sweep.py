@@ -27,6 +27,7 @@ from tp_harness.weights import Checkpoint, write_checkpoint
 
 DEGREES = (1, 2, 8, 32)
 HERE = Path(__file__).parent
+SHM = Path("/dev/shm")
 LARGE_SEQ = 160
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--skip-plain", action="store_true", help="leave out the torchruns, which take minutes")
     arguments = parser.parse_args()
     console = Console(width=110)
-    with tempfile.TemporaryDirectory(prefix="tp-harness-bench-", dir=_roomy()) as folder:
+    with tempfile.TemporaryDirectory(prefix="tp-harness-bench-", dir=SHM if SHM.is_dir() else None) as folder:
         work = Path(folder)
         table = Table("job", "tp-harness s", "one torchrun each, s", "ratio", "target", header_style="bold")
         for job, components, model, seq, target in (
@@ -122,13 +123,9 @@ def print_memory(console: Console, work: Path) -> None:
     limit = 1.5 * weights + 2**30
     gib = 2.0**30
     console.print(
-        f"20b block at tp 32: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; its bf16 weights {weights / gib:.2f} GiB; "
+        f"20b block at tp 32: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; bf16 weights {weights / gib:.2f} GiB; "
         f"limit 1.5 x weights + 1 GiB = {limit / gib:.2f} GiB"
     )
-
-
-def _roomy() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 if __name__ == "__main__":
