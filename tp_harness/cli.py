@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,7 +18,7 @@ from .options import COMPONENT_NAMES, Options, Resolved, as_record, resolve
 if TYPE_CHECKING:
     from .backends import Backend
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tp-harness: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"tp-harness: {interrupt or 'interrupted'}; every rank was ended.", file=sys.stderr)
+        print(f"tp-harness: {str(interrupt) or 'interrupted'}; every rank was ended.", file=sys.stderr)
         return INTERRUPTED
+    except Exception:  # ours, not the user's: not 1, which says that something differs
+        traceback.print_exc()
+        print("tp-harness: this is a bug in tp-harness; nothing was decided.", file=sys.stderr)
+        return INTERNAL_ERROR
     return code
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,25 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UsageError(f"head_dim {self.head_dim} is odd; rotary embedding rotates pairs.")
+        self._check_yarn()
+
+    def _check_yarn(self) -> None:
+        """YaRN's ramp must lie inside the head's pairs, in ascending order (arXiv 2309.00071, section 3.2)."""
+        if self.rope_scaling_factor <= 1 or self.rope_theta == 1:
+            return
+        low, high = (
+            self.head_dim
+            / 2
+            * math.log(self.initial_context_length / (2 * math.pi * turns))
+            / math.log(self.rope_theta)
+            for turns in (self.rope_ntk_beta, self.rope_ntk_alpha)
+        )
+        if not 0 < low < high < self.head_dim / 2 - 1:
+            raise UsageError(
+                f"YaRN's ramp runs from pair {low:.2f} to {high:.2f} of head_dim {self.head_dim}, where "
+                f"0 < low < high < {self.head_dim / 2 - 1:g} is needed; check initial_context_length, rope_theta and "
+                "the rope_ntk numbers."
+            )
 
     @property
     def qkv_size(self) -> int:

@@ -86,6 +86,9 @@ class Shard(Placement):
     dim: int
     unit: int = 1
 
+    def __post_init__(self) -> None:
+        _check_positive(unit=self.unit)
+
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         """The rank-th slice, a view."""
         step = _share(full, self.dim, size * self.unit, f"{size} ranks", self.unit) * self.unit
@@ -105,6 +108,9 @@ class StridedShard(Placement):
 
     dim: int
     stride: int
+
+    def __post_init__(self) -> None:
+        _check_positive(stride=self.stride)
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         """A copy: the rank's slices of every block, joined."""
@@ -129,6 +135,9 @@ class KVHeads(Placement):
     dim: int
     num_heads: int
     unit: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(num_heads=self.num_heads, unit=self.unit)
 
     def replicas(self, size: int) -> int:
         """How many neighbouring ranks hold the same heads.
@@ -163,6 +172,13 @@ class QKVHeads(Placement):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+        )
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         """A copy, [local query | local key | local value] along dimension 0."""
@@ -208,6 +224,12 @@ class Partial(Placement):
         for shard in shards[1:]:
             total = total + shard.to(wide)
         return total.to(shards[0].dtype)
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise PlacementError(f"{name} is {number}; a placement needs a positive number")
 
 
 def shape_only(shape: Sequence[int]) -> torch.Tensor:

@@ -122,7 +122,7 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
     it directly; collectives then give nothing useful, and a constructor needs none.
     """
     with use_group(Group(0, tp)):
-        if not real:
+        if not real or torch.distributed.is_initialized():  # under torchrun the group of this degree stands already
             yield
             return
         from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415  (registers "fake")

@@ -66,11 +66,8 @@ def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if "bias" in leaf or len(shape) < 2:
         return (-1.0, 1.0) if leaf == "mlp1_bias" else (-0.5, 0.5)
     gain = 3.5 if leaf == "mlp1_weight" else 1.0
-    bound = (
-        gain * math.sqrt(3 / shape[-1])
-        if not name.endswith("embedding.weight") or name.startswith("un")
-        else math.sqrt(3)
-    )
+    looked_up = name.split(".")[-2:] == ["embedding", "weight"]  # a row is read, not summed over
+    bound = math.sqrt(3) if looked_up else gain * math.sqrt(3 / shape[-1])
     return -bound, bound
 
 

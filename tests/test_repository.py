@@ -1,0 +1,207 @@
+"""The repository's own rules: imports run one way, files stay short, what is public is described."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"tp_harness": "", "kernels": "kernels", "launch": "launch", "reference": "reference"}
+MAX_LINES = 300
+
+# From left to right as the data flows; a module imports only from its left. A folder stands for its files, which
+# must not import each other in a circle. A new module goes where its imports put it.
+ORDER = (
+    "version errors result "
+    "config preflight options "
+    "placements group recorder weights taps sampling "
+    "reference kernels modules case plan components job "
+    "launch rank backends "
+    "oracle material gather evidence "
+    "compare closeness verdict form exact routers judge "
+    "record table run served testing api listing cli __main__ launch.tp_test"
+)
+TORCH_FREE = "config options verdict result record table preflight errors version cli"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module of the product: its name below tp_harness, and its text."""
+
+    name: str
+    text: str
+    is_package: bool = False
+
+    def imports(self, *, at_start: bool = False) -> set[str]:
+        """All that it imports, as `tp_harness.x` or `torch`; with at_start, only what importing it runs."""
+        found: set[str] = set()
+        for node in _nodes(ast.parse(self.text), at_start):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                module = self._absolute(node)
+                found |= {f"{module}.{alias.name}" for alias in node.names}
+        return found
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = ["tp_harness", *self.name.split(".")] if self.name else ["tp_harness"]
+        parts = parts[: len(parts) - node.level + self.is_package]
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def _nodes(tree: ast.AST, at_start: bool) -> Iterator[ast.AST]:
+    """Every node; with at_start, none inside a function or under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        lazy = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (at_start and (lazy or typing)):
+            yield node
+            yield from _nodes(node, at_start)
+
+
+def sources() -> dict[str, Source]:
+    """Every module of the product by name below tp_harness ("" is its __init__)."""
+    found = {}
+    for folder, prefix in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            parts = tuple(part for part in (prefix, *parts) if part not in ("", "__init__"))
+            found[".".join(parts)] = Source(".".join(parts), path.read_text(), path.name == "__init__.py")
+    return found
+
+
+SOURCES = sources()
+
+
+def own(imports: set[str], names: Mapping[str, Source] = SOURCES) -> set[str]:
+    """The product's modules among imports: the longest name that is a module."""
+    found = set()
+    for name in imports:
+        parts = name.split(".")
+        if parts[0] == "tp_harness":
+            below = [".".join(parts[1:length]) for length in range(len(parts), 1, -1)]
+            found.add(next((module for module in below if module in names), ""))
+    return found - {""}
+
+
+def place(module: str) -> str:
+    """The entry of ORDER that a module belongs to."""
+    return module if module in ORDER.split() else module.partition(".")[0]
+
+
+def backward_imports(source: Source) -> list[str]:
+    """What it imports from its right."""
+    order = ORDER.split()
+    at = order.index(place(source.name))
+    return sorted(name for name in own(source.imports()) if order.index(place(name)) > at)
+
+
+def torch_at_start(name: str) -> bool:
+    """Whether importing this module imports torch, itself or through another module of the product."""
+    seen, pending = {name, ""}, [name, ""]
+    while pending:
+        imports = SOURCES[pending.pop()].imports(at_start=True)
+        if {imported.split(".")[0] for imported in imports} & {"torch", "safetensors", "numpy"}:
+            return True
+        new = own(imports) - seen
+        seen |= new
+        pending += new
+    return False
+
+
+MODULES = [name for name in SOURCES if name]
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {place(name) for name in MODULES} == set(ORDER.split()), "add new modules to ORDER, take removed ones out"
+    assert len(ORDER.split()) == len(set(ORDER.split()))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_its_left(name: str) -> None:
+    assert backward_imports(SOURCES[name]) == [], f"{name} imports from its right in ORDER: move code, not the order"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from .cli import main", ["cli"]),
+        ("from . import cli, errors", ["cli"]),
+        ("import tp_harness.judge", ["judge"]),
+        ("def f():\n    from .backends.gloo import GlooBackend", ["backends.gloo"]),
+        ("if TYPE_CHECKING:\n    from tp_harness.case import Case", ["case"]),
+        ("from .errors import UsageError\nimport torch", []),
+    ],
+    ids=["from", "from_package", "absolute", "in_function", "for_typing", "allowed"],
+)
+def test_a_backward_import_would_be_found(text: str, found: list[str]) -> None:
+    assert backward_imports(Source("config", text)) == found
+    assert backward_imports(Source("modules.rope", text.replace("from .", "from .."))) == [
+        name for name in found if name != "config"
+    ]
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {name: own(source.imports()) - {name} for name, source in SOURCES.items()}
+    list(TopologicalSorter(graph).static_order())
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(graph | {"errors": {"cli"}}).static_order())
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("reference")])
+def test_the_reference_knows_nothing_of_what_it_judges(name: str) -> None:
+    assert {module for module in own(SOURCES[name].imports()) if not module.startswith("reference")} == set()
+    tree = ast.parse(SOURCES[name].text)
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | SOURCES[name].imports()
+    assert not {word for word in used if "distributed" in word}
+
+
+@pytest.mark.parametrize("name", TORCH_FREE.split())
+def test_importing_a_torch_free_module_imports_no_torch(name: str) -> None:
+    assert not torch_at_start(name), f"{name} must be usable without torch: import it inside the function that needs it"
+
+
+@pytest.mark.parametrize("name", ["weights", "placements", "run", "job"])
+def test_the_search_for_torch_finds_it(name: str) -> None:
+    assert torch_at_start(name)  # job only through others
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
+    lines = SOURCES[name].text.splitlines()
+    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: split it"
+    assert ast.get_docstring(ast.parse(SOURCES[name].text)) or not lines, f"{name} lacks a docstring"
+
+
+def undocumented(source: Source) -> list[str]:
+    """Public functions, classes and methods without a docstring."""
+    found = []
+
+    def visit(tree: ast.Module | ast.ClassDef, prefix: str) -> None:
+        for node in tree.body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node):
+                found.append(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node, f"{prefix}{node.name}.")
+
+    visit(ast.parse(source.text), "")
+    return found
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_everything_public_has_a_docstring(name: str) -> None:
+    assert undocumented(SOURCES[name]) == []
+
+
+def test_a_missing_docstring_would_be_found() -> None:
+    text = 'def f(): pass\nclass C:\n    "Doc."\n    def m(self): pass\n    def _p(self): pass\ndef _g(): pass'
+    assert undocumented(Source("x", text)) == ["f", "C.m"]

@@ -1,0 +1,236 @@
+"""build_module and validate_accuracy: sharding by plan, by marks and by shapes; what is refused; nothing left over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tp_harness.closeness import assert_close
+from tp_harness.errors import UsageError
+from tp_harness.placements import Placement, ReplicaError, Shard, StridedShard
+from tp_harness.served import ShardedModuleError
+from tp_harness.testing import build_function, build_module, load_checkpoint, validate_accuracy
+
+X = torch.arange(2 * 3 * 8, dtype=torch.float32).view(2, 3, 8) / 10
+
+
+class Column(nn.Module):
+    """Output features sharded; each rank returns its own."""
+
+    output_placement: Placement = Shard(-1)
+
+    def __init__(self, mark: str = "") -> None:
+        super().__init__()
+        size = dist.get_world_size() if dist.is_initialized() else 1
+        self.weight = nn.Parameter(torch.randn(64 // size, 8))
+        if mark:
+            self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]  # as neuronx-distributed marks it
+            self.weight.partition_dim, self.weight.partition_stride = 0, int(mark)  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class UndeclaredColumn(Column):
+    """Forgets to say that each rank returns its own features."""
+
+    output_placement = None  # type: ignore[assignment]
+
+
+class Row(nn.Module):
+    """Input features sharded, summed over ranks."""
+
+    def __init__(self, reduce: bool = True, misplan: bool = False) -> None:
+        super().__init__()
+        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        self.weight = nn.Parameter(torch.randn(8, 8 // self.size))
+        self.reduce = reduce
+        if misplan:
+            self.plan = {"weight": Shard(0)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = nn.functional.linear(x.chunk(self.size, dim=-1)[self.rank], self.weight)
+        if self.reduce:
+            dist.all_reduce(part)
+        return part
+
+
+class Odd(nn.Module):
+    """Cut in two dimensions at once: no shape says how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = dist.get_world_size()
+        self.table = nn.Parameter(torch.randn(8 // size, 8 // size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class RaisesOnRankOne(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if dist.get_rank() == 1:
+            raise ArithmeticError("no such luck")
+        return x
+
+
+def two_outputs(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x + 1, x * 2
+
+
+def full_weight(path: Path) -> torch.Tensor:
+    return load_checkpoint(path)["weight"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("tp_degree", [1, 2, 8])
+def test_sharded_by_shapes_and_joined(tmp_path: Path, tp_degree: int, suffix: str) -> None:
+    path = tmp_path / f"full{suffix}"
+    with build_module(Column, [(X,)], tp_degree=tp_degree, checkpoint_path=str(path)) as module:
+        validate_accuracy(module, [(X,), (X[:1],)], cpu_callable=lambda x: x @ full_weight(path).T)
+    assert full_weight(path).shape == (64, 8), "the checkpoint is the full one"
+
+
+@pytest.mark.parametrize(("mark", "placement"), [("1", Shard(0)), ("2", StridedShard(0, 2))])
+def test_marks_of_neuronx_distributed(tmp_path: Path, mark: str, placement: Placement) -> None:
+    path = tmp_path / "full.pt"
+    with build_module(Column, [(X,)], {"mark": mark}, 2, checkpoint_path=str(path)) as module:
+        blocks = torch.cat(placement.split(full_weight(path), 2))
+        validate_accuracy(module, [(X,)], expected_outputs=[X @ blocks.T])
+        if mark == "2":
+            with pytest.raises(AssertionError, match="elements differ"):
+                validate_accuracy(module, [(X,)], expected_outputs=[X @ full_weight(path).T])
+
+
+def test_checkpoint_is_seeded_and_reused(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    for path in (first, second):
+        build_module(Row, [(X,)], tp_degree=1, checkpoint_path=str(path), dry_run=True)
+    assert torch.equal(full_weight(first), full_weight(second))
+    torch.save({"weight": torch.eye(8)}, first)
+    with build_module(Row, [(X,)], tp_degree=2, checkpoint_path=str(first)) as module:
+        validate_accuracy(module, [(X,)], expected_outputs=[X])
+
+
+def test_functions_and_tuples_of_outputs() -> None:
+    with build_function(two_outputs, [(X,)], tp_degree=2) as function:
+        validate_accuracy(function, [(X,)], expected_outputs=[(X + 1, X * 2)])
+        with pytest.raises(AssertionError, match=r"output 1: 4\d of 48 elements"):
+            validate_accuracy(function, [(X,)], expected_outputs=[(X + 1, X * 3)])
+
+
+@pytest.mark.parametrize(
+    ("module", "kwargs", "text"),
+    [
+        (Odd, {}, r"not clear how table is placed: full \[8, 8\], local \[4, 4\] on 2 ranks"),
+        (Row, {"misplan": True}, r"makes shards \[4, 8\] of weight \[8, 8\], but the module holds \[8, 4\]"),
+    ],
+    ids=["ambiguous", "plan_of_another_shape"],
+)
+def test_unplaceable_parameter_is_named(tmp_path: Path, module: type, kwargs: dict[str, bool], text: str) -> None:
+    with pytest.raises(ShardedModuleError, match=text):
+        build_module(module, [(X,)], kwargs, 2, checkpoint_path=str(tmp_path / "c.pt"))
+
+
+def test_checkpoint_of_another_module(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({"bias": torch.zeros(3)}, path)
+    with pytest.raises(ShardedModuleError, match=r"lacks \['weight'\] and has \['bias'\]"):
+        build_module(Row, [(X,)], tp_degree=2, checkpoint_path=str(path))
+
+
+def test_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"weight": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(UsageError, match="cannot read the checkpoint"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_ranks_that_disagree_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.pt")
+    with (
+        build_module(Row, [(X,)], {"reduce": False}, 2, checkpoint_path=path) as module,
+        pytest.raises(ReplicaError, match=r"rank 1 holds .* where rank 0 holds .*output_placement = Shard"),
+    ):
+        module(X)
+
+
+def test_failure_in_a_call_ends_all_ranks() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    module = build_module(RaisesOnRankOne, [(X,)], tp_degree=4)
+    assert len(set(psutil.Process().children(recursive=True)) - before) >= 4
+    with pytest.raises(ShardedModuleError, match=r"rank 1 of 4 failed: ArithmeticError: no such luck"):
+        module(X)
+    assert set(psutil.Process().children(recursive=True)) <= before
+    with pytest.raises(ShardedModuleError, match="build it again"):
+        module(X)
+
+
+def test_ranks_end_with_the_object() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    module = build_function(two_outputs, [(X,)], tp_degree=2)
+    assert set(psutil.Process().children(recursive=True)) > before
+    del module
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"example_inputs": []}, "must not be empty"),
+        ({"example_inputs": [(X,), (X,)]}, "exactly one tuple; it has 2"),
+        ({"example_inputs": [X]}, "list of tensor tuples"),
+        ({"tp_degree": 0}, "tp_degree is 0"),
+        ({"tp_degree": 2, "world_size": 4}, "world_size is 4, tp_degree 2"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        build_module(Row, **({"example_inputs": [(X,)]} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "text"),
+    [
+        (X, X[:1], r"shape \[1, 3, 8\] instead of \[2, 3, 8\]"),
+        (X, X.double(), "dtype torch.float64 instead of torch.float32"),
+        (X[:0], X[:0], "is empty"),
+        (X, X / 0, r"actual value at \[0, 0, 0\] is nan"),
+        (X / 0, X / 0, "expected value at"),
+        ((X, X), X, "1 outputs instead of 2"),
+        ((), (), "nothing would be compared"),
+        ([X, "x"], [X, X], "a tensor or a tuple of tensors"),
+        (X, X + 1e-3, r"48 of 48 elements differ by more than 5.7e-05"),
+    ],
+    ids=["shape", "dtype", "empty", "nan", "nan_both", "count", "none", "type", "values"],
+)
+def test_what_closeness_never_passes(expected: object, actual: object, text: str) -> None:
+    with pytest.raises(AssertionError, match=text):
+        assert_close(expected, actual)  # type: ignore[arg-type]
+
+
+def test_rtol_is_scaled_by_the_largest_expected_element() -> None:
+    off = X + 0.04  # the largest element is 4.7: within 1 % of it, and far from 1 % of the small ones
+    assert_close(X, off, rtol=0.01, atol=0.0)
+    with pytest.raises(AssertionError, match="elements differ"):
+        assert_close(X, off, rtol=0.008, atol=0.0)
+
+
+def test_expected_outputs_and_cpu_callable_must_agree() -> None:
+    with pytest.raises(AssertionError, match="elements differ"):
+        validate_accuracy(lambda x: x, [(X,)], expected_outputs=[X], cpu_callable=lambda x: x + 1)
+    validate_accuracy(lambda x: x, [(X,)], expected_outputs=[X], cpu_callable=lambda x: x)
+    with pytest.raises(ValueError, match="provide expected_outputs or a cpu_callable"):
+        validate_accuracy(lambda x: x, [(X,)])
+    with pytest.raises(ValueError, match="2 expected_outputs for 1 inputs"):
+        validate_accuracy(lambda x: x, [(X,)], expected_outputs=[X, X])
