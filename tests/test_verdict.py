@@ -81,6 +81,15 @@ def test_a_token_that_cancels_to_nothing_does_not_decide() -> None:
     assert compare.distance(actual, expected, 1).token > 0.5
 
 
+def test_a_block_of_zeros_is_no_failure_but_an_error_in_it_is() -> None:
+    """As padding gives them: the mean block is the measure there, and nothing is divided by zero."""
+    expected = oracle()
+    expected[..., 84:] = 0
+    assert compare.distance(expected, expected, BLOCKS) == NO_ERROR
+    found = compare.distance(expected.index_fill(-1, torch.tensor(90), 1.0), expected, BLOCKS)
+    assert (found.block_index, 0.1 < found.block < 1) == (7, True)
+
+
 def test_a_scalar_has_a_distance() -> None:
     assert compare.distance(torch.tensor(3.0), torch.tensor(2.0), 4).rel_l2 == 0.5
 
@@ -286,7 +295,4 @@ def test_severity_agrees_with_passing(value: float, limit: float, expected: floa
     assert verdict.severity(gate) == expected
     assert gate.passed == (expected <= 1)
     assert verdict.nearest_gate((GOOD, gate)) is (gate if expected > 0.5 else GOOD)
-
-
-def test_no_gate_is_nearest_to_nothing() -> None:
     assert verdict.nearest_gate(()) is None

@@ -14,15 +14,16 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
     """How far `actual` is from `oracle`; both of the same shape, (..., tokens, features).
 
     A token's error is relative to that token's norm, or the mean norm of tokens where that is larger, so that
-    a token that cancels to almost nothing does not decide. A block is one rank's share of the features
-    (`blocks` of them where that divides, otherwise one).
+    a token that cancels to almost nothing does not decide; the same for blocks. A block is one rank's share of the
+    features (`blocks` of them where that divides, otherwise one).
     """
     expected = torch.atleast_1d(oracle.to(torch.float64))
     error = torch.atleast_1d(actual.to(torch.float64)) - expected
     tokens, token_norms = (x.reshape(-1, x.shape[-1]).norm(dim=-1) for x in (error, expected))
     token_errors = tokens / torch.maximum(token_norms, token_norms.mean())
     blocks = blocks if expected.shape[-1] % blocks == 0 else 1
-    block_errors = _block_norms(error, blocks) / _block_norms(expected, blocks)
+    block_norms = _block_norms(expected, blocks)
+    block_errors = _block_norms(error, blocks) / torch.maximum(block_norms, block_norms.mean())
     return Distance(
         rel_l2=(error.norm() / expected.norm()).item(),
         token=token_errors.max().item(),

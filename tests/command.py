@@ -1,0 +1,163 @@
+"""Running `tp-harness verify` in processes of its own, and holding it to leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tp_harness.components import component_case
+from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.oracle import parameter_specs
+from tp_harness.sampling import discriminating
+from tp_harness.weights import write_checkpoint
+
+PATIENCE = 120.0  # seconds until a test gives up; never the measure of a pass
+MARK = "TP_HARNESS_TEST"  # in the environment of a run's processes, which is how those left over are found
+
+# Runs the argument lists of argv[2] (JSON) one after the other; prints [[code, text on stderr], ...] at the end.
+# Shared memory is the private folder argv[1], because other runs of this machine use /dev/shm as well.
+DRIVER = """
+import contextlib, io, json, signal, sys
+from pathlib import Path
+from tp_harness import cli, material
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background would have it ignored
+material.SHM = Path(sys.argv[1])
+{patch}
+ends = []
+for sys.argv[1:] in json.loads(sys.argv[2]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = cli.main()
+    ends.append((code, errors.getvalue()))
+print(json.dumps(ends))
+"""
+
+CASES = """
+import os, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch import nn
+from tp_harness import Case, Shard
+
+class MLP(nn.Module):
+    def __init__(self, ranks=1):
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 64 // ranks), nn.Linear(64 // ranks, 20, bias=False)
+        self.bias = nn.Parameter(torch.zeros(20))
+
+    def forward(self, x):
+        return self.reduce(self.down(torch.relu(self.up(x)))) + self.bias
+
+    def reduce(self, x):
+        return x
+
+class Forgetful(MLP):
+    def __init__(self):
+        super().__init__(dist.get_world_size())
+
+class Sharded(Forgetful):
+    def reduce(self, x):
+        dist.all_reduce(x)
+        return x
+
+class Sleepy(Sharded):
+    def reduce(self, x):
+        if dist.get_rank() == 1:
+            Path(os.environ["ASLEEP"]).write_text(str(os.getpid()))
+            time.sleep(3600)
+        return super().reduce(x)
+
+class Unbuildable(MLP):
+    def __init__(self):
+        raise ArithmeticError("no shards today")
+
+def case(sharded, plan=("up.weight", "up.bias"), down=Shard(1), inputs=(2, 16, 12), **fields):
+    plan = {name: Shard(0) for name in plan} | ({"down.weight": down} if down else {})
+    draw = lambda generator: (torch.randn(*inputs, generator=generator),)
+    return Case(name="own", reference=MLP, sharded=sharded, plan=plan, inputs=draw, **fields)
+
+RIGHT, WRONG, NOTHING = case(Sharded), case(Forgetful), case(MLP, plan=(), down=None)
+FORGOTTEN, SLEEPY, UNBUILDABLE = case(Sharded, plan=("up.weight",)), case(Sleepy), case(Unbuildable)
+UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2, 16, 13))
+"""
+
+
+@dataclass
+class Harness:
+    """A private place to run in; every process of every run carries its mark."""
+
+    home: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        self.shm, self.tmp, self.out = (self.home / name for name in ("shm", "tmp", "out"))
+        self.shm.mkdir()
+        self.tmp.mkdir()
+        self.cases = self.home / "cases.py"
+        self.cases.write_text(CASES)
+
+    def start(self, *argument_lists: list[str], patch: str = "") -> subprocess.Popen[str]:
+        lists = [["verify", "--out", str(self.out), *given] for given in argument_lists]
+        command = [sys.executable, "-c", DRIVER.format(patch=patch), str(self.shm), json.dumps(lists)]
+        environment = {"TMPDIR": str(self.tmp), "ASLEEP": str(self.home / "asleep"), MARK: self.mark}
+        return subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *argument_lists: list[str], patch: str = "") -> list[tuple[int, str]]:
+        """Exit code and text on stderr of each; nothing may be left."""
+        output, errors = self.start(*argument_lists, patch=patch).communicate(timeout=PATIENCE)
+        assert not errors, errors
+        self.nothing_is_left()
+        return [(code, text) for code, text in json.loads(output.splitlines()[-1])]
+
+    def code(self, *given: str, patch: str = "") -> int:
+        """The exit code of one run that says nothing on stderr."""
+        [(code, text)] = self.run(list(given), patch=patch)
+        assert not text
+        return code
+
+    def record(self) -> dict[str, Any]:
+        [path] = self.out.glob("*/run.json")
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record
+
+    def statuses(self) -> list[tuple[str, int, str, str]]:
+        return [(r["component"], r["tp"], r["dtype"], r["status"]) for r in self.record()["results"]]
+
+    def processes(self) -> list[int]:
+        """Ids of the live processes of this place's runs, however deep and in whatever session."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+            except (psutil.Error, OSError):  # gone, or another user's
+                continue
+        return found
+
+    def nothing_is_left(self) -> None:
+        assert not self.processes()
+        assert not list(self.shm.iterdir())
+        assert not list(self.tmp.iterdir())
+
+
+def write_tiny_checkpoint(folder: Path) -> Path:
+    """A whole tiny model, as a user would bring it."""
+    config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig())
+    specs = parameter_specs(component_case("transformer", config, 0))
+    path = folder / "model.safetensors"
+    write_checkpoint(path, specs, lambda spec: discriminating(spec.name, spec.shape, 7))
+    return path

@@ -1,0 +1,265 @@
+"""The ladder on real modules: clean runs pass at every degree, and every rung is shown to fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from ladder import TARGETS, Ladder, Ranks, after_build, put
+
+from tp_harness import components, rank, sampling
+from tp_harness.evidence import Evidence
+from tp_harness.modules import attention, mlp
+from tp_harness.oracle import Run
+from tp_harness.placements import Placement, Replicate, Shard
+from tp_harness.result import Status
+
+OUTPUT = "float32.locked.output.0"
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
+    return Ladder(tmp_path_factory.mktemp("ladder"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "layer"), TARGETS, ids=[f"{name}{layer}" for name, layer in TARGETS])
+@pytest.mark.parametrize("tp", [1, 2, 8, 32], ids="tp{}".format)
+def test_clean_runs_pass(ladder: Ladder, name: str, layer: int, tp: int, dtype: str) -> None:
+    result = ladder.run(name, tp, dtype, layer=layer)
+    assert (result.status, len(result.ranks)) == (Status.PASS, tp), result.reason
+    assert [check.name for check in result.checks if check.passed] == ["reassembly", "replicas", "schedule", "config"]
+    assert all(gate.passed for gate in result.gates)
+    assert dtype != "float32" or result.gates[0].value <= 1e-5
+    assert result.gate in result.gates
+    assert result.worst is not None
+
+
+# what ranks left, spoiled
+
+
+def edit(number: int, change: Callable[[torch.Tensor], torch.Tensor], name: str = OUTPUT) -> Callable[[Ranks], None]:
+    """Change one tensor of one rank."""
+
+    def spoil(ranks: Ranks) -> None:
+        ranks[number].tensors[name] = change(ranks[number].tensors[name])
+
+    return spoil
+
+
+def edit_facts(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[Ranks], object]:
+    return lambda ranks: change(cast(dict[str, Any], ranks[number].facts))
+
+
+def one_element(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x.index_put((torch.tensor(1), torch.tensor(3), torch.tensor(7)), torch.tensor(value))
+
+
+def one_bit(x: torch.Tensor) -> torch.Tensor:
+    bits = x.clone().view(torch.int32)
+    bits.view(-1)[1000 % bits.numel()] ^= 1
+    return bits.view(torch.float32)
+
+
+def add_output(ranks: Ranks) -> None:
+    for left in ranks.values():
+        left.tensors["float32.locked.output.1"] = left.tensors[OUTPUT]
+
+
+def other_calls(facts: dict[str, Any]) -> None:
+    facts["float32"]["collectives"] *= 2
+
+
+SPOILED = {
+    "rank-missing": ("mlp", lambda ranks: ranks.pop(5), Status.MISSING, "ranks [5] of 8 left no output"),
+    "output-missing": (
+        "mlp", lambda ranks: ranks[5].tensors.pop(OUTPUT), Status.MISSING, "rank 5 gave 0 outputs instead of 1"
+    ),
+    "output-added": ("mlp", add_output, Status.MISSING, "rank 0 gave 2 outputs instead of 1"),
+    "flattened": (
+        "mlp", edit(5, lambda x: x.flatten(0, 1)), Status.SHAPE,
+        "output.0 of rank 5 has shape [48, 96] instead of [2, 24, 96] (flattened tokens)",
+    ),
+    "batch-and-sequence": (
+        "mlp", edit(5, lambda x: x.transpose(0, 1)), Status.SHAPE,
+        "has shape [24, 2, 96] instead of [2, 24, 96] (batch and sequence swapped)",
+    ),
+    "batch-dropped": ("mlp", edit(0, lambda x: x[0]), Status.SHAPE, "[24, 96] instead of [2, 24, 96] (a batch dim"),
+    "one-shard": (
+        "transformer", edit(5, lambda x: x[..., :68]), Status.SHAPE, "68] instead of [2, 24, 544] (one shard as the who"
+    ),
+    "whole-as-shard": (
+        "unembedding", edit(5, lambda x: x.repeat(1, 1, 8)), Status.SHAPE, "shape [2, 24, 544] instead of [2, 24, 68]"
+    ),
+    "dtype": (
+        "mlp", edit(5, lambda x: x.double()), Status.SHAPE, "rank 5 is torch.float64, where torch.float32 was run"
+    ),
+    "nan": ("mlp", edit(5, one_element(math.nan)), Status.NONFINITE, "output.0 of rank 5 has nan at [1, 3, 7]"),
+    "inf": ("unembedding", edit(7, one_element(-math.inf)), Status.NONFINITE, "of rank 7 has -inf at [1, 3, 7]"),
+    "one-bit": ("mlp", edit(5, one_bit), Status.MISMATCH, "replicas: output.0: rank 5 holds "),
+    "other-job": (
+        "mlp", edit_facts(3, lambda facts: facts.update(config_hash="0")), Status.MISMATCH,
+        "config: ranks [3] read another job",
+    ),
+    "one-schedule": (
+        "mlp", edit_facts(6, other_calls), Status.MISMATCH,
+        "schedule: rank 6 against rank 0: 2 collectives instead of 1",
+    ),
+    "held-shape": (
+        "mlp", edit_facts(5, lambda facts: facts["float32"]["parameters"]["mlp1_bias"]["shape"].append(1)),
+        Status.MISMATCH, "reassembly: rank 5 does not hold its shard of mlp1_bias (Shard(dim=1, unit=2))",
+    ),
+    "one-element": ("unembedding", edit(6, one_element(9.0)), Status.MISMATCH, "worst token of output.0 is "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_each_rung_fails_on_what_ranks_left(ladder: Ladder, how: str) -> None:
+    name, spoil, status, text = SPOILED[how]
+    result = ladder.run(name, 8, spoil=spoil)
+    assert result.status is status
+    assert text in result.reason
+    if how == "one-element":
+        assert result.worst is not None
+        assert (result.worst.rank, result.worst.index, result.worst.actual) == (6, (1, 3, 6 * 68 + 7), 9.0)
+
+
+def test_a_replicated_kv_head_is_compared_bit_for_bit(ladder: Ladder) -> None:
+    """At tp 32 ranks 4 to 7 hold the same head; at tp 8 nobody else does, and one bit is within the gate."""
+    spoil = edit(5, one_bit, "float32.locked.output.1")
+    differs = ladder.run("rope", 32, spoil=spoil)
+    assert differs.reason.startswith("replicas: output.1: rank 5 holds ")
+    assert all(gate.passed for gate in differs.gates), "the first copy of each head stands for all"
+    assert ladder.run("rope", 8, spoil=spoil).status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "text"),
+    [
+        (one_element(math.nan), Status.NONFINITE, "output.0 of the float64 reference has nan at [1, 3, 7]"),
+        (torch.zeros_like, Status.VOID, "output.0 of the reference is zero everywhere: it proves nothing"),
+        (lambda x: x[:0], Status.VOID, "output.0 of the reference is empty: there is nothing to compare"),
+    ],
+    ids=["nan", "zero", "empty"],
+)
+def test_an_oracle_that_proves_nothing(ladder: Ladder, change: Any, status: Status, text: str) -> None:
+    def twist(evidence: Evidence) -> Evidence:
+        oracle = Run(outputs=(change(evidence.expectation.oracle.outputs[0].float()),), routing={})
+        return replace(evidence, expectation=replace(evidence.expectation, oracle=oracle))
+
+    result = ladder.run("attention", 8, twist=twist)
+    assert (result.status, result.reason) == (status, text)
+
+
+# what ranks hold
+
+
+@dataclass(frozen=True)
+class NextRank(Placement):
+    right: Placement
+
+    def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        return self.right.shard(full, (rank + 1) % size, size)
+
+    def join(self, shards: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("unembedding", "weight"), ("attention", "qkv.bias")])
+def test_a_shard_loaded_from_the_next_rank(ladder: Ladder, monkeypatch: Patch, name: str, parameter: str) -> None:
+    honest = rank.local_placement
+    monkeypatch.setattr(
+        rank, "local_placement", lambda c, n, *rest: (NextRank if n == parameter else lambda p: p)(honest(c, n, *rest))
+    )
+    result = ladder.run(name, 8)
+    assert result.status is Status.MISMATCH
+    assert result.reason.startswith(f"reassembly: rank 0 does not hold its shard of {parameter} (")
+
+
+@pytest.mark.parametrize("join", [lambda self, shards: torch.cat(shards[::-1], self.dim), Replicate.join])
+def test_a_placement_that_loses_something(ladder: Ladder, monkeypatch: Patch, join: Any) -> None:
+    monkeypatch.setattr(Shard, "join", join)
+    reason = ladder.run("embedding", 8).reason
+    assert reason == "reassembly: weight: what Shard(dim=0, unit=1) splits does not join to the same tensor"
+
+
+# routers and precision
+
+
+def route_by(choose: Callable[[Any, torch.Tensor], torch.Tensor]) -> Any:
+    """The router with another choice of experts, and right weights for whatever it is locked to."""
+
+    def route(self: Any, t_TH: torch.Tensor) -> torch.Tensor:
+        logits = self.router_logits(mlp.linear(t_TH, self.gate.weight, self.gate.bias))
+        chosen = self.chosen(choose(self, logits))
+        weights = torch.softmax(logits.gather(-1, chosen), dim=-1)
+        return torch.zeros_like(logits).scatter(-1, chosen, weights)
+
+    return route
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda self, logits: torch.topk(logits - self.gate.bias.to(logits.dtype), 4).indices,
+        lambda self, logits: torch.zeros(len(logits), 4, dtype=torch.int64),
+    ],
+    ids=["bias-dropped", "ignored"],
+)
+def test_a_wrong_choice_that_locked_routing_hides(ladder: Ladder, monkeypatch: Patch, choose: Any, dtype: str) -> None:
+    monkeypatch.setattr(mlp.NeuronGPTOSSMLPBlock, "_route", route_by(choose))
+    result = ladder.run("mlp", 8, dtype)
+    assert result.status is Status.MISMATCH
+    assert all(x.passed for x in (*result.checks, *result.gates)), "the locked run is right"
+    assert result.reason.startswith("router mlp: token ")
+    assert max(flip.margin for flip in result.flips) > 10 * result.flips[0].limit
+
+
+def test_router_logits_have_limits_of_their_own(ladder: Ladder, monkeypatch: Patch) -> None:
+    """A constant added to all logits changes neither choice nor weights."""
+    after_build(monkeypatch, lambda module, *_: put(module, "gate.bias", module.gate.bias.float() + 0.5))
+    result = ladder.run("mlp", 8)
+    assert result.reason.startswith(("rel_L2 of router_logits is ", "worst token of router_logits is "))
+    assert [gate.passed for gate in result.gates] == [True] * 3 + [False] * 3
+    assert not result.flips
+
+
+def test_a_genuine_tie_flips_without_mismatch(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Experts 2 and 5 differ by 1e-9 in the bias, which float32 cannot resolve."""
+
+    def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        values = sampling.discriminating(name, shape, seed)
+        if name.endswith("gate.weight"):
+            values.view(shape)[5] = values.view(shape)[2]
+        if name.endswith("gate.bias"):
+            values[2], values[5] = 0.0, 1e-9
+        return values
+
+    monkeypatch.setitem(sampling.INITS, "tied", tied)
+    result = Ladder(tmp_path, targets=(("mlp", 0),), init="tied").run("mlp", 8)
+    assert result.status is Status.PASS
+    assert result.flips
+    assert all((2 in f.chosen, 5 in f.expected, f.margin < 1e-8 < f.limit) == (True,) * 3 for f in result.flips)
+    assert result.unlocked.startswith(
+        f"unlocked, {len(result.flips)} of 48 choices flip (in mlp; widest margin 1.0e-09"
+    )
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_reduction_in_16_bits(ladder: Ladder, monkeypatch: Patch, planned: bool) -> None:
+    """It is a mismatch where float32 was planned, and otherwise noted, with a wider limit."""
+    monkeypatch.setattr(attention, "reduce_dtype", lambda x: x.dtype)
+    if planned:
+        monkeypatch.setattr(components, "reduce_dtype", lambda x: x.dtype)
+    result = ladder.run("attention", 8, "bfloat16")
+    assert result.status is (Status.PASS if planned else Status.MISMATCH)
+    assert "sums over 8 ranks ran in 16 bits" in result.notes[-1]
+    assert result.gate is not None
+    assert result.gate.limit == pytest.approx(1.2 * math.sqrt(5))

@@ -1,0 +1,96 @@
+"""Mistakes of the user end with exit code 2 and one sentence, before any rank starts and with nothing written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import PATIENCE, Harness, write_tiny_checkpoint
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+BIAS = "block.0.mlp.mlp2_bias"
+SPOILED: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "missing-tensor": (lambda t: t.pop(BIAS), f"lacks the tensor {BIAS} of shape [8, 96]."),
+    "surplus-tensor": (lambda t: t.update(surplus=torch.ones(2)), "has a tensor surplus [2] that the model has not."),
+    "misshapen-tensor": (
+        lambda t: t.update({BIAS: torch.ones(8, 95)}), f"tensor {BIAS} has shape [8, 95]; the model needs [8, 96]."
+    ),
+    "nan": (lambda t: t[BIAS][3].__setitem__(5, float("nan")), f"tensor {BIAS} holds nan at [3, 5]; weights must be"),
+    "packed": (lambda t: t.update({f"{BIAS}.blocks": torch.ones(2)}), "holds packed MXFP4 weights"),
+}  # fmt: skip
+CASE_ERRORS = {
+    "FORGOTTEN": "the plan of own does not say how up.bias is placed: full [64], local [16] on 4 ranks. Give it one of",
+    "UNBUILDABLE": "raised ArithmeticError: no shards today (before any rank started).",
+    "NO_INPUT": "raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+    "UNPLACEABLE": "output 0 of own cannot be placed as Shard(dim=0, unit=1): dimension 0 of shape (2, 16, 20)",
+    "RIHGT": "unknown case in",
+    "os": "cases.py:os is a module; a tp_harness.Case is needed.",
+}
+OTHER_ERRORS = {
+    "truncated-checkpoint": "cannot read the checkpoint file",
+    "empty-checkpoint": "holds no .safetensors file.",
+    "absent-checkpoint": "does not exist.",
+    "unwritable-out": "cannot make the output folder",
+    "unknown-backend": "unknown backend 'glo'. Did you mean 'gloo'?",
+}
+ERRORS = {**{name: text for name, (_, text) in SPOILED.items()}, **CASE_ERRORS, **OTHER_ERRORS}
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """What each wrong command ends with: all in one process, because none gets as far as starting ranks."""
+    harness = Harness(tmp_path_factory.mktemp("errors"))
+    good = write_tiny_checkpoint(harness.home)
+    bad = {name: harness.home / f"{name}.safetensors" for name in (*SPOILED, *OTHER_ERRORS)}
+    for name, (spoil, _) in SPOILED.items():
+        tensors = load_file(good)
+        spoil(tensors)
+        save_file(tensors, bad[name])
+    bad["truncated-checkpoint"].write_bytes(good.read_bytes()[:-100])
+    commands = {name: ["--checkpoint", str(path), "--component", "mlp", "--tp", "2"] for name, path in bad.items()}
+    commands["empty-checkpoint"][1] = str(harness.tmp)
+    commands |= {name: ["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in CASE_ERRORS}
+    commands["unwritable-out"] = ["--out", str(good / "out"), "--component", "rmsnorm"]
+    commands["unknown-backend"] = ["--backend", "glo"]
+    ends = dict(zip(commands, harness.run(*commands.values()), strict=True))
+    assert not harness.out.exists() or not list(harness.out.iterdir()), "no run folder, and so no log, is left"
+    return ends
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tuple[int, str]], name: str) -> None:
+    code, text = errors[name]
+    assert code == 2
+    assert text.startswith("tp-harness: ")
+    assert ERRORS[name] in text
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("--component mpl", "unknown component 'mpl'. Did you mean 'mlp'? Choose from: rmsnorm, rope, attention, mlp"),
+        ("--tp 1,x", "--tp is '1,x'; numbers separated by commas are needed, as 1,2,8,32."),
+        ("--tp 3", "tp_degree 3 does not divide num_attention_heads 64"),
+        ("--tp 64", "--tp holds 64"),
+        ("--dtype float8", "unknown dtype 'float8'."),
+        ("--init zeros", "unknown init 'zeros'. Choose from: discriminating, constant."),
+        ("--model tni", "unknown model 'tni'. Did you mean 'tiny'?"),
+        ("--timeout 0", "--timeout is 0; a positive number of seconds is needed."),
+        ("--wrong", "unrecognized arguments: --wrong"),
+    ],
+)
+def test_a_wrong_option_needs_no_torch_to_be_refused(tmp_path: Path, given: str, text: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tp_harness", "verify", "--out", "out", *given.split()]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = [line for line in run.stderr.splitlines() if not line.startswith("import time:")]
+    assert (run.returncode, len(said), run.stdout) == (2, 1, "")
+    assert said[0].startswith(f"tp-harness: {text}")
+    assert not re.search(r"\| +torch$", run.stderr, flags=re.MULTILINE)
+    assert not list(tmp_path.iterdir())
