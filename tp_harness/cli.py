@@ -94,6 +94,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=default.seed, metavar="N", help="of weights and inputs")
     add("--draws", type=int, metavar="N", help="how many weights and inputs to try; the worst decides")
     add("--init", default=default.init, metavar="KIND", help="discriminating or constant (0.5, a weak test)")
+    add("--kernels", default=default.kernels, metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
     add("--checkpoint", type=Path, metavar="DIR", help="safetensors under public gpt-oss names")
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, default=default.out, metavar="DIR", help="where the run's folder goes")
@@ -122,6 +123,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         seed=arguments.seed,
         draws=arguments.draws,
         init=arguments.init,
+        kernels=arguments.kernels,
         checkpoint=arguments.checkpoint,
         case=arguments.case,
         out=arguments.out,

@@ -55,7 +55,7 @@ class Job:
 
     `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
     and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run, with the
-    modules' own routing, where the reference's own flips.
+    modules' own routing, where the reference's own flips. `kernels` says what runs the modules' hot parts.
     """
 
     tp: int
@@ -65,6 +65,7 @@ class Job:
     weights: tuple[tuple[str, ...], ...]
     folder: str
     unlocked: bool = False
+    kernels: str = "torch"
 
     def inputs_path(self, task: Task) -> Path:
         """Full inputs, and the routing that the ranks are locked to."""
@@ -95,5 +96,6 @@ def read_job(path: Path) -> tuple[Job, str]:
         weights=tuple(tuple(paths) for paths in values["weights"]),
         folder=values["folder"],
         unlocked=values["unlocked"],
+        kernels=values["kernels"],
     )
     return job, hashlib.sha256(text.encode()).hexdigest()

@@ -29,6 +29,17 @@ def backends() -> RenderableType:
     return table
 
 
+def kernels() -> RenderableType:
+    """The NKI kernels: limits, peak memory per partition, and how they were checked."""
+    from .kernels.registry import KERNELS  # noqa: PLC0415
+
+    table = _table("kernel", "limits", "peak SBUF", "peak PSUM", "status")
+    for spec in KERNELS:
+        memory = f"{spec.sbuf_peak_bytes:,} B", f"{spec.psum_peak_banks} banks"
+        table.add_row(spec.name, spec.limits, *memory, spec.status)
+    return table
+
+
 def models() -> RenderableType:
     """The presets and their numbers."""
     from .config import PRESETS, ModelConfig  # noqa: PLC0415
@@ -49,5 +60,6 @@ def _table(*headers: str) -> Table:
 LISTS: dict[str, Callable[[], RenderableType]] = {
     "components": components,
     "backends": backends,
+    "kernels": kernels,
     "models": models,
 }

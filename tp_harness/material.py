@@ -58,6 +58,7 @@ class Material:
             dtypes=self.options.dtypes,
             weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
             folder=str(self.folder),
+            kernels=self.options.kernels,
             unlocked=tp == max(self.options.degrees),  # reported, not judged: one degree shows what flips do
         )
 

@@ -22,6 +22,7 @@ COMPONENT_NAMES = (
     "transformer",
 )
 DTYPES = ("float32", "bfloat16")
+KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant")
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
@@ -41,6 +42,7 @@ class Options:
     seed: int = 0
     draws: int | None = None
     init: str = "discriminating"
+    kernels: str = "torch"
     checkpoint: Path | None = None
     case: str | None = None
     out: Path = Path("artifacts")
@@ -61,6 +63,7 @@ class Resolved:
     seed: int
     draws: int
     init: str
+    kernels: str
     checkpoint: str
     case: str
     out: str
@@ -82,6 +85,7 @@ def resolve(options: Options) -> Resolved:
     _check_choices("component", components, COMPONENT_NAMES)
     _check_choices("dtype", options.dtypes, DTYPES)
     _check_choices("init", (options.init,), INIT_NAMES)
+    _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
         if value is not None and not 0 < value < 2**20:
             raise UsageError(f"{name} is {value}; a number between 1 and {2**20 - 1} is needed.")
@@ -111,6 +115,7 @@ def resolve(options: Options) -> Resolved:
         seed=options.seed,
         draws=options.draws or (2 if small else 1),
         init=options.init,
+        kernels=options.kernels,
         checkpoint=str(options.checkpoint or ""),
         case=options.case or "",
         out=str(options.out),

@@ -22,6 +22,7 @@ from torch import nn
 from .case import Case, Tensors
 from .group import Group, use_group
 from .job import Job, Task, read_job
+from .modules.nki import with_nki
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, to_json
@@ -55,6 +56,8 @@ def _run(
     full_inputs, locks, flipping = read_inputs(job.inputs_path(task))
     inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
+    if job.kernels == "nki":
+        module = with_nki(module)
     with routing(module, case.routing, locks) as record:
         outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
     tensors = _named(f"{dtype}.locked", outputs, record)

@@ -14,7 +14,7 @@ from torch import nn
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
 from ..placements import Placement, QKVHeads, Replicate, Shard
-from .layers import Projection, as_batch, initialise, linear, parameter, reduce_dtype
+from .layers import Projection, as_batch, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
 
@@ -69,13 +69,13 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         x_BSH, positions_BS = as_batch(hidden_states, position_ids)
         q_BSKMD, k_BTKD, v_BTKD = self._query_key_value(self.norm(x_BSH), positions_BS)
         heads_BSN = self.heads(self._attend(q_BSKMD, k_BTKD, v_BTKD, positions_BS))
-        partial_BSH = self.partial(linear(heads_BSN, self.out.weight))
+        partial_BSH = self.partial(self.out.without_bias(heads_BSN))
         total_BSH = self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH)))
         reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
         return (x_BSH + reduced_BSH).view(hidden_states.shape)
 
     def _query_key_value(self, t_BSH: torch.Tensor, positions_BS: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        query, key, value = self._split(linear(t_BSH, self.qkv.weight, self.qkv.bias))
+        query, key, value = self._split(self.qkv(t_BSH))
         query, key = self.rope(query, key, positions_BS)
         grouped = query.unflatten(2, (self.local_kv_heads, -1))
         return self.q_rope(grouped), self.k_rope(key), value

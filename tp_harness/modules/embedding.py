@@ -80,5 +80,8 @@ class NeuronGPTOSSUnembedding(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., hidden) to (..., vocab), or (..., vocab / size) of this rank when not gathered."""
-        logits = linear(hidden_states, self.weight)
+        logits = self._logits(hidden_states)
         return self.group.all_gather(logits, dim=-1) if self.gather_output else logits
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return linear(hidden_states, self.weight)

@@ -17,13 +17,21 @@ def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 class Projection(nn.Module):
     """The parameters of a matrix product, under the names torch.nn.Linear gives them: weight [out, in], bias [out].
 
-    It has no forward: the module that owns it decides what is added before and after a reduction.
+    Where a reduction follows, the module takes the product alone and adds the bias after it, once.
     """
 
     def __init__(self, out: int, inp: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = parameter(out, inp, dtype=dtype)
         self.bias = parameter(out, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out), bias included."""
+        return linear(x, self.weight, self.bias)
+
+    def without_bias(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out), the bias left to whoever reduces."""
+        return linear(x, self.weight)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

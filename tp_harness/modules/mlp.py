@@ -76,7 +76,7 @@ class NeuronGPTOSSMLPBlock(nn.Module):
 
     def _route(self, t_TH: torch.Tensor) -> torch.Tensor:
         """Router weights [tokens, experts]: softmax over the chosen experts' logits, 0 elsewhere."""
-        logits_TE = self.router_logits(linear(t_TH, self.gate.weight, self.gate.bias))
+        logits_TE = self.router_logits(self.gate(t_TH))
         chosen_Tk = self.chosen(torch.topk(logits_TE, self.experts_per_token, dim=-1).indices)
         weights_Tk = torch.softmax(logits_TE.gather(-1, chosen_Tk), dim=-1)
         return torch.zeros_like(logits_TE).scatter(-1, chosen_Tk, weights_Tk)

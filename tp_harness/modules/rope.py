@@ -45,14 +45,13 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
             position_ids = torch.arange(query.shape[1], device=query.device)[None]
         cos = self.cos[position_ids][:, :, None]
         sin = self.sin[position_ids][:, :, None]
-        return rotate(query, cos, sin), rotate(key, cos, sin)
+        return self._rotate(query, cos, sin), self._rotate(key, cos, sin)
 
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the pairs (x[i], x[i + head_dim / 2]); cos and sin are rounded to x's dtype first."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate the pairs (x[i], x[i + head_dim / 2]); cos and sin are rounded to x's dtype first."""
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def concentration(config: ModelConfig) -> float:

@@ -1,0 +1,1 @@
+"""What holds interpreter and kernels to their promises: rule cases, accuracy cases, mutants, a report."""

@@ -1,0 +1,14 @@
+"""Torch twin of the RMSNorm kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from tp_harness.kernels.twins import wide
+
+
+def rmsnorm_torch(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise each row by its root mean square and multiply by a learned scale."""
+    t = wide(x)
+    t = t * torch.rsqrt(t.square().mean(dim=-1, keepdim=True) + eps)
+    return (t * wide(scale)).to(x.dtype)

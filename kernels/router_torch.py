@@ -1,0 +1,27 @@
+"""Torch twin of the router kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from tp_harness.kernels.twins import wide
+
+
+def router_torch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose top_k experts per token and weight them by the softmax over their logits."""
+    logits = (wide(x) @ wide(weight).T + wide(bias)).to(x.dtype)
+    experts, weights, affinities = choose_torch(logits, top_k)
+    return experts, weights, affinities, logits
+
+
+def choose_torch(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return experts, weights and affinities for given logits.
+
+    A stable sort, not topk: of equal logits the lower expert number comes first.
+    """
+    values, experts = wide(logits).sort(dim=-1, descending=True, stable=True)
+    experts, weights = experts[:, :top_k], values[:, :top_k].softmax(dim=-1)
+    affinities = torch.zeros_like(wide(logits)).scatter_(1, experts, weights)
+    return experts, weights, affinities
