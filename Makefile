@@ -15,7 +15,7 @@ verify: $(STAMP)
 	$(BIN)/tp-harness verify
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -27,7 +27,7 @@ check: $(STAMP)
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p tp_harness
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sweep.py

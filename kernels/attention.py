@@ -57,9 +57,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, scale: float, wind
                     nisa.dma_copy(dst=query, src=q[b, start : start + p, n, :])
                     scores = _scores(query=query, keys=keys, start=start, first=first, scale=scale)
                     _mask(scores=scores, start=start, first=first, window=window)
-                    y = _softmax_times(
-                        scores=scores, sink=sink_columns[0:p, n : n + 1], values=values, first=first
-                    )
+                    y = _softmax_times(scores=scores, sink=sink_columns[0:p, n : n + 1], values=values, first=first)
                     nisa.dma_copy(dst=out[b, start : start + p, n * D : (n + 1) * D], src=y)
     return out
 
@@ -90,9 +88,7 @@ def _scores(query: Tensor, keys: Tensor, start: int, first: int, scale: float) -
     for low in range(first, end, BANK_FP32):
         width = min(BANK_FP32, end - low)
         products = nl.ndarray((p, width), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(
-            dst=products, stationary=queryT[:, 0, :], moving=keys[:, 0, low : low + width], accumulate=False
-        )
+        nisa.nc_matmul(dst=products, stationary=queryT[:, 0, :], moving=keys[:, 0, low : low + width], accumulate=False)
         nisa.tensor_scalar(
             dst=scores[:, low - first : low - first + width], data=products, op0=nl.multiply, operand0=scale
         )

@@ -13,7 +13,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.registry import KernelSpec
 
@@ -37,9 +36,7 @@ def run(name: str, *args: Any, **kwargs: Any) -> Any:
     check_dtypes(item, bound)
     if compat.TOOLCHAIN.mode == "device":
         return item.kernel(**bound)
-    arrays = {
-        key: to_numpy(value) if isinstance(value, torch.Tensor) else value for key, value in bound.items()
-    }
+    arrays = {key: to_numpy(value) if isinstance(value, torch.Tensor) else value for key, value in bound.items()}
     result = compat.executable(item.kernel)(**arrays)
     return tuple(map(to_torch, result)) if isinstance(result, tuple) else to_torch(result)
 
@@ -63,9 +60,7 @@ def check_dims(item: KernelSpec, bound: Mapping[str, Any]) -> None:
             known, where = sizes.setdefault(symbol, (size, operand))
             if known != size:
                 detail = f"{symbol} is {size}, but {known} in {where}"
-                raise KernelArgumentError(
-                    f"{item.name}: {operand} has shape {shape}, expected {expected}: {detail}"
-                )
+                raise KernelArgumentError(f"{item.name}: {operand} has shape {shape}, expected {expected}: {detail}")
     for double, single in (("2I", "I"), ("D", "D/2")):
         if double in sizes and single in sizes and sizes[double][0] != 2 * sizes[single][0]:
             detail = f"{double} is {sizes[double][0]}, {single} is {sizes[single][0]}"

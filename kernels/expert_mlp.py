@@ -83,9 +83,7 @@ def expert_mlp(
     return out
 
 
-def _gate_up(
-    hT: Tensor, xT: Tensor, weight: Tensor, bias: Tensor, H: int, alpha: float, limit: float
-) -> None:
+def _gate_up(hT: Tensor, xT: Tensor, weight: Tensor, bias: Tensor, H: int, alpha: float, limit: float) -> None:
     """Fill hT (128, tiles of I, tokens) with the activations of one expert, transposed."""
     size = weight.shape[0] // 2
     tokens = hT.shape[2]
@@ -100,9 +98,7 @@ def _gate_up(
         nisa.tensor_tensor(dst=hT[0:p, start // P_MAX, :], data1=gate, data2=up, op=nl.multiply)
 
 
-def _clamped(
-    weight: Tensor, bias: Tensor, xT: Tensor, first: int, count: int, H: int, limit: float
-) -> Tensor:
+def _clamped(weight: Tensor, bias: Tensor, xT: Tensor, first: int, count: int, H: int, limit: float) -> Tensor:
     """Return min(weight[rows] @ x.T + bias[rows], limit), (count, tokens), for rows first, first + 2, ..."""
     tokens = xT.shape[2]
     end = first + 2 * count - 1

@@ -23,10 +23,7 @@ from tp_harness.kernels import (
 )
 from tp_harness.kernels.models import DEGREES, GPT_OSS_20B, ModelSizes, per_rank
 
-STATUS = (
-    "checked by a CPU interpreter of documented NKI 0.6 semantics; "
-    "never compiled by neuronx-cc, never run on Trn1"
-)
+STATUS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 Dims = dict[str, tuple[str, ...]]
 
 

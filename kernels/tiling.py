@@ -53,9 +53,7 @@ def transpose_rows(dst: Tensor, data: Tensor, column: int) -> None:
         turned = nl.ndarray((P_MAX, count, rows), dtype=data.dtype, buffer=nl.psum)
         for i in range(count):
             start = (first + i) * P_MAX
-            nisa.nc_transpose(
-                dst=turned[:, i, :], data=data[:, start : start + P_MAX], engine=nisa.engine.tensor
-            )
+            nisa.nc_transpose(dst=turned[:, i, :], data=data[:, start : start + P_MAX], engine=nisa.engine.tensor)
         nisa.tensor_copy(dst=dst[:, first : first + count, column : column + rows], src=turned)
     rest = size - full * P_MAX
     if rest > 0:

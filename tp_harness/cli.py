@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add_verify_options(verify)
     verify.set_defaults(run=_verify)
     listing = commands.add_parser("list", help="what there is to choose from")
-    listing.add_argument("what", nargs="?", default="components", help="components, backends or models")
+    listing.add_argument("what", nargs="?", default="components", help="components, backends, kernels or models")
     listing.set_defaults(run=_list)
     return parser
 

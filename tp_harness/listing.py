@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 
@@ -33,11 +33,14 @@ def kernels() -> RenderableType:
     """The NKI kernels: limits, peak memory per partition, and how they were checked."""
     from .kernels.registry import KERNELS  # noqa: PLC0415
 
-    table = _table("kernel", "limits", "peak SBUF", "peak PSUM", "status")
+    table = _table("kernel", "limits", "peak SBUF", "peak PSUM")
     for spec in KERNELS:
-        memory = f"{spec.sbuf_peak_bytes:,} B", f"{spec.psum_peak_banks} banks"
-        table.add_row(spec.name, spec.limits, *memory, spec.status)
-    return table
+        table.add_row(spec.name, spec.limits, f"{spec.sbuf_peak_bytes:,} B", f"{spec.psum_peak_banks} banks")
+    by_status: dict[str, list[str]] = {}
+    for spec in KERNELS:
+        by_status.setdefault(spec.status, []).append(spec.name)
+    peaks = "Peaks per partition at gpt-oss-20b, tp 8, 128 tokens, float32."
+    return Group(table, peaks, *(f"{', '.join(names)}: {status}." for status, names in by_status.items()))
 
 
 def models() -> RenderableType:

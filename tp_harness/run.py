@@ -14,6 +14,7 @@ from .evidence import Evidence
 from .gather import is_complete, read_outputs, remove_outputs
 from .job import Job, Task
 from .judge import judge
+from .kernels.registry import STATUS as KERNEL_STATUS
 from .launch import LaunchOutcome
 from .material import Material, Preparation, Progress, Target
 from .options import Resolved
@@ -145,7 +146,8 @@ def worst_draw(results: tuple[Result, ...]) -> Result:
 
 def _notes(options: Resolved, results: list[Result]) -> list[str]:
     packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
-    return [*growth_notes(results), *([packed] if packed else [])]
+    kernels = f"NKI kernels: {KERNEL_STATUS}" if options.kernels == "nki" else None
+    return [*growth_notes(results), *(note for note in (packed, kernels) if note)]
 
 
 def growth_notes(results: list[Result]) -> list[str]:

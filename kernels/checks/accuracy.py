@@ -13,7 +13,6 @@ from math import frexp, isnan
 from typing import Any
 
 import torch
-
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.call import bind, to_numpy, to_torch
 from tp_harness.kernels.checks import inputs
@@ -108,16 +107,13 @@ def execute(kernel: Callable[..., Any], arrays: inputs.Inputs) -> tuple[tuple[An
     return (result if isinstance(result, tuple) else (result,)), usage
 
 
-def oracle(
-    item: KernelSpec, arguments: inputs.Inputs, actual: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...]:
+def oracle(item: KernelSpec, arguments: inputs.Inputs, actual: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Run the twin in float64; the router's choice is checked against its own (rounded) logits.
 
     Two roundings of nearly equal logits may differ, and then another expert is a right answer.
     """
     wide = {
-        key: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for key, v in arguments.items()
+        key: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for key, v in arguments.items()
     }
     expected = item.twin(**wide)
     if item.name == "router":

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
 from tp_harness.kernels.models import ModelSizes
 
 Inputs = dict[str, Any]

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-
 from tp_harness.kernels import registry
 from tp_harness.kernels.call import bind, to_numpy, to_torch
 from tp_harness.kernels.checks.accuracy import (
@@ -51,9 +50,7 @@ class Mutant:
         """Return the changed source; the change is in exactly one place."""
         original = (_FOLDER / f"{self.module}.py").read_text()
         if original.count(self.old) != 1 or "\n" in self.old + self.new:
-            raise ValueError(
-                f"{self.id}: found {original.count(self.old)} times, must be one place in one line"
-            )
+            raise ValueError(f"{self.id}: found {original.count(self.old)} times, must be one place in one line")
         return original.replace(self.old, self.new)
 
 
@@ -144,11 +141,7 @@ def load(mutant: Mutant | None, kernel: str) -> Any:
 
 def _functions(module: str) -> set[str]:
     original: ModuleType = importlib.import_module(f"tp_harness.kernels.{module}")
-    return {
-        name
-        for name, value in vars(original).items()
-        if getattr(value, "__module__", "") == original.__name__
-    }
+    return {name for name, value in vars(original).items() if getattr(value, "__module__", "") == original.__name__}
 
 
 def _execute(module: str, source: str) -> dict[str, Any]:

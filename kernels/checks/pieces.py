@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import isa as nisa
 from tp_harness.kernels.nki_interpreter import language as nl
 from tp_harness.kernels.nki_interpreter import simulate

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 
 import torch
-
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.checks import accuracy, mutants, rule_cases
 from tp_harness.kernels.checks.accuracy import Case, Measured

@@ -27,9 +27,7 @@ class Location:
 class NkiValidationError(Exception):
     """A rule of the hardware was broken (the name is that of the documented exception)."""
 
-    def __init__(
-        self, *, rule: str, sentence: str, instruction: str, operand: str, detail: str, target: str
-    ) -> None:
+    def __init__(self, *, rule: str, sentence: str, instruction: str, operand: str, detail: str, target: str) -> None:
         """Keep every part as data; the text is made from them."""
         self.rule = rule
         self.sentence = sentence

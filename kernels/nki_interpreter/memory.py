@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.dtypes import DType
 from tp_harness.kernels.nki_interpreter.rules import violate
@@ -91,9 +90,7 @@ class Storage:
         states[...] = state.value
 
 
-def allocate(
-    shape: tuple[int, ...], dtype: DType, region: MemoryRegion, name: str, session: Session
-) -> Storage:
+def allocate(shape: tuple[int, ...], dtype: DType, region: MemoryRegion, name: str, session: Session) -> Storage:
     """Make room for a tensor; floats hold NaN and integers 4 until something is written."""
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:

@@ -38,12 +38,8 @@ RULES: dict[str, Rule] = {
     "free-dims": Rule("an operand has at most four free dimensions", _ARCH),
     "partition-stride": Rule("partitions cannot be strided", _ARCH),
     "index-bounds": Rule("an index or slice lies inside the tensor and selects something", "NkiTensor.slice"),
-    "view-partition": Rule(
-        "a view leaves the partition dimension of an on-chip tensor as it is", "NkiTensor"
-    ),
-    "view-layout": Rule(
-        "a view keeps the number of elements and needs no copy of the data", "NkiTensor.reshape"
-    ),
+    "view-partition": Rule("a view leaves the partition dimension of an on-chip tensor as it is", "NkiTensor"),
+    "view-layout": Rule("a view keeps the number of elements and needs no copy of the data", "NkiTensor.reshape"),
     "view-broadcast": Rule("only a dimension of size 1 is broadcast", "NkiTensor.broadcast"),
     "write-broadcast": Rule("a destination's elements are distinct memory", "NkiTensor.broadcast"),
     "read-before-write": Rule("what is read has been written before", _OURS),
@@ -80,18 +76,14 @@ RULES: dict[str, Rule] = {
     "matmul-bank": Rule("dst lies within one 2 KiB PSUM bank", _ARCH),
     "matmul-perf-mode": Rule("performance modes are not on NeuronCore-v2", "nc_matmul"),
     "matmul-tiling": Rule("tile_size and tile_position name a tile of the array", "nc_matmul"),
-    "accumulate-unwritten": Rule(
-        "the first matmul at a PSUM location overwrites (accumulate=False)", "nc_matmul"
-    ),
+    "accumulate-unwritten": Rule("the first matmul at a PSUM location overwrites (accumulate=False)", "nc_matmul"),
     "accumulate-nonmatmul": Rule("accumulation starts from a matmul, not from memset or a copy", "nc_matmul"),
     "accumulate-mixed": Rule("accumulate=None finds dst either all unwritten or all written", "nc_matmul"),
     "transpose-size": Rule("Tensor Engine transposes up to 128 x 128, Vector Engine 32 x 32", "nc_transpose"),
     "transpose-shape": Rule("dst is (free elements of data, partitions of data)", "nc_transpose"),
     "transpose-dtype": Rule("dst has the type of data", "nc_transpose"),
     "transpose-memory": Rule("Tensor Engine transposes from SBUF to PSUM", "nc_transpose"),
-    "transpose-finite": Rule(
-        "Tensor Engine on NeuronCore-v2 spreads NaN and Inf when it transposes", "nc_transpose"
-    ),
+    "transpose-finite": Rule("Tensor Engine on NeuronCore-v2 spreads NaN and Inf when it transposes", "nc_transpose"),
     # Vector, Scalar and GpSimd engines
     "reduce-axis": Rule("the axes are the last contiguous free ones", "tensor_reduce"),
     "reduce-shape": Rule("dst has one element for every element that is not reduced", "tensor_reduce"),

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter.accounting import Accounting
 from tp_harness.kernels.nki_interpreter.targets import GEN2, PARTITIONS, Target
 

@@ -9,7 +9,6 @@ from functools import update_wrapper
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes, session
 from tp_harness.kernels.nki_interpreter.accounting import Usage
 from tp_harness.kernels.nki_interpreter.memory import Array, MemoryRegion, Storage, Written
@@ -75,9 +74,7 @@ class Simulation:
             return Run(outputs=outputs, usage=running.accounting.usage())
 
 
-def simulate(
-    kernel: Callable[..., Any], *, target: str | None = None, unwritten_reads: str = "raise"
-) -> Simulation:
+def simulate(kernel: Callable[..., Any], *, target: str | None = None, unwritten_reads: str = "raise") -> Simulation:
     """Return a callable that runs `kernel` on NumPy arrays.
 
     Args:

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter.dtypes import DType
 from tp_harness.kernels.nki_interpreter.memory import Array, MemoryRegion, Storage, Written
 from tp_harness.kernels.nki_interpreter.rules import violate
@@ -114,9 +113,7 @@ class NkiTensor:
     @property
     def repeats_elements(self) -> bool:
         """Tell whether two positions share memory (a broadcast view)."""
-        return any(
-            step == 0 and size > 1 for step, size in zip(self._values.strides, self.shape, strict=True)
-        )
+        return any(step == 0 and size > 1 for step, size in zip(self._values.strides, self.shape, strict=True))
 
     def states(self) -> set[Written]:
         """Return how the elements of this view were written."""
@@ -274,9 +271,7 @@ class NkiTensor:
             stop = size if item.stop is None else item.stop
             start, stop = (value + size if value < 0 else value for value in (start, stop))
             if not (0 <= start < stop <= size and step >= 1):
-                self._refuse(
-                    "index-bounds", f"slice {start}:{stop}:{step} of dimension {dim} of {self.shape}"
-                )
+                self._refuse("index-bounds", f"slice {start}:{stop}:{step} of dimension {dim} of {self.shape}")
             return slice(start, stop, step)
         if isinstance(item, bool) or not isinstance(item, int):
             raise TypeError(f"index {item!r}: ints, slices, nl.ds and ... are covered")

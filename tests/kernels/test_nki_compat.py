@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tp_harness.kernels import compat
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +24,7 @@ REAL = {
 STUB = {"__init__.py": "__version__ = '0.0.1'\n"}
 
 
-def _python(
-    folder: Path, files: dict[str, str], code: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def _python(folder: Path, files: dict[str, str], code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     package = folder / "nki"
     package.mkdir()
     for name, text in files.items():
@@ -62,9 +59,7 @@ def test_a_real_wheel_is_used_for_the_same_kernels(tmp_path: Path) -> None:
         "\nprint(mutants.judge(mutants.MUTANTS[0]).killed, os.environ['NEURON_PLATFORM_TARGET_OVERRIDE'])"
     )
     result = _python(tmp_path, REAL, code)
-    assert result.stdout.splitlines() == ["simulate | AWS's nki 0.6.0", "True", "True", "True trn1"], (
-        result.stderr
-    )
+    assert result.stdout.splitlines() == ["simulate | AWS's nki 0.6.0", "True", "True", "True trn1"], result.stderr
 
 
 def test_the_interpreter_can_be_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
 from tp_harness.kernels.checks.pieces import give, load, random, run, sbuf
 from tp_harness.kernels.nki_interpreter import isa as nisa
 from tp_harness.kernels.nki_interpreter import language as nl

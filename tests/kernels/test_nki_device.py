@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.call import bind
 from tp_harness.kernels.checks import accuracy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tp_harness.kernels import registry
 from tp_harness.kernels.checks import accuracy
 from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure
@@ -14,11 +13,7 @@ SECONDS = 10.0
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case
-        for case in accuracy.full_size_cases(torch.float32, 8, 32)
-        if case.use not in ("experts", "unembedding")
-    ],
+    [case for case in accuracy.full_size_cases(torch.float32, 8, 32) if case.use not in ("experts", "unembedding")],
     ids=lambda case: case.id,
 )
 def test_gpt_oss_20b_small_kernels(case: Case) -> None:
@@ -42,9 +37,7 @@ def test_gpt_oss_20b_tp_1_and_2(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", accuracy.full_size_cases(torch.bfloat16, 1, 2, 8, 32), ids=lambda case: case.id
-)
+@pytest.mark.parametrize("case", accuracy.full_size_cases(torch.bfloat16, 1, 2, 8, 32), ids=lambda case: case.id)
 def test_gpt_oss_20b_bfloat16(case: Case) -> None:
     assert measure(case).ulps <= BFLOAT16_ULPS
 
@@ -60,9 +53,7 @@ def test_limits_fit_into_memory(case: Case) -> None:
 def test_recorded_peaks_are_what_is_measured(name: str) -> None:
     """The registry's peaks: the larger of a kernel's uses at gpt-oss-20b, tp 8, 128 tokens, float32."""
     usages = [
-        measure(case).usage
-        for case in accuracy.full_size_cases(torch.float32, 8, tokens=128)
-        if case.kernel == name
+        measure(case).usage for case in accuracy.full_size_cases(torch.float32, 8, tokens=128) if case.kernel == name
     ]
     item = registry.spec(name)
     measured = [usage for usage in usages if usage is not None]

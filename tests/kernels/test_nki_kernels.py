@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.checks import accuracy, inputs
 from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure, relative_error
@@ -93,9 +92,7 @@ def test_router_in_float32_chooses_as_torch_topk_without_ties() -> None:
 
 
 def _attention(length: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
-    case = Case(
-        kernel="attention", use="sdpa", model=TINY, tp=8, tokens=length, changes=tuple(changes.items())
-    )
+    case = Case(kernel="attention", use="sdpa", model=TINY, tp=8, tokens=length, changes=tuple(changes.items()))
     arguments = case.arguments()
     wide = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}
     return run("attention", **arguments), registry.spec("attention").twin(**wide)

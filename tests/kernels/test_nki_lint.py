@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tp_harness.kernels import lint
 
 # rule -> (what breaks it, what to write instead), as the body of a function.
@@ -57,9 +56,7 @@ def test_rule(rule: str) -> None:
     assert lint.check_source(good, "kernel.py") == []
 
 
-@pytest.mark.parametrize(
-    ("rule", "body"), [(rule, body) for rule, bodies in MORE_BAD.items() for body in bodies]
-)
+@pytest.mark.parametrize(("rule", "body"), [(rule, body) for rule, bodies in MORE_BAD.items() for body in bodies])
 def test_more_that_is_rejected(rule: str, body: str) -> None:
     found = lint.check_source(f"def k(x, y):\n    {body}\n", "kernel.py")
     assert rule in {finding.rule for finding in found}

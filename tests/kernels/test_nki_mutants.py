@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
 from tp_harness.kernels.checks.mutants import CASES, MUTANTS, Mutant, judge, load, notices
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tp_harness.kernels.checks.pieces import give, load, random, run, sbuf
 from tp_harness.kernels.nki_interpreter import isa as nisa
 from tp_harness.kernels.nki_interpreter import language as nl
@@ -94,9 +93,7 @@ def test_activation_sums_before_it_rounds_to_dst() -> None:
         return give(total)
 
     x = random(128, 256)
-    np.testing.assert_allclose(
-        run(kernel, x), np.square(x.astype(np.float64)).sum(1, keepdims=True), rtol=1e-6
-    )
+    np.testing.assert_allclose(run(kernel, x), np.square(x.astype(np.float64)).sum(1, keepdims=True), rtol=1e-6)
 
 
 def test_reduce_registers_persist_over_instructions() -> None:

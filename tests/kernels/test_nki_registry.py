@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.call import KernelArgumentError, to_numpy, to_torch
 from tp_harness.kernels.models import DEGREES, GPT_OSS_20B, MODELS, TINY, per_rank
 from tp_harness.kernels.nki_interpreter import NkiValidationError
 
-WORDS = (
-    "checked by a CPU interpreter of documented NKI 0.6 semantics; "
-    "never compiled by neuronx-cc, never run on Trn1"
-)
+WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 
 
 def test_status_words() -> None:
@@ -60,9 +56,7 @@ def test_per_rank_sizes_of_gpt_oss_20b() -> None:
 
 
 def test_unknown_kernel_names_the_nearest() -> None:
-    with pytest.raises(
-        KeyError, match=r"unknown kernel 'rmsnrm'; did you mean 'rmsnorm'\? Choices: rmsnorm, rope"
-    ):
+    with pytest.raises(KeyError, match=r"unknown kernel 'rmsnrm'; did you mean 'rmsnorm'\? Choices: rmsnorm, rope"):
         run("rmsnrm")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tp_harness.kernels.checks import report, rule_cases
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tp_harness.kernels.checks.rule_cases import CASES, RuleCase, outcome
 from tp_harness.kernels.nki_interpreter import RULES, NkiValidationError, isa, simulate
 from tp_harness.kernels.nki_interpreter import isa as nisa
@@ -90,9 +89,7 @@ def test_message_names_instruction_operand_rule_and_source_line() -> None:
     ],
 )
 def test_message_texts(rule: str, expected: str) -> None:
-    details = [
-        error.detail for case in CASES if case.rule == rule and (error := outcome(case.bad, case.target))
-    ]
+    details = [error.detail for case in CASES if case.rule == rule and (error := outcome(case.bad, case.target))]
     assert expected in details
 
 

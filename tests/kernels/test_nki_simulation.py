@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tp_harness.kernels import nki_interpreter as nki
 from tp_harness.kernels.checks.pieces import give, load, psum, random, run, sbuf
 from tp_harness.kernels.nki_interpreter import NkiValidationError, dtypes, simulate
@@ -143,9 +142,7 @@ def test_options_that_are_not_covered_say_so() -> None:
 
     def load_reduce(x):
         tile = load(x)
-        nisa.activation(
-            dst=tile, op=nl.copy, data=tile, reduce_op=nl.add, reduce_cmd=nisa.reduce_cmd.load_reduce
-        )
+        nisa.activation(dst=tile, op=nl.copy, data=tile, reduce_op=nl.add, reduce_cmd=nisa.reduce_cmd.load_reduce)
 
     for kernel in (address, hint, load_reduce):
         with pytest.raises(NotImplementedError, match="not covered"):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tp_harness.kernels.checks.pieces import give, load, psum, random, run, sbuf
 from tp_harness.kernels.nki_interpreter import isa as nisa
 
@@ -94,9 +93,7 @@ def test_matmul_in_tiling_mode_computes_the_same() -> None:
 
 def test_matmul_with_a_row_of_ones_copies_a_row_to_all_partitions_exactly() -> None:
     row = random(1, 512)
-    np.testing.assert_array_equal(
-        run(_product, np.ones((1, 128), np.float32), row), np.repeat(row, 128, axis=0)
-    )
+    np.testing.assert_array_equal(run(_product, np.ones((1, 128), np.float32), row), np.repeat(row, 128, axis=0))
 
 
 def test_matmul_flattens_free_axes() -> None:

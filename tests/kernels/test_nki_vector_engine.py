@@ -5,7 +5,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
 from tp_harness.kernels.checks.pieces import give, load, random, run, sbuf
 from tp_harness.kernels.nki_interpreter import isa as nisa
 from tp_harness.kernels.nki_interpreter import language as nl
@@ -109,9 +108,7 @@ def test_tensor_scalar_compares_and_selects() -> None:
     def kernel(x, f):
         out = sbuf(*x.shape)
         column = load(f)
-        nisa.tensor_scalar(
-            dst=out, data=load(x), op0=nl.equal, operand0=column, op1=nl.multiply, operand1=column
-        )
+        nisa.tensor_scalar(dst=out, data=load(x), op0=nl.equal, operand0=column, op1=nl.multiply, operand1=column)
         return give(out)
 
     x = np.tile(np.arange(8, dtype=np.float32), (4, 1))
@@ -125,9 +122,7 @@ def test_scalar_tensor_tensor() -> None:
         steps = {"op0": nl.subtract, "operand0": load(f), "op1": nl.subtract, "operand1": load(y)}
         nisa.scalar_tensor_tensor(dst=out, data=load(x), **steps)
         nisa.scalar_tensor_tensor(dst=reversed_, data=load(x), reverse0=True, reverse1=True, **steps)
-        nisa.scalar_tensor_tensor(
-            dst=number, data=load(x), op0=nl.multiply, operand0=2.0, op1=nl.add, operand1=load(y)
-        )
+        nisa.scalar_tensor_tensor(dst=number, data=load(x), op0=nl.multiply, operand0=2.0, op1=nl.add, operand1=load(y))
         return give(out), give(reversed_), give(number)
 
     x, f, y = random(64, 96), random(64, 1, seed=1), random(64, 96, seed=2)
@@ -144,21 +139,15 @@ def test_tensor_reduce_sums_the_free_axis() -> None:
         return give(out)
 
     x = random(128, 512)
-    np.testing.assert_allclose(
-        run(kernel, x), x.astype(np.float64).sum(1, keepdims=True), atol=512 * 2.0**-22
-    )
+    np.testing.assert_allclose(run(kernel, x), x.astype(np.float64).sum(1, keepdims=True), atol=512 * 2.0**-22)
 
 
-@pytest.mark.parametrize(
-    ("axis", "shape"), [((1, 2, 3), (4, 1)), ((2, 3), (4, 2)), (3, (4, 2, 3)), (-1, (4, 6))]
-)
+@pytest.mark.parametrize(("axis", "shape"), [((1, 2, 3), (4, 1)), ((2, 3), (4, 2)), (3, (4, 2, 3)), (-1, (4, 6))])
 @pytest.mark.parametrize(("name", "ufunc"), [("maximum", np.maximum), ("minimum", np.minimum)])
 def test_tensor_reduce_of_the_last_axes(axis, shape, name, ufunc) -> None:
     def kernel(x):
         out = sbuf(*shape)
-        nisa.tensor_reduce(
-            dst=out, op=getattr(nl, name), data=load(x).reshape((4, 2, 3, 5)), axis=axis, keepdims=False
-        )
+        nisa.tensor_reduce(dst=out, op=getattr(nl, name), data=load(x).reshape((4, 2, 3, 5)), axis=axis, keepdims=False)
         negated = sbuf(*shape)
         nisa.tensor_reduce(
             dst=negated, op=getattr(nl, name), data=load(x).reshape((4, 2, 3, 5)), axis=axis, negate=True

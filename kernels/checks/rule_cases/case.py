@@ -73,9 +73,7 @@ def tile(
     return made
 
 
-def empty(
-    partitions: int, *free: int, dtype: DType = nl.float32, buffer: MemoryRegion = nl.sbuf
-) -> NkiTensor:
+def empty(partitions: int, *free: int, dtype: DType = nl.float32, buffer: MemoryRegion = nl.sbuf) -> NkiTensor:
     """Return a tile that nothing was written to."""
     return nl.ndarray((partitions, *free), dtype=dtype, buffer=buffer)
 

@@ -114,9 +114,7 @@ CASES = (
     case("index-bounds", "nl.ds", lambda: tile(4, 8)[:, nl.ds(4, 4)], lambda: tile(4, 8)[:, nl.ds(5, 4)]),
     case("index-bounds", "too many", lambda: tile(4, 8)[0:1, ..., 0:1], lambda: tile(4, 8)[0, 0, 0]),
     case("index-bounds", "dim", lambda: tile(4, 8).slice(1, 0, 4), lambda: tile(4, 8).slice(2, 0, 4)),
-    case(
-        "view-partition", "reshape", lambda: tile(4, 8).reshape((4, 2, 4)), lambda: tile(4, 8).reshape((8, 4))
-    ),
+    case("view-partition", "reshape", lambda: tile(4, 8).reshape((4, 2, 4)), lambda: tile(4, 8).reshape((8, 4))),
     case(
         "view-partition",
         "permute",

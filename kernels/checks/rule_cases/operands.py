@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.checks.rule_cases.case import RuleCase, case, empty, hbm, product, tile
 from tp_harness.kernels.nki_interpreter import isa as nisa
 from tp_harness.kernels.nki_interpreter import language as nl
@@ -149,9 +148,7 @@ def _misplaced(call: Call) -> list[RuleCase]:
         bad = partial(empty, *shape, buffer=nl.psum)
         found.append(case("memory-space", f"{call.name} dst psum", call.run, partial(call.run, dst=bad)))
     if call.name == "nc_matmul":
-        found.append(
-            case("memory-space", "nc_matmul dst sbuf", call.run, partial(call.run, dst=_empty(4, 8)))
-        )
+        found.append(case("memory-space", "nc_matmul dst sbuf", call.run, partial(call.run, dst=_empty(4, 8))))
         psum = partial(product, 4, 8)
         found.append(case("memory-space", "nc_matmul moving psum", call.run, partial(call.run, moving=psum)))
     bad = partial(np.zeros, shape, np.float32)

@@ -120,9 +120,7 @@ CASES = (
         lambda: _activation(scale=tile(4, 1), bias=tile(4, 1, dtype=nl.bfloat16)),
         lambda: _activation(scale=tile(4, 1, dtype=nl.bfloat16)),
     ),
-    case(
-        "operand-vector", "bias", lambda: _activation(bias=tile(4, 1)), lambda: _activation(bias=tile(4, 8))
-    ),
+    case("operand-vector", "bias", lambda: _activation(bias=tile(4, 1)), lambda: _activation(bias=tile(4, 8))),
     case(
         "operand-vector",
         "reduce_res",

@@ -175,9 +175,7 @@ CASES = (
         target="gen3",
     ),
     case("accumulate-mixed", "half", lambda: _accumulate_wider(False), lambda: _accumulate_wider(None)),
-    case(
-        "transpose-size", "rows", lambda: _transpose(128, 128), lambda: _transpose(8, 129, dst=product(8, 8))
-    ),
+    case("transpose-size", "rows", lambda: _transpose(128, 128), lambda: _transpose(8, 129, dst=product(8, 8))),
     case(
         "transpose-size",
         "vector",

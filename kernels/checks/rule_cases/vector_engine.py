@@ -11,9 +11,7 @@ from tp_harness.kernels.nki_interpreter.dtypes import DType
 from tp_harness.kernels.nki_interpreter.memory import MemoryRegion
 
 
-def _tensor_tensor(
-    *, left: Any = None, right: Any = None, dst: Any = None, op: Any = nl.add, **options: Any
-) -> None:
+def _tensor_tensor(*, left: Any = None, right: Any = None, dst: Any = None, op: Any = nl.add, **options: Any) -> None:
     nisa.tensor_tensor(
         dst=empty(4, 8) if dst is None else dst,
         data1=tile(4, 8) if left is None else left,
@@ -40,9 +38,7 @@ def _three(*, left: Any = None, right: Any = None, op0: Any = nl.add, op1: Any =
     )
 
 
-def _reduce(
-    *free: int, axis: Any, dst: int = 1, op: Any = nl.add, dtype: DType = nl.float32, **more: Any
-) -> None:
+def _reduce(*free: int, axis: Any, dst: int = 1, op: Any = nl.add, dtype: DType = nl.float32, **more: Any) -> None:
     target = empty(4, dst, dtype=dtype)
     nisa.tensor_reduce(dst=target, op=op, data=tile(4, *free, dtype=dtype), axis=axis, **more)
 
@@ -109,9 +105,7 @@ CASES = (
         lambda: _tensor_tensor(engine=_GPSIMD),
         lambda: _tensor_tensor(engine=_SCALAR),
     ),
-    case(
-        "engine", "memset scalar", lambda: _memset(0.0, engine=_GPSIMD), lambda: _memset(0.0, engine=_SCALAR)
-    ),
+    case("engine", "memset scalar", lambda: _memset(0.0, engine=_GPSIMD), lambda: _memset(0.0, engine=_SCALAR)),
     case(
         "engine",
         "tensor_scalar gpsimd",

@@ -6,7 +6,6 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.constants import dge_mode, engine, oob_mode
 from tp_harness.kernels.nki_interpreter.isa.operands import (
@@ -62,15 +61,11 @@ def _check_dma_options(running: Session, priority: int | None, mode: dge_mode, a
         refuse("dma-priority", "dma_copy", "priority", f"priority {priority}")
     if mode is dge_mode.hwdge and not running.target.hardware_dge:
         refuse("dma-hwdge", "dma_copy", "dge_mode", "hwdge was asked for")
-    if asked is not engine.unknown and (
-        mode is not dge_mode.hwdge or asked not in (engine.sync, engine.scalar)
-    ):
+    if asked is not engine.unknown and (mode is not dge_mode.hwdge or asked not in (engine.sync, engine.scalar)):
         refuse("dma-engine", "dma_copy", "engine", f"{asked.name} with dge_mode {mode.name}")
 
 
-def tensor_copy(
-    dst: NkiTensor, src: NkiTensor, engine: engine = engine.unknown, name: str | None = None
-) -> None:
+def tensor_copy(dst: NkiTensor, src: NkiTensor, engine: engine = engine.unknown, name: str | None = None) -> None:
     """Copy on chip: bit-accurate between equal types, else through float32."""
     running = begin("tensor_copy")
     dst = destination("tensor_copy", "dst", dst)

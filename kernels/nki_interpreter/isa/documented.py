@@ -26,9 +26,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "tensor_scalar": (
         *("dst", "data", "op0", "operand0", "reverse0", "op1", "operand1", "reverse1", "engine", "name"),
     ),
-    "scalar_tensor_tensor": (
-        *("dst", "data", "op0", "operand0", "op1", "operand1", "reverse0", "reverse1", "name"),
-    ),
+    "scalar_tensor_tensor": (*("dst", "data", "op0", "operand0", "op1", "operand1", "reverse0", "reverse1", "name"),),
     "tensor_reduce": ("dst", "op", "data", "axis", "negate", "keepdims", "name"),
     "activation": ("dst", "op", "data", "bias", "scale", "reduce_op", "reduce_res", "reduce_cmd", "name"),
     "reciprocal": ("dst", "data", "name"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.operands import (
     SBUF,
@@ -63,9 +62,7 @@ def affine_select(
         store(dst, np.where(predicate, dtypes.to_float32(flat(tile)), np.float32(on_false_value)))
 
 
-def _affine(
-    instruction: str, dst: NkiTensor, pattern: Pattern, offset: int, channel_multiplier: int
-) -> Array:
+def _affine(instruction: str, dst: NkiTensor, pattern: Pattern, offset: int, channel_multiplier: int) -> Array:
     """Evaluate the affine expression for every element of dst, as int32."""
     _check_pattern(instruction, dst, pattern)
     for operand, value in (("offset", offset), ("channel_multiplier", channel_multiplier)):

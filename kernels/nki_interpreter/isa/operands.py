@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes, session
 from tp_harness.kernels.nki_interpreter.isa.constants import engine
 from tp_harness.kernels.nki_interpreter.memory import Array, MemoryRegion, Written
@@ -48,9 +47,7 @@ def tile(
 ) -> NkiTensor:
     """Return `value` as a tile that an engine can access: memory, start partition, free dimensions."""
     if not isinstance(value, NkiTensor):
-        violate(
-            "operand-type", instruction=f"nisa.{instruction}", operand=operand, detail=f"got {value!r:.60}"
-        )
+        violate("operand-type", instruction=f"nisa.{instruction}", operand=operand, detail=f"got {value!r:.60}")
     if value.buffer not in regions:
         allowed = " or ".join(region.value for region in regions)
         refuse(rule, instruction, operand, f"is in {value.buffer.value}, needs {allowed}")
@@ -96,9 +93,7 @@ def check_written(instruction: str, operand: str, value: NkiTensor) -> None:
 def check_distinct(instruction: str, operand: str, value: NkiTensor) -> None:
     """Refuse to write through a broadcast view."""
     if value.repeats_elements:
-        refuse(
-            "write-broadcast", instruction, operand, f"{value!r} repeats elements (strides {value.strides})"
-        )
+        refuse("write-broadcast", instruction, operand, f"{value!r} repeats elements (strides {value.strides})")
 
 
 def _check_start_partition(instruction: str, operand: str, value: NkiTensor) -> None:
@@ -113,18 +108,14 @@ def match(instruction: str, operand: str, value: NkiTensor, dst: NkiTensor) -> N
     """Hold an input against dst: partitions, and elements per partition."""
     match_partitions(instruction, operand, value, dst)
     if value.elements_per_partition != dst.elements_per_partition:
-        detail = (
-            f"{value.elements_per_partition} elements per partition, dst has {dst.elements_per_partition}"
-        )
+        detail = f"{value.elements_per_partition} elements per partition, dst has {dst.elements_per_partition}"
         refuse("elements-match", instruction, operand, detail)
 
 
 def match_partitions(instruction: str, operand: str, value: NkiTensor, dst: NkiTensor) -> None:
     """Hold an input's partitions against dst's."""
     if value.shape[0] != dst.shape[0]:
-        refuse(
-            "partition-match", instruction, operand, f"{value.shape[0]} partitions, dst has {dst.shape[0]}"
-        )
+        refuse("partition-match", instruction, operand, f"{value.shape[0]} partitions, dst has {dst.shape[0]}")
 
 
 def vector(instruction: str, operand: str, value: NkiTensor, partitions: int, *, float32: bool) -> Array:
@@ -138,9 +129,7 @@ def vector(instruction: str, operand: str, value: NkiTensor, partitions: int, *,
     return dtypes.to_float32(checked.values).reshape(partitions, 1)
 
 
-def choose_engine(
-    instruction: str, asked: engine, allowed: tuple[engine, ...], tiles: dict[str, NkiTensor]
-) -> engine:
+def choose_engine(instruction: str, asked: engine, allowed: tuple[engine, ...], tiles: dict[str, NkiTensor]) -> engine:
     """Return the engine that runs the instruction: the one asked for, or else the first allowed."""
     chosen = allowed[0] if asked is engine.unknown else asked
     if chosen not in allowed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.constants import reduce_cmd
 from tp_harness.kernels.nki_interpreter.isa.operands import (

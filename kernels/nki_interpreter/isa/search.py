@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.operands import (
     begin,
@@ -40,9 +39,7 @@ def nc_find_index8(dst: NkiTensor, data: NkiTensor, vals: NkiTensor, name: str |
     _check_searched("nc_find_index8", "data", data, dst)
     match_partitions("nc_find_index8", "vals", vals, dst)
     if vals.elements_per_partition != _WIDTH:
-        refuse(
-            "index8-values", "nc_find_index8", "vals", f"{vals.elements_per_partition} elements per partition"
-        )
+        refuse("index8-values", "nc_find_index8", "vals", f"{vals.elements_per_partition} elements per partition")
     if dst.dtype not in (dtypes.uint16, dtypes.uint32):
         refuse("index8-dtype", "nc_find_index8", "dst", f"is {dst.dtype}")
     missing = np.iinfo(dst.dtype.numpy).max

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.constants import engine, matmul_perf_mode
 from tp_harness.kernels.nki_interpreter.isa.operands import (
@@ -136,9 +135,7 @@ def _accumulates(dst: NkiTensor, accumulate: bool | None) -> bool:
     return True
 
 
-def nc_transpose(
-    dst: NkiTensor, data: NkiTensor, engine: engine = engine.unknown, name: str | None = None
-) -> None:
+def nc_transpose(dst: NkiTensor, data: NkiTensor, engine: engine = engine.unknown, name: str | None = None) -> None:
     """Swap the partition axis and the (flattened) free axis of a tile."""
     running = begin("nc_transpose")
     dst = destination("nc_transpose", "dst", dst, ON_CHIP)

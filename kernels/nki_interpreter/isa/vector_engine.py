@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.isa.constants import engine
 from tp_harness.kernels.nki_interpreter.isa.operands import (
@@ -102,9 +101,7 @@ def _check_kinds(first: Operator, second: Operator | None, tiles: dict[str, NkiT
         _check_bitvec("tensor_scalar", tiles)
 
 
-def _choose_scalar_engine(
-    asked: engine, first: Operator, second: Operator | None, tiles: dict[str, NkiTensor]
-) -> None:
+def _choose_scalar_engine(asked: engine, first: Operator, second: Operator | None, tiles: dict[str, NkiTensor]) -> None:
     """GpSimd offers rsqrt only here; Scalar Engine offers multiply, add, and multiply then add."""
     choose_engine("tensor_scalar", asked, (engine.vector, engine.scalar), tiles)
     pair = (first.name, second.name if second is not None else None)
