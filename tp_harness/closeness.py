@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from .compare import largest_index
+
 # rtol by dtype. float32 sums of a few thousand terms agree to 1e-6 of the largest element; bfloat16 has
 # 2^-8 between neighbours, and a sharded sum may be a few of those off.
 DEFAULT_RTOL: Mapping[torch.dtype, float] = {
@@ -71,7 +73,7 @@ def _check_values(
     wrong = int((error > allowed).sum())
     if not wrong:
         return
-    index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    index = largest_index(error)
     raise AssertionError(
         f"{name}: {wrong} of {error.numel()} elements differ by more than {allowed:.3g} "
         f"(atol {atol:g} + rtol {rtol:g} x max |expected| {right.abs().max().item():.3g}); the worst, at "

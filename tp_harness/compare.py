@@ -5,6 +5,7 @@ Everything is subtracted in float64: a difference of 16-bit numbers would itself
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from .result import Distance, Worst
@@ -36,7 +37,7 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
 def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, dim: int | None) -> Worst:
     """The element farthest from the oracle. Its rank is the first owner where `dim` is cut over ranks, else 0."""
     error = (actual.to(torch.float64) - oracle.to(torch.float64)).abs()
-    index = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    index = largest_index(error)
     parts = 1 if dim is None else min(tp, error.shape[dim])  # fewer parts than ranks: neighbours hold replicas
     rank = 0 if dim is None else index[dim] * parts // error.shape[dim] * (tp // parts)
     return Worst(
@@ -46,6 +47,11 @@ def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int
         actual=actual[index].item(),
         expected=oracle[index].item(),
     )
+
+
+def largest_index(x: torch.Tensor) -> tuple[int, ...]:
+    """Where the largest element is. By NumPy: torch.unravel_index imports sympy, most of a second."""
+    return tuple(int(i) for i in np.unravel_index(int(x.argmax()), tuple(x.shape)))
 
 
 def roll(x: torch.Tensor) -> torch.Tensor:

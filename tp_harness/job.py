@@ -54,8 +54,8 @@ class Job:
     """All tasks of one degree, in order, and where their files are.
 
     `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
-    and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run, with the
-    modules' own routing, where the reference's own flips. `kernels` says what runs the modules' hot parts.
+    and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run of the
+    first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts.
     """
 
     tp: int

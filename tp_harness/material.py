@@ -59,8 +59,13 @@ class Material:
             weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
             folder=str(self.folder),
             kernels=self.options.kernels,
-            unlocked=tp == max(self.options.degrees),  # reported, not judged: one degree shows what flips do
+            unlocked=tp == min(self.options.degrees, key=_after_one),
         )
+
+
+def _after_one(tp: int) -> tuple[bool, int]:
+    """Orders degrees for the unlocked run: it is reported, not judged, and the cheapest real degree shows it."""
+    return tp == 1, tp
 
 
 class Preparation:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from safetensors.torch import save_file
@@ -14,7 +14,7 @@ from .case import Case, Tensors
 from .job import Job, Task
 from .rank import as_tuple
 from .sampling import generator
-from .taps import CHOSEN, routing, same_choice, tap_name
+from .taps import CHOSEN, routing, tap_name
 from .weights import Checkpoint, TensorSpec
 
 
@@ -31,7 +31,12 @@ class Expectation:
     """What a task is compared with: the oracle, and per dtype the reference with the oracle's routing."""
 
     oracle: Run
-    baselines: Mapping[str, Run]
+    run_baselines: Callable[[], Mapping[str, Run]]
+
+    @cached_property
+    def baselines(self) -> Mapping[str, Run]:
+        """By dtype. Computed at the first use: the ranks need the oracle's routing to start, and not these."""
+        return self.run_baselines()
 
 
 def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:
@@ -43,18 +48,17 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
     case = cases[job.dtypes[0]]
     inputs = tuple(_round(x) for x in case.inputs(generator(seed, f"{task.key}.inputs")))
-    with torch.inference_mode():
-        reference = _load(case, checkpoint)
-        oracle = _run(case, reference, inputs, torch.float64, locks=None)
-        locks = {name: oracle.routing[name] for name in _lock_names(case)}
-        baselines = {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
+    reference = _load(case, checkpoint)
+    oracle = _run(case, reference, inputs, torch.float64, locks=None)
+    locks = {name: oracle.routing[name] for name in _lock_names(case)}
     tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
     tensors |= {f"lock.{name}": lock for name, lock in locks.items()}
-    # Where the reference itself flips, so will the ranks: the first draw runs those dtypes unlocked as well, to show
-    # what flips do. One draw suffices for that.
-    flipping = [dtype for dtype, run in baselines.items() if task.draw == 0 and _flips(run, locks)]
-    save_file(tensors, job.inputs_path(task), metadata={"flipping": json.dumps(flipping)})
-    return Expectation(oracle=oracle, baselines=baselines)
+    save_file(tensors, job.inputs_path(task))
+
+    def run_baselines() -> dict[str, Run]:
+        return {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
+
+    return Expectation(oracle=oracle, run_baselines=run_baselines)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -79,6 +83,7 @@ def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
     return reference.eval()
 
 
+@torch.inference_mode()
 def _run(
     case: Case,
     reference: nn.Module,
@@ -95,10 +100,6 @@ def _run(
 
 def _lock_names(case: Case) -> tuple[str, ...]:
     return tuple(tap_name(router, CHOSEN) for router in case.routing)
-
-
-def _flips(run: Run, locks: Mapping[str, torch.Tensor]) -> bool:
-    return any(not bool(same_choice(run.routing[name], lock).all()) for name, lock in locks.items())
 
 
 def _round(x: torch.Tensor) -> torch.Tensor:

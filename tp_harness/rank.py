@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .case import Case, Tensors
@@ -53,7 +52,7 @@ def _run(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
     case = job.subject.case(task, dtype=dtype, tp=group.size)
-    full_inputs, locks, flipping = read_inputs(job.inputs_path(task))
+    full_inputs, locks = read_inputs(job.inputs_path(task))
     inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
     if job.kernels == "nki":
@@ -61,7 +60,7 @@ def _run(
     with routing(module, case.routing, locks) as record:
         outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
     tensors = _named(f"{dtype}.locked", outputs, record)
-    if job.unlocked and dtype in flipping:
+    if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))
         tensors |= _named(f"{dtype}.unlocked", outputs, record)
@@ -92,14 +91,12 @@ def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Gr
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in shards)
 
 
-def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor], tuple[str, ...]]:
-    """The full inputs in order, every router's locked choice by tap name, and the dtypes to run unlocked too."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        flipping = tuple(json.loads(file.metadata()["flipping"]))
+def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor]]:
+    """The full inputs in order, and the locked choice of every router by tap name."""
+    tensors = load_file(path)
     inputs = tuple(tensors[f"input.{i}"] for i in range(sum(name.startswith("input.") for name in tensors)))
     locks = {name.removeprefix("lock."): t for name, t in tensors.items() if name.startswith("lock.")}
-    return inputs, locks, flipping
+    return inputs, locks
 
 
 def as_tuple(outputs: torch.Tensor | Tensors) -> Tensors:

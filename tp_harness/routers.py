@@ -51,7 +51,7 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
     tokens = evidence.expectation.oracle.routing[tap_name(evidence.case.routing[0], CHOSEN)].shape[0]
     widest = max(flips, key=lambda flip: flip.margin)
     if f"{evidence.dtype}.unlocked.output.0" not in evidence.ranks[0].tensors:
-        return f"{len(flips)} choices differ from the oracle's; the first draw is run unlocked at the largest degree"
+        return f"{len(flips)} choices differ from the oracle's; see the smallest degree for what an unlocked run gives"
     full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
     error = compare.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2
     layers = sorted({flip.layer for flip in flips})

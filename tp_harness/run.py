@@ -61,6 +61,7 @@ class DegreeRun:
             job = self.material.job(self.tp, pending)
             running = self.session.start(job.write(), tp=self.tp, log_dir=self.log_dir, timeout=self.options.timeout)
             try:
+                self._compute_baselines(pending)
                 done, outcome = self._follow(job, pending, running)
             finally:
                 running.stop()
@@ -69,6 +70,13 @@ class DegreeRun:
             for target in pending[done : done + 1]:  # the first that is not complete is the one that failed
                 self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
             pending, start = pending[done + 1 :], start + 1
+
+    def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
+        """Compute what is still missing of the single-core runs, while the ranks run."""
+        for target in pending:
+            self.progress(f"tp {self.tp}: single-core runs of {target.name} layer {target.layer}")
+            for task in target.tasks:
+                _ = self.material.expectations[task].baselines
 
     def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
         """Judge targets as the ranks complete them; how many were complete, and how the ranks ended."""
