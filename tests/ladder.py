@@ -127,6 +127,7 @@ class Ladder:
             seed=seed,
             draws=1,
             init=init,
+            kernels="torch",
             checkpoint="",
             case="",
             out="",

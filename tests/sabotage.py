@@ -17,7 +17,7 @@ from torch import nn
 
 from tp_harness.case import Case
 from tp_harness.group import Group
-from tp_harness.modules import attention, embedding, mlp, norm, rope
+from tp_harness.modules import attention, embedding, mlp, norm
 from tp_harness.placements import QKVHeads
 from tp_harness.weights import Checkpoint
 
@@ -98,18 +98,18 @@ def modulo(full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
 
 def tiled(self: Any, t: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Query heads 0, 1, 2 with KV heads 0, 1, 0 rather than 0, 0, 0."""
-    query, key, value = self._split(mlp.linear(t, self.qkv.weight, self.qkv.bias))
+    query, key, value = self._split(self.qkv(t))
     query, key = self.rope(query, key, positions)
     return query.unflatten(2, (-1, self.local_kv_heads)).transpose(2, 3), key, value
 
 
-def interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def interleaved(_self: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
 
 
 def query_only(self: Any, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return rope.rotate(query, self.cos[ids][:, :, None], self.sin[ids][:, :, None]), key
+    return self._rotate(query, self.cos[ids][:, :, None], self.sin[ids][:, :, None]), key
 
 
 def shifted_tables(module: Any, rank: int, _size: int) -> dict[str, object]:
@@ -149,7 +149,7 @@ def swiglu(
 
 
 def softmax_over_all(self: Any, t: torch.Tensor) -> torch.Tensor:
-    logits = self.router_logits(mlp.linear(t, self.gate.weight, self.gate.bias))
+    logits = self.router_logits(self.gate(t))
     chosen = self.chosen(torch.topk(logits, 4).indices)
     return torch.zeros_like(logits).scatter(-1, chosen, torch.softmax(logits, -1).gather(-1, chosen))
 

@@ -80,7 +80,7 @@ FAULTS = {
         "qkv.bias", by.qkv_with(1, lambda f, r, n: 0 * by.QKV.shard(f, r, n)))),
     "value-bias-dropped": Fault(22, "attention", by.loads(
         "qkv.bias", by.qkv_with(2, lambda f, r, n: 0 * by.QKV.shard(f, r, n)))),
-    "rope-interleaved": Fault(23, "rope", by.runs(rope, "rotate", by.interleaved)),
+    "rope-interleaved": Fault(23, "rope", by.runs(rope.NeuronGPTOSSRotaryEmbedding, "_rotate", by.interleaved)),
     "rope-offset-by-rank": Fault(24, "rope", by.sets("", by.shifted_tables)),
     # a shift of query and key alike: attention sees only their distance
     "rope-offset-in-attention": Fault(24, "attention", by.sets("rope", by.shifted_tables), shows=(), inert=(8,)),

@@ -134,10 +134,10 @@ def test_the_worst_element_is_found_with_its_owner(tp: int, dim: int | None, ran
 @pytest.mark.parametrize(
     ("baseline", "reduction", "limit"),
     [
-        pytest.param(1e-6, 96, 4e-6, id="4-x-single-core"),
-        pytest.param(0.0, 2880, math.sqrt(2880) * 2**-24, id="sqrt-K"),
-        pytest.param(1e-7, 2880, math.sqrt(2880) * 2**-24, id="sqrt-K-over-baseline"),
-        pytest.param(0.0, 1, 2**-24, id="lookup"),
+        pytest.param(1e-6, 96, 3e-6, id="3-x-single-core"),
+        pytest.param(0.0, 2880, math.sqrt(2880) * 2**-26, id="sqrt-K"),
+        pytest.param(1e-7, 2880, math.sqrt(2880) * 2**-26, id="sqrt-K-over-baseline"),
+        pytest.param(0.0, 1, 2**-26, id="lookup"),
         pytest.param(1e-4, 96, 1e-5, id="ceiling"),
         pytest.param(math.nan, 96, 1e-5, id="baseline-nan"),
     ],
@@ -145,7 +145,7 @@ def test_the_worst_element_is_found_with_its_owner(tp: int, dim: int | None, ran
 def test_float32_limits(baseline: float, reduction: int, limit: float) -> None:
     whole, token, block = verdict.float32_gates("y", NO_ERROR, errors(baseline), reduction)
     assert whole.limit == pytest.approx(limit, rel=1e-12)
-    local = 4e-5 if math.isnan(baseline) else min(4e-5, max(4 * baseline, 4 * math.sqrt(reduction) * 2**-24))
+    local = 4e-5 if math.isnan(baseline) else min(4e-5, max(3 * baseline, 4 * math.sqrt(reduction) * 2**-26))
     assert token.limit == block.limit == pytest.approx(local, rel=1e-12)
     assert [gate.metric for gate in (whole, token, block)] == ["rel_L2 of y", "worst token of y", "worst block of y"]
 
@@ -161,7 +161,7 @@ def test_float32_gates_pass_at_their_limit_and_fail_above(place: str) -> None:
 
 def test_a_float32_reason_names_its_numbers() -> None:
     reason = verdict.float32_gates("y", NO_ERROR, errors(2e-7), 160)[0].reason
-    assert reason == "max(4 x single-core error 2.0e-07, 1 sqrt(160) 2^-24), at most 1e-05"
+    assert reason == "max(3 x single-core error 2.0e-07, 0.25 sqrt(160) 2^-24), at most 1e-05"
 
 
 @pytest.mark.parametrize(

@@ -43,19 +43,20 @@ def router_flips(evidence: Evidence) -> tuple[Flip, ...]:
 
 
 def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
-    """One sentence on the run with the module's own routing; it is reported and not judged."""
+    """One sentence on flips and, where it was made, the run with the module's own routing; it is not judged."""
     if not evidence.case.routing:
         return ""
     if not flips:
-        return "every token chose the oracle's experts: the unlocked run is the locked one"
+        return "every token chose the oracle's experts: an unlocked run would be the locked one"
     tokens = evidence.expectation.oracle.routing[tap_name(evidence.case.routing[0], CHOSEN)].shape[0]
     widest = max(flips, key=lambda flip: flip.margin)
+    layers = sorted({flip.layer for flip in flips})
+    statement = (
+        f"{len(flips)} of {tokens * len(evidence.case.routing)} choices flip (in {', '.join(layers)}; "
+        f"widest margin {widest.margin:.1e} of {widest.limit:.1e})"
+    )
     if f"{evidence.dtype}.unlocked.output.0" not in evidence.ranks[0].tensors:
-        return f"{len(flips)} choices differ from the oracle's; see the smallest degree for what an unlocked run gives"
+        return statement
     full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
     error = compare.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2
-    layers = sorted({flip.layer for flip in flips})
-    return (
-        f"unlocked, {len(flips)} of {tokens * len(evidence.case.routing)} choices flip (in {', '.join(layers)}; "
-        f"widest margin {widest.margin:.1e} of {widest.limit:.1e}) and rel_L2 becomes {error:.1e}"
-    )
+    return f"{statement}; unlocked, rel_L2 becomes {error:.1e}"
