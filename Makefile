@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: verify test test-slow check bench clean
+.PHONY: verify test test-slow check bench kernels clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sweep.py
+
+kernels: $(STAMP)
+	$(BIN)/python -m tp_harness.kernels.checks.report
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

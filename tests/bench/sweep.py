@@ -40,16 +40,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tp-harness-bench-", dir=SHM if SHM.is_dir() else None) as folder:
         work = Path(folder)
         table = Table("job", "tp-harness s", "one torchrun each, s", "ratio", "target", header_style="bold")
-        for job, components, model, seq, target in (
-            ("tiny, all components", tuple(COMPONENTS), "tiny", 40, 20),
-            ("gpt-oss-20b, one MLP", ("mlp",), "gpt-oss-20b", LARGE_SEQ, 8),
+        tiny = run(verify_command("tiny", tuple(COMPONENTS), work))
+        alike = run([*verify_command("gpt-oss-20b", ("mlp",), work), "--dtype", "float32"])
+        large = run(verify_command("gpt-oss-20b", ("mlp",), work))
+        plain_tiny, plain_large = 0.0, 0.0
+        if not arguments.skip_plain:
+            plain_large = plain_seconds("gpt-oss-20b", ("mlp",), LARGE_SEQ, work, console)
+            plain_tiny = plain_seconds("tiny", tuple(COMPONENTS), 40, work, console)
+        for job, ours, plain, target in (
+            ("tiny, all components, both dtypes", tiny, plain_tiny, 20),
+            ("gpt-oss-20b, one MLP, float32 as the torchruns", alike, plain_large, 8),
+            ("gpt-oss-20b, one MLP, both dtypes", large, plain_large, 8),
         ):
-            ours = run(verify_command(model, components, work))
-            plain = 0.0 if arguments.skip_plain else plain_seconds(model, components, seq, work, console)
             ratio = f"{plain / ours.wall:.1f}" if plain else "not run"
             table.add_row(job, f"{ours.wall:.1f}", f"{plain:.1f}" if plain else "-", ratio, f">= {target}")
         console.print(table)
-        print_floor(console, ours, work)
+        print_floor(console, large, work)
         print_memory(console, work)
 
 
@@ -113,8 +119,8 @@ def reference_cpu_seconds(weights: Path, dtype: torch.dtype) -> float:
 
 
 def print_memory(console: Console, work: Path) -> None:
-    """Peak sum of PSS over all processes for a 20b block at tp 32."""
-    command = [*verify_command("gpt-oss-20b", ("transformer_block",), work), "--tp", "32"]
+    """Peak sum of PSS over all processes for a 20b block, which is at tp 32."""
+    command = [*verify_command("gpt-oss-20b", ("transformer_block",), work), "--tp", "1,2,8,32"]
     usage = run(command, memory=True)
     record = json.loads(max(work.glob("*/run.json"), key=lambda path: path.stat().st_mtime).read_text())
     assert record["exit_code"] == 0
@@ -123,7 +129,7 @@ def print_memory(console: Console, work: Path) -> None:
     limit = 1.5 * weights + 2**30
     gib = 2.0**30
     console.print(
-        f"20b block at tp 32: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; bf16 weights {weights / gib:.2f} GiB; "
+        f"20b block, four degrees: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; bf16 weights {weights / gib:.2f} GiB; "
         f"limit 1.5 x weights + 1 GiB = {limit / gib:.2f} GiB"
     )
 

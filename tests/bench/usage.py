@@ -27,7 +27,7 @@ def run(command: Sequence[str], *, memory: bool = False) -> Usage:
 
     Args:
         command: program and arguments.
-        memory: sample PSS too, which costs time of its own: do not compare the times of such a run.
+        memory: sample PSS too, with every process stopped meanwhile: the times of such a run mean nothing.
 
     Raises:
         RuntimeError: the command failed; its output is in the message.
@@ -47,13 +47,31 @@ def run(command: Sequence[str], *, memory: bool = False) -> Usage:
 
 
 def _sample(pid: int, cpu: dict[tuple[int, float], float], memory: bool) -> int:
-    """Note every living process's CPU time so far; returns the sum of PSS."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
+    """Note every living process's CPU time so far; returns the sum of PSS, or 0 if that was not asked for."""
+    try:
         root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            cpu[process.pid, process.create_time()] = times.user + times.system
+    return _frozen_pss(family) if memory else 0
+
+
+def _frozen_pss(family: list[psutil.Process]) -> int:
+    """The sum of PSS while nothing runs: a page would else be counted in full before others map it, and again after."""
+    total = 0
+    try:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                times = process.cpu_times()
-                cpu[process.pid, process.create_time()] = times.user + times.system
-                total += process.memory_full_info().pss if memory else 0
+                total += process.memory_full_info().pss
+    finally:
+        for process in reversed(family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
     return total
