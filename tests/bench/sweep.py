@@ -129,7 +129,7 @@ def print_memory(console: Console, work: Path) -> None:
     limit = 1.5 * weights + 2**30
     gib = 2.0**30
     console.print(
-        f"20b block, four degrees: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; bf16 weights {weights / gib:.2f} GiB; "
+        f"20b block: peak sum of PSS {usage.peak_pss / gib:.2f} GiB; bf16 weights {weights / gib:.2f} GiB; "
         f"limit 1.5 x weights + 1 GiB = {limit / gib:.2f} GiB"
     )
 
