@@ -40,9 +40,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tp-harness-bench-", dir=SHM if SHM.is_dir() else None) as folder:
         work = Path(folder)
         table = Table("job", "tp-harness s", "one torchrun each, s", "ratio", "target", header_style="bold")
-        tiny = run(verify_command("tiny", tuple(COMPONENTS), work))
-        alike = run([*verify_command("gpt-oss-20b", ("mlp",), work), "--dtype", "float32"])
-        large = run(verify_command("gpt-oss-20b", ("mlp",), work))
+        tiny = measured(console, verify_command("tiny", tuple(COMPONENTS), work))
+        alike = measured(console, [*verify_command("gpt-oss-20b", ("mlp",), work), "--dtype", "float32"])
+        large = measured(console, verify_command("gpt-oss-20b", ("mlp",), work))
         plain_tiny, plain_large = 0.0, 0.0
         if not arguments.skip_plain:
             plain_large = plain_seconds("gpt-oss-20b", ("mlp",), LARGE_SEQ, work, console)
@@ -57,6 +57,13 @@ def main() -> None:
         console.print(table)
         print_floor(console, large, work)
         print_memory(console, work)
+
+
+def measured(console: Console, command: list[str]) -> Usage:
+    """Run a command and say at once what it took: the table comes minutes later."""
+    usage = run(command)
+    console.print(f"{' '.join(command[2:])}: {usage.wall:.1f} s", style="dim")
+    return usage
 
 
 def verify_command(model: str, components: tuple[str, ...], work: Path) -> list[str]:
