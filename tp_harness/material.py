@@ -133,6 +133,8 @@ class Preparation:
             progress(f"reference of {task.component} layer {task.layer}, draw {task.draw}")
             with blamed_on(self.case_file):
                 expectations[task] = expect(job, task, checkpoints[task.draw], self.options.seed)
+                if self.case_file:  # a user's reference may fail in one dtype: find out before any rank starts
+                    _ = expectations[task].baselines
             self._check_placements(job, task, expectations[task])
         return Material(**{**vars(material), "expectations": expectations})
 
