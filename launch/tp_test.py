@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from tp_harness.backends.torchrun import TorchrunBackend, follow, tell
-from tp_harness.cli import add_verify_options, options_of, run_verify
+from tp_harness.commands.verify import add_verify_options, options_of, run_verify
 from tp_harness.errors import UsageError
 from tp_harness.options import Resolved, resolve
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tp_harness import cli
+from tp_harness.commands import verify
 from tp_harness.components import COMPONENTS, component_case
 from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
 from tp_harness.errors import UnknownNameError, UsageError
@@ -26,13 +27,13 @@ FLAGS = "component tp model batch seq layer dtype backend seed draws init kernel
 
 def options_from(*arguments: str) -> Options:
     """What `tp-harness verify ARGUMENTS` asks for."""
-    return cli.options_of(cli._parser().parse_args(["verify", *arguments]))
+    return verify.options_of(cli._parser().parse_args(["verify", *arguments]))
 
 
 def test_flags_are_frozen() -> None:
     """A new flag is a decision: variation belongs into cases."""
     parser = argparse.ArgumentParser()
-    cli.add_verify_options(parser)
+    verify.add_verify_options(parser)
     assert [action.option_strings for action in parser._actions[1:]] == [[f"--{flag}"] for flag in FLAGS.split()]
 
 

@@ -24,9 +24,9 @@ ORDER = (
     "launch rank backends "
     "oracle material gather evidence "
     "compare closeness verdict form exact routers judge "
-    "record table run served testing api listing cli __main__ launch.tp_test"
+    "record table run served testing api listing commands cli __main__ launch.tp_test"
 )
-TORCH_FREE = "config options verdict result record table preflight errors version cli"
+TORCH_FREE = "config options verdict result record table preflight errors version commands cli"
 
 
 @dataclass(frozen=True)

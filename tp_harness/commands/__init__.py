@@ -1,0 +1,25 @@
+"""The subcommands of `tp-harness`, each a module with NAME, HELP, add_options(parser) and run(arguments) -> exit code.
+
+To add one: a file beside these, and an entry in `COMMANDS`. What they import at their start must not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Protocol
+
+from . import list as list_command
+from . import verify
+
+
+class Command(Protocol):
+    """What a module of this package offers."""
+
+    NAME: str
+    HELP: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: tuple[Command, ...] = (verify, list_command)
