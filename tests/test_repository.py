@@ -17,7 +17,7 @@ MAX_LINES = 300
 # From left to right as the data flows; a module imports only from its left. A folder stands for its files, which
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
-    "version errors result "
+    "version errors result restore "
     "config preflight options "
     "placements group recorder weights taps sampling "
     "reference kernels modules case plan components job "
@@ -26,7 +26,7 @@ ORDER = (
     "compare closeness verdict form exact routers judge "
     "record table run served testing api listing commands cli __main__ launch.tp_test"
 )
-TORCH_FREE = "config options verdict result record table preflight errors version commands cli"
+TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import json
 import os
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .restore import from_json
 from .result import SCHEMA, Result, exit_code, to_json
 from .version import __version__
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(kw_only=True)
@@ -33,7 +37,12 @@ class RunRecord:
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finished: bool = False
+    run_id: str = ""  # the folder's name when the run was made, wherever it is now
+    seconds: float = 0.0  # until the last save
     _texts: list[str] = field(default_factory=list)  # the JSON of each result, made once
+
+    def __post_init__(self) -> None:
+        self.run_id = self.run_id or self.folder.name
 
     @property
     def path(self) -> Path:
@@ -64,12 +73,13 @@ class RunRecord:
         Raises:
             UsageError: the folder cannot be written to; what an earlier call wrote stays whole.
         """
+        self.seconds = round(time.time() - self.started, 3)
         values = {
             "schema": SCHEMA,
-            "run_id": self.folder.name,
+            "run_id": self.run_id,
             "command": self.command,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-            "seconds": round(time.time() - self.started, 3),
+            "started": time.strftime(_TIME, time.gmtime(self.started)),
+            "seconds": self.seconds,
             "finished": self.finished,
             "exit_code": self.exit_code if self.finished else None,
             "backend": self.backend,
@@ -115,6 +125,49 @@ def open_record(out: Path, *, command: str, options: dict[str, Any], backend: st
     )
     record.save()
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What run.json holds, as `RunRecord.save` writes it."""
+
+    run_id: str
+    command: str
+    started: str
+    seconds: float
+    finished: bool
+    backend: str
+    blind_spots: str
+    options: dict[str, Any]
+    environment: dict[str, Any]
+    notes: list[str]
+    results: list[Result]
+
+
+def read_run(path: Path) -> RunRecord:
+    """The run in a folder (or in a run.json), as it was recorded; without torch.
+
+    Raises:
+        UsageError: no run.json, one of another schema, or one that does not hold a run.
+    """
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}; give the folder of a run, which holds one.") from None
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}.") from None
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise UsageError(f"{file} has schema {schema}, but schema {SCHEMA} is what tp-harness {__version__} reads.")
+    try:
+        stored = from_json(Run, values)
+        started = calendar.timegm(time.strptime(stored.started, _TIME))
+    except ValueError as error:
+        raise UsageError(f"{file} does not hold a run: {error}.") from None
+    fields = {name: value for name, value in vars(stored).items() if name != "started"}
+    texts = [json.dumps(result) for result in values["results"]]  # with what this version does not know
+    return RunRecord(folder=file.parent, started=started, _texts=texts, **fields)
 
 
 def describe_environment() -> dict[str, Any]:
