@@ -19,6 +19,7 @@ MAX_LINES = 300
 ORDER = (
     "version errors result restore "
     "config preflight options "
+    "neuron_env "
     "placements group recorder weights taps sampling "
     "reference kernels modules case plan components job "
     "launch rank backends "
@@ -26,7 +27,7 @@ ORDER = (
     "compare closeness verdict form exact routers judge "
     "record table run served testing api listing commands cli __main__ launch.tp_test"
 )
-TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli"
+TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli neuron_env"
 
 
 @dataclass(frozen=True)
