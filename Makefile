@@ -14,8 +14,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 verify: $(STAMP)
 	$(BIN)/tp-harness verify
 
+# One worker per core, each computing with one thread. A test looks only at what it started itself.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -27,7 +30,7 @@ check: $(STAMP)
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p tp_harness
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sweep.py

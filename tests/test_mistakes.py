@@ -13,6 +13,8 @@ import torch
 from command import PATIENCE, Harness, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.xdist_group("mistakes")  # so that `errors` is made once, not by every worker
+
 Tensors = dict[str, torch.Tensor]
 BIAS = "block.0.mlp.mlp2_bias"
 SPOILED: dict[str, tuple[Callable[[Tensors], object], str]] = {
