@@ -154,7 +154,8 @@ class RankLauncher:
             work_dir: folder for files that live as long as the run; made if missing, left as it was.
             log_dir: folder for `rank{r}.log`, standard output and error of rank r; made if missing. Logs of
                 an earlier run in it are removed. `agent.log` appears if the agent had something to say.
-            timeout: seconds, from when all ranks are connected, in which they must return; None for ever.
+            timeout: seconds, from when all ranks are connected or have begun another step (`begin_step`), in
+                which they must return or begin the next; None for ever.
             start_timeout: seconds in which all ranks must be connected; if they are not, or if one dies
                 before, everything is started once more. The entry function has not run by then.
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
 
+from .stacks import Stack, name_ranks, render, suspects
+
 Kind = Literal["ok", "crash", "timeout", "start", "stopped"]
 _DYING_NS = 500_000_000  # how long a process may still seem alive after its peers saw it vanish
 Ending = Literal["ended", "timeout", "start timeout", "stopped"]
@@ -25,11 +27,11 @@ class LaunchOutcome:
             started), or "stopped" (`RunningRanks.stop` was called).
         message: one sentence for people.
         size: number of ranks.
-        failed_rank: the rank that failed first, if one did.
+        failed_rank: the rank that failed first, if one did; after a timeout, the first that the others wait for.
         exit_code: exit status of that rank if it exited by itself.
         signal_name: name of the signal that ended that rank, for example "SIGKILL".
         error: its exception in one line, for example "ValueError: no".
-        traceback: its traceback, from the entry function on.
+        traceback: its traceback, from the entry function on; after a timeout, where each unfinished rank was.
         log_path: its log (standard output and error).
         unfinished_ranks: ranks that had not returned when the time was over.
         start_retries: how many times all processes had to be started anew, 0 or 1.
@@ -98,6 +100,8 @@ class RunRecord:
         pids: process id of each rank that came to life.
         connected: ranks that joined the process group.
         returned: ranks that returned from the entry function.
+        steps: the steps that each rank has begun, in order; see `rank.begin_step`.
+        stacks: where the unfinished ranks were when their time was over.
         deaths: see `Death`, by rank.
         reports: see `Report`, by rank.
         succeeded: the agent says that all ranks succeeded.
@@ -112,6 +116,8 @@ class RunRecord:
     pids: dict[int, int] = field(default_factory=dict)
     connected: set[int] = field(default_factory=set)
     returned: set[int] = field(default_factory=set)
+    steps: dict[int, list[str]] = field(default_factory=dict)
+    stacks: dict[int, Stack] = field(default_factory=dict)
     deaths: dict[int, Death] = field(default_factory=dict)
     reports: dict[int, Report] = field(default_factory=dict)
     succeeded: bool = False
@@ -121,6 +127,11 @@ class RunRecord:
     def started(self) -> bool:
         """All ranks joined the group; the entry function runs in none before."""
         return len(self.connected) == self.size
+
+    @property
+    def common_steps(self) -> int:
+        """How many steps all ranks have begun."""
+        return min(len(self.steps.get(rank, ())) for rank in range(self.size))
 
     def first_failure(self) -> int | None:
         """The rank that failed first, or None."""
@@ -156,11 +167,36 @@ def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
         message = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
         return LaunchOutcome(ok=False, kind="timeout", message=message, **common)
     were = "was" if len(running) == 1 else "were"
+    awaited = suspects(record.stacks)
     message = (
-        f"the ranks did not finish within {record.timeout:g} s: {name_ranks(running)} of {record.size} "
-        f"{were} still running; their logs in {record.log_dir} say where"
+        f"the ranks did not finish{_step(record)} within {record.timeout:g} s: {name_ranks(running)} of {record.size} "
+        f"{were} still running{_awaited(record, awaited)}; their logs in {record.log_dir} say where"
     )
-    return LaunchOutcome(ok=False, kind="timeout", message=message, unfinished_ranks=running, **common)
+    return LaunchOutcome(
+        ok=False,
+        kind="timeout",
+        message=message,
+        failed_rank=awaited[0] if awaited else None,
+        traceback=render(record.stacks) or None,
+        log_path=rank_log(record.log_dir, awaited[0] if awaited else running[0]),
+        unfinished_ranks=running,
+        **common,
+    )
+
+
+def _step(record: RunRecord) -> str:
+    """The step that was not finished: the last one that all had begun."""
+    count = record.common_steps
+    return f" {record.steps[0][count - 1]}" if count else ""
+
+
+def _awaited(record: RunRecord, ranks: tuple[int, ...]) -> str:
+    if not ranks:
+        return ""
+    if record.stacks[ranks[0]].stopped:
+        return f", with {name_ranks(ranks)} stopped by a signal"
+    are = "is" if len(ranks) == 1 else "are"
+    return f", and {name_ranks(ranks)} {are} not in the collective that the others wait in"
 
 
 def _details(record: RunRecord, rank: int) -> dict[str, Any]:
@@ -201,11 +237,6 @@ def _crash_message(record: RunRecord) -> str:
         verb = f"left with exit code {death.exit_code if death else '?'} before it had returned"
     gone = f" ({name_ranks(tuple(sorted(record.returned)))} had returned before)" if record.returned else ""
     return f"rank {rank} of {record.size} {verb}{gone}; its log: {rank_log(record.log_dir, rank)}"
-
-
-def name_ranks(ranks: tuple[int, ...]) -> str:
-    """Such as "rank 3", or "ranks 0, 2"."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
 
 
 def signal_name(number: int) -> str:

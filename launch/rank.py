@@ -22,6 +22,7 @@ from .process import Gate, default_signals, die_with_parent, redirect_output
 Entry = Callable[[str, int, int], None]
 _SETTLE_SECONDS = 1.0  # for the others to return, before a rank that has closes its connections
 _MOST_TRACEBACK, _MOST_SUMMARY = 20_000, 300  # characters
+_told: tuple[int, int] | None = None  # in a rank: where it tells its progress, and its number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def run_rank(task: RankTask, rank: int) -> None:
     Raises:
         Exception: whatever the entry function raised, after it was written to the log and reported.
     """
+    global _told  # noqa: PLW0603 - one process is one rank
     die_with_parent(task.agent)
     default_signals()  # torch's agent bequeaths handlers that a rank inside a collective would not get to run
     redirect_output(str(rank_log(task.log_dir, rank)))
@@ -70,6 +72,7 @@ def run_rank(task: RankTask, rank: int) -> None:
         _join_group(task, rank)
         tell(task.status_fd, event="connected", rank=rank)
         task.start_gate.wait()
+        _told = task.status_fd, rank
         _call_entry(task, rank)
         tell(task.status_fd, event="returned", rank=rank)
         # A socket closed while a peer still sends is reset, and what that peer has not read is lost. But
@@ -81,6 +84,19 @@ def run_rank(task: RankTask, rank: int) -> None:
         moment = time.monotonic_ns()  # first of all: the order of failures tells the cause
         _report(report_path(task.attempt_dir, rank), error, moment)
         raise
+
+
+def begin_step(name: str) -> None:
+    """Say in a rank that it begins a step of its work, such as one case; elsewhere, do nothing.
+
+    The run's timeout then holds for each step: it starts anew whenever all ranks have begun another one.
+
+    Args:
+        name: how messages call the step.
+    """
+    if _told is not None:
+        status_fd, rank = _told
+        tell(status_fd, event="step", rank=rank, name=name[:_MOST_SUMMARY])
 
 
 def tell(status_fd: int, **event: Any) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import selectors
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -18,8 +17,7 @@ from typing import Any
 
 from .outcome import Death, Report, RunRecord, explain, rank_log, report_path
 from .process import Gate, adopt_orphans, fork_child, kill_family
-
-_STACK_SECONDS = 2.0  # at most, for ranks to write their stacks into their logs; stopped ones cannot
+from .stacks import collect_stacks, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,7 @@ class Attempt:
             start_timeout=request.start_timeout,
         )
         self.connected_at: float | None = None
+        self._step_at = 0.0  # when the last step that all have begun was
         self._request = request
         # Always a new folder: a store file left by a run that was killed would confuse this one.
         self._folder = Path(tempfile.mkdtemp(prefix="launch-", dir=request.work_dir))
@@ -118,7 +117,7 @@ class Attempt:
     def _end_time(self, start_end: float) -> float | None:
         if self.connected_at is None:
             return start_end
-        return None if self._request.timeout is None else self.connected_at + self._request.timeout
+        return None if self._request.timeout is None else self._step_at + self._request.timeout
 
     def _read_events(self) -> None:
         data = os.read(self._status, 65536)
@@ -137,8 +136,13 @@ class Attempt:
             case "connected":
                 record.connected.add(event["rank"])
                 if record.started:
-                    self.connected_at = time.monotonic()
+                    self.connected_at = self._step_at = time.monotonic()
                     self._start_gate.open(record.size)
+            case "step":
+                common = record.common_steps
+                record.steps.setdefault(event["rank"], []).append(event["name"])
+                if record.common_steps > common:
+                    self._step_at = time.monotonic()
             case "returned":
                 record.returned.add(event["rank"])
                 if len(record.returned) == record.size:
@@ -164,14 +168,7 @@ class Attempt:
 
     def _show_stacks(self) -> None:
         pids = {rank: pid for rank, pid in self.record.pids.items() if rank not in self.record.returned}
-        sizes = {rank_log(self.record.log_dir, rank): _size(rank_log(self.record.log_dir, rank)) for rank in pids}
-        for pid in pids.values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-        end = time.monotonic() + _STACK_SECONDS
-        while time.monotonic() < end and any(_size(log) == size for log, size in sizes.items()):
-            time.sleep(0.02)
-        time.sleep(0.1)  # a stack that has begun is soon complete
+        self.record.stacks = collect_stacks(pids, {rank: rank_log(self.record.log_dir, rank) for rank in pids})
 
     def _all_gone(self, seconds: float) -> bool:
         if not self._open:
@@ -204,7 +201,7 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
         attempt = Attempt(request, entry)
         attempt.watch(connection)
     agent_log = request.log_dir / "agent.log"
-    if not _size(agent_log):
+    if not size_of(agent_log):
         agent_log.unlink(missing_ok=True)
     outcome = explain(
         attempt.record,
@@ -214,10 +211,6 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
     )
     with suppress(BrokenPipeError, ConnectionResetError):  # perhaps nobody waits for it
         connection.sendall(json.dumps(outcome.to_json()).encode() + b"\n")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -126,7 +126,7 @@ class Harness:
     def code(self, *given: str, patch: str = "") -> int:
         """The exit code of one run that says nothing on stderr."""
         [(code, text)] = self.run(list(given), patch=patch)
-        assert not text
+        assert not text, text
         return code
 
     def record(self) -> dict[str, Any]:

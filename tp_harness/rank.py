@@ -29,12 +29,16 @@ from .taps import routing
 from .weights import Checkpoint
 
 
-def run_job(path: Path, group: Group, *, core: str) -> None:
-    """Run every task of the job in order; each leaves one file per rank, complete when it appears."""
+def run_job(path: Path, group: Group, *, core: str, begin: Callable[[str], None] = lambda key: None) -> None:
+    """Run every task of the job in order; each leaves one file per rank, complete when it appears.
+
+    `begin` is told the key of each task, before it.
+    """
     job, config_hash = read_job(path)
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
     with use_group(group), torch.inference_mode():
         for task in job.tasks:
+            begin(task.key)
             facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash}
             tensors: dict[str, torch.Tensor] = {}
             started = time.perf_counter(), time.process_time()

@@ -67,9 +67,11 @@ class DegreeRun:
                 running.stop()
             if outcome.start_retries:
                 self.record.notes.append(f"tp {self.tp}: the ranks had to be started a second time")
-            for target in pending[done : done + 1]:  # the first that is not complete is the one that failed
+            # The first that is not complete is the one that failed; ranks that cannot start fail for all.
+            failed = len(pending) if outcome.kind == "start" else done + 1
+            for target in pending[done:failed]:
                 self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
-            pending, start = pending[done + 1 :], start + 1
+            pending, start = pending[failed:], start + 1
 
     def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
         """Compute what is still missing of the single-core runs, while the ranks run."""
@@ -79,20 +81,24 @@ class DegreeRun:
                 _ = self.material.expectations[task].baselines
 
     def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
-        """Judge targets as the ranks complete them; how many were complete, and how the ranks ended."""
+        """Judge targets as the ranks complete them; how many were complete, and how the ranks ended.
+
+        The last one counts as complete when the ranks have also ended well: there is no other for them to fail.
+        """
         outcome = None
         for done, target in enumerate(pending):
             self.progress(f"tp {self.tp}: {target.name} layer {target.layer}")
-            while not all(is_complete(job, task) for task in target.tasks):
+            is_last = target is pending[-1]
+            while not all(is_complete(job, task) for task in target.tasks) or (is_last and outcome is None):
                 if outcome is not None:
                     return done, outcome
                 outcome = running.poll()
                 time.sleep(POLL_SECONDS)
+            if is_last and outcome is not None and not outcome.ok:
+                return done, outcome
             drawn = [self._judge(job, task) for task in target.tasks]
             self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
-        while outcome is None:
-            outcome = running.poll()
-            time.sleep(POLL_SECONDS)
+        assert outcome is not None  # the last target waited for it
         return len(pending), outcome
 
     def _judge(self, job: Job, task: Task) -> list[Result]:

@@ -11,10 +11,12 @@ import torch
 
 from ..group import TorchGroup
 from ..launch import RankLauncher, RunningRanks
+from ..launch.rank import begin_step
 from ..rank import run_job
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGE_BLOCK = 1 << 20
+MIN_START, MAX_START = 10.0, 60.0  # seconds in which all ranks must be connected
 
 
 class GlooBackend:
@@ -42,7 +44,14 @@ class GlooSession:
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningRanks:
         """Start `tp` ranks on the job file, whose folder is also the run's working folder."""
-        return self._launcher.start(str(job), size=tp, work_dir=job.parent, log_dir=log_dir, timeout=timeout)
+        return self._launcher.start(
+            str(job),
+            size=tp,
+            work_dir=job.parent,
+            log_dir=log_dir,
+            timeout=timeout,
+            start_timeout=min(MAX_START, max(MIN_START, timeout / 2)),  # of which there may be two
+        )
 
     def __enter__(self) -> GlooSession:
         return self
@@ -57,7 +66,7 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
     group = TorchGroup()
     if (group.rank, group.size) != (rank, size):
         raise RuntimeError(f"launched as rank {rank} of {size}, but the group says {group.rank} of {group.size}")
-    run_job(Path(argument), group, core=f"cpu process {rank}")
+    run_job(Path(argument), group, core=f"cpu process {rank}", begin=begin_step)
 
 
 def _save_memory() -> None:

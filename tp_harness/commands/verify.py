@@ -55,7 +55,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, metavar="DIR", help="safetensors under public gpt-oss names")
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, default=default.out, metavar="DIR", help="where the run's folder goes")
-    add("--timeout", type=float, default=default.timeout, metavar="SECONDS", help="for one start of the ranks")
+    add("--timeout", type=float, default=default.timeout, metavar="SECONDS", help="for one case on the ranks")
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -1,0 +1,134 @@
+"""Where the ranks of a hanging run are: their Python stacks, asked for by a signal, and what these tell. No torch.
+
+Every rank writes its stack into its log when it gets SIGUSR1 (faulthandler, also inside a C++ collective). A
+stopped process cannot; it is made to go on for that once, when the others are dead: with them it might finish.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
+_LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
+_WAITING = ("/torch/distributed/", "/tp_harness/group.py")  # code of collectives; a frame in it waits for peers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """One rank's stack, innermost frame first.
+
+    Args:
+        frames: its lines, from where the rank was to the entry function; () when it wrote none.
+        stopped: its process had been stopped by a signal (SIGSTOP, SIGTSTP, SIGTTIN).
+    """
+
+    frames: tuple[str, ...] = ()
+    stopped: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """It is inside a collective, waiting for its peers."""
+        files = (match["file"] for line in self.frames if (match := _FRAME.match(line)))
+        return not self.stopped and any(part in file for file in files for part in _WAITING)
+
+
+def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[int, Stack]:
+    """Make ranks write their stacks into their logs, and read them from there. Ends them if any was stopped.
+
+    Args:
+        pids: process id by rank.
+        logs: log by rank.
+
+    Returns:
+        A stack for each rank of `pids`.
+    """
+    before = {rank: size_of(logs[rank]) for rank in pids}
+    stopped = {rank for rank, pid in pids.items() if is_stopped(pid)}
+    for rank in stopped:
+        _signal(pids[rank], signal.SIGUSR1)  # waits for SIGCONT
+    running = pids.keys() - stopped
+    for ranks, number in ((running, signal.SIGUSR1), (stopped, signal.SIGCONT)):
+        for rank in ranks:
+            _signal(pids[rank], number)
+        _await_growth({logs[rank]: before[rank] for rank in ranks})
+        for rank in ranks if stopped else ():
+            _signal(pids[rank], signal.SIGKILL)
+    return {rank: Stack(frames=_frames(logs[rank], before[rank]), stopped=rank in stopped) for rank in pids}
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process; False where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
+def suspects(stacks: Mapping[int, Stack]) -> tuple[int, ...]:
+    """The ranks for which the others wait: those stopped, or else those not in a collective while others are."""
+    stopped = tuple(rank for rank in sorted(stacks) if stacks[rank].stopped)
+    absent = tuple(rank for rank in sorted(stacks) if not stacks[rank].waits)
+    return stopped or (absent if len(absent) < len(stacks) else ())
+
+
+def render(stacks: Mapping[int, Stack]) -> str:
+    """All stacks as text for people: ranks that are in the same place share one."""
+    groups: dict[Stack, list[int]] = {}
+    for rank in sorted(stacks):
+        groups.setdefault(stacks[rank], []).append(rank)
+    return "\n".join(_paragraph(ranks, stack) for stack, ranks in groups.items())
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Such as "rank 3", or "ranks 0, 2"."""
+    ranks = tuple(ranks)
+    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file, 0 when there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _paragraph(ranks: list[int], stack: Stack) -> str:
+    state = " (stopped by a signal)" if stack.stopped else ""
+    frames = "\n".join(stack.frames) or "  no stack was written"
+    return f"{name_ranks(ranks)}{state}, innermost call first:\n{frames}\n"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _await_growth(sizes: Mapping[Path, int]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end and any(size_of(log) == size for log, size in sizes.items()):
+        time.sleep(0.02)
+    if sizes:
+        time.sleep(0.1)  # a stack that has begun is soon complete
+
+
+def _frames(log: Path, start: int) -> tuple[str, ...]:
+    """The main thread's frames (faulthandler writes them last), without the launcher's own."""
+    if not log.exists():
+        return ()
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    frames: list[str] = []
+    for line in lines:
+        if line.startswith(("Thread 0x", "Current thread 0x")):
+            frames = []
+        elif _FRAME.match(line):
+            frames.append(line)
+    ends = [i for i, line in enumerate(frames) if _LAUNCHER.search(line)]
+    return tuple(frames[: ends[0]] if ends else frames)
