@@ -19,7 +19,7 @@ MAX_LINES = 300
 ORDER = (
     "version errors result restore "
     "config preflight options "
-    "neuron_env "
+    "neuron_env neuron_ls neuron_devices doctor "
     "placements group recorder weights taps sampling "
     "reference kernels modules case plan components job "
     "launch rank backends "

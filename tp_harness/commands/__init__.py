@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+from . import doctor, verify
 from . import list as list_command
-from . import verify
 
 
 class Command(Protocol):
@@ -22,4 +22,4 @@ class Command(Protocol):
     run: Callable[[argparse.Namespace], int]
 
 
-COMMANDS: tuple[Command, ...] = (verify, list_command)
+COMMANDS: tuple[Command, ...] = (verify, list_command, doctor)

@@ -1,0 +1,50 @@
+"""Which backends this machine can run, and why not, without importing any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..neuron_devices import Machine
+from .facts import Facts
+from .packages import Package
+
+
+def backend_reasons(facts: Facts) -> dict[str, str | None]:
+    """By backend, None where it can run here, or the reason why not."""
+    torch = facts.packages.get("torch")
+    no_torch = None if torch else "torch is not installed"
+    return {
+        "gloo": no_torch,
+        "xla": no_torch or xla_reason(facts.packages),
+        "neuron": no_torch or neuron_reason(facts.machine, facts.packages, facts.environment),
+    }
+
+
+def xla_reason(packages: Mapping[str, Package]) -> str | None:
+    """Why torch-xla cannot run on this machine's CPUs."""
+    return None if "torch-xla" in packages else "torch-xla is not installed"
+
+
+def neuron_reason(machine: Machine, packages: Mapping[str, Package], environment: Mapping[str, str]) -> str | None:
+    """Why ranks cannot run on NeuronCores; with PJRT_DEVICE=CPU, why the same path cannot run without them."""
+    if "torch-xla" not in packages:
+        return "torch-xla is not installed"
+    if environment.get("PJRT_DEVICE") == "CPU":
+        return None
+    return _device_reason(machine) or _package_reason(packages)
+
+
+def _device_reason(machine: Machine) -> str | None:
+    if not machine.devices:
+        return "no Neuron device was found (PJRT_DEVICE=CPU tries the same path without one)"
+    closed = [device.file for device in machine.devices if not device.accessible]
+    return f"this user may not open /dev/{closed[0]}" if closed else None
+
+
+def _package_reason(packages: Mapping[str, Package]) -> str | None:
+    for name in ("torch-neuronx", "libneuronxla", "neuronx-cc"):
+        if name not in packages:
+            return f"{name} is not installed"
+        if packages[name].stub:
+            return f"{name} {packages[name].version} is a placeholder without code"
+    return None

@@ -1,0 +1,95 @@
+"""The doctor's answer, for people and as JSON. Pure functions of facts and findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..neuron_devices import Machine
+from ..version import __version__
+from .backends import backend_reasons
+from .facts import Facts
+from .findings import Finding, exit_code
+from .packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
+
+_COLOURS = {"danger": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def as_text(facts: Facts, found: tuple[Finding, ...]) -> RenderableType:
+    """Machine, backends, versions beside the pins, variables, and what to do about it all."""
+    lines = [Text.assemble(("machine: ", "bold"), machine_line(facts.machine, facts.cpus))]
+    lines += [Text.assemble((f"{name}: ", "bold"), value) for name, value in facts.environment.items()]
+    sentences = [Text.assemble((f"{finding.level}: ", _COLOURS[finding.level]), finding.text) for finding in found]
+    return Group(*lines, _backends(facts), _versions(facts), *sentences)
+
+
+def as_json(facts: Facts, found: tuple[Finding, ...]) -> dict[str, Any]:
+    """The same, for programs."""
+    machine = dataclasses.asdict(facts.machine)
+    return {
+        "tp_harness": __version__,
+        "exit_code": exit_code(found),
+        "findings": [dataclasses.asdict(finding) for finding in found],
+        "machine": machine | {"cores": list(facts.machine.cores), "cpus": facts.cpus, "libc": facts.libc},
+        "busy": {
+            str(core): [dataclasses.asdict(holder) for holder in holders]
+            for core, holders in facts.machine.busy.items()
+        },
+        "backends": {name: reason or "available" for name, reason in backend_reasons(facts).items()},
+        "python": facts.python,
+        "packages": {name: _as_json(package) for name, package in facts.packages.items()},
+        "system_packages": {name: _as_json(package) for name, package in (facts.system_packages or {}).items()},
+        "pins": {release.name: dict(release.versions) for release in RELEASES},
+        "environment": dict(facts.environment),
+    }
+
+
+def machine_line(machine: Machine, cpus: int) -> str:
+    """One line: instance, devices, cores, how many of them busy, driver, CPUs."""
+    parts = [machine.instance_type] if machine.instance_type else []
+    if machine.devices:
+        kinds = sorted({device.kind for device in machine.devices if device.kind})
+        what = f"{len(machine.devices)} Neuron devices" + (f" ({', '.join(kinds)})" if kinds else "")
+        parts += [what, f"{len(machine.cores)} NeuronCores", f"{len(machine.busy)} of them on devices in use"]
+        parts += [f"driver {machine.driver or 'of unknown version'}"]
+    else:
+        parts += ["no Neuron device"]
+    return ", ".join([*parts, f"{cpus} CPUs"])
+
+
+def _as_json(package: Package) -> dict[str, Any]:
+    return {"version": package.version, "stub": package.stub, "sdk": list(package.releases)}
+
+
+def _backends(facts: Facts) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("backend")
+    table.add_column("available")
+    for name, reason in backend_reasons(facts).items():
+        table.add_row(name, "yes" if reason is None else Text(f"no: {reason}", style="dim"))
+    return table
+
+
+def _versions(facts: Facts) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    for header in ("package", "installed", *(f"SDK {release.name}" for release in RELEASES)):
+        table.add_column(header, no_wrap=header in ("package", "installed"))
+    table.add_row("Python", facts.python, *(", ".join(release.python) for release in RELEASES))
+    installed = dict(facts.packages) | dict(facts.system_packages or {})
+    for name in (*PYTHON_PACKAGES, *SYSTEM_PACKAGES):
+        pins = [release.versions.get(name, ()) for release in RELEASES]
+        table.add_row(name, _installed(installed.get(name)), *(escape(", ".join(pin)) or "-" for pin in pins))
+    return table
+
+
+def _installed(package: Package | None) -> Text:
+    if package is None:
+        return Text("-", style="dim")
+    if package.stub:
+        return Text(f"{package.version} (a placeholder, no code)", style="yellow")
+    return Text(package.version, style="green" if package.releases else "")
