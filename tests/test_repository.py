@@ -25,7 +25,7 @@ ORDER = (
     "launch rank backends "
     "oracle material gather evidence "
     "compare closeness verdict form exact routers judge "
-    "record table run served testing api listing commands cli __main__ launch.tp_test"
+    "trn1 record table run served testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli neuron_env"
 
@@ -164,7 +164,7 @@ def test_the_reference_knows_nothing_of_what_it_judges(name: str) -> None:
     assert not {word for word in used if "distributed" in word}
 
 
-@pytest.mark.parametrize("name", TORCH_FREE.split())
+@pytest.mark.parametrize("name", [*TORCH_FREE.split(), *(name for name in MODULES if name.startswith("trn1"))])
 def test_importing_a_torch_free_module_imports_no_torch(name: str) -> None:
     assert not torch_at_start(name), f"{name} must be usable without torch: import it inside the function that needs it"
 

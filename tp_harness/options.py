@@ -87,13 +87,13 @@ def resolve(options: Options) -> Resolved:
     _check_choices("init", (options.init,), INIT_NAMES)
     _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
-        if value is not None and not 0 < value < 2**20:
-            raise UsageError(f"{name} is {value}; a number between 1 and {2**20 - 1} is needed.")
+        if value is not None:
+            check_range(name, value)
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
     if not 0 <= options.seed < 2**31:
         raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
-    _check_degrees(options.degrees)
+    check_distinct_degrees(options.degrees)
     if options.case and (options.components or options.checkpoint or options.layers):
         raise UsageError(
             "--case brings its own modules; it cannot be joined with --component, --layer or --checkpoint."
@@ -141,7 +141,34 @@ def _check_layers(options: Options, model: ModelConfig) -> None:
         raise UsageError(f"--layer is {list(options.layers)}; distinct layers are needed.")
 
 
-def _check_degrees(degrees: tuple[int, ...]) -> None:
+def check_range(name: str, value: int) -> None:
+    """Refuse a size that cannot be meant.
+
+    Raises:
+        UsageError: `value` of option `name` is not between 1 and 2**20 - 1.
+    """
+    if not 0 < value < 2**20:
+        raise UsageError(f"{name} is {value}; a number between 1 and {2**20 - 1} is needed.")
+
+
+def parse_degrees(text: str) -> tuple[int, ...]:
+    """`1,2,8,32` as given to --tp.
+
+    Raises:
+        UsageError: not a list of numbers.
+    """
+    try:
+        return tuple(int(tp) for tp in text.split(","))
+    except ValueError:
+        raise UsageError(f"--tp is {text!r}; numbers separated by commas are needed, as 1,2,8,32.") from None
+
+
+def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
+    """Refuse no degree, one given twice, or one that no trn1.32xlarge has.
+
+    Raises:
+        UsageError: says which.
+    """
     if not degrees or len(set(degrees)) != len(degrees):
         raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
     for tp in degrees:

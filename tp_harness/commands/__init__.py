@@ -6,10 +6,9 @@ To add one: a file beside these, and an entry in `COMMANDS`. What they import at
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Protocol
 
-from . import doctor, verify
+from . import doctor, model, verify
 from . import list as list_command
 
 
@@ -18,8 +17,12 @@ class Command(Protocol):
 
     NAME: str
     HELP: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """The options of the subcommand."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work; the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (verify, list_command, doctor)
+COMMANDS: tuple[Command, ...] = (verify, list_command, model, doctor)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import UsageError
-from ..options import Options, Resolved, as_record, resolve
+from ..options import Options, Resolved, as_record, parse_degrees, resolve
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -64,13 +64,9 @@ def options_of(arguments: argparse.Namespace) -> Options:
     Raises:
         UsageError: --tp is not a list of numbers.
     """
-    try:
-        degrees = tuple(int(tp) for tp in arguments.tp.split(","))
-    except ValueError:
-        raise UsageError(f"--tp is {arguments.tp!r}; numbers separated by commas are needed, as 1,2,8,32.") from None
     return Options(
         components=tuple(arguments.component),
-        degrees=degrees,
+        degrees=parse_degrees(arguments.tp),
         model=arguments.model,
         batch=arguments.batch,
         seq=arguments.seq,

@@ -1,0 +1,210 @@
+"""The model's tables for one gpt-oss model: per component, memory per core, and per token. Rows of plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import ModelConfig
+from ..preflight import mxfp4_note
+from .collectives import Collectives
+from .constants import CORE_BYTES, CORES, PRICE
+from .roofline import terms
+from .work import BF16, COMPONENTS, MXFP4, Place, Step, Storage, cache_bytes, decode, prefill
+
+SCORE_TENSORS = 2  # unfused attention holds the scores and their softmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRow:
+    """One component (an even, windowed layer) in one step at one degree; times in s, sizes per rank.
+
+    `flops_ratio` and `weights_ratio` are the sums over all ranks over degree 1's: what exceeds 1 is done or held
+    more than once.
+    """
+
+    component: str
+    phase: str
+    tp: int
+    flops: float
+    weight_bytes: float
+    message_bytes: float
+    compute_s: float
+    hbm_s: float
+    link_s: float
+    bound: str
+    flops_ratio: float
+    weights_ratio: float
+
+    @property
+    def seconds(self) -> float:
+        """Compute, HBM and NeuronLink, added."""
+        return self.compute_s + self.hbm_s + self.link_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """Bytes on each core: weights (of them `replicated` beyond an even share), cache, largest activations.
+
+    The largest activations are the scores of one row's prefill.
+    """
+
+    storage: str
+    tp: int
+    weight_bytes: float
+    replicated_bytes: float
+    cache_bytes: float
+    workspace_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """All of it."""
+        return self.weight_bytes + self.cache_bytes + self.workspace_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Within the core's HBM."""
+        return self.total_bytes <= CORE_BYTES.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """Seconds to the first token and per further token, and the price of a million output tokens in USD.
+
+    The `high` values count the fitted cost per reduction in full at every degree. The price fills the instance with
+    as many replicas as there are groups of `tp` cores, all busy; it is None where the model does not fit.
+    """
+
+    storage: str
+    tp: int
+    fits: bool
+    first_token_s: float
+    token_s: float
+    token_high_s: float
+    replicas: int
+    dollars_per_million: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Everything modelled of one model, for one batch and sequence."""
+
+    model: str
+    batch: int
+    seq: int
+    price_per_hour: float
+    measured_collectives: tuple[str, ...]
+    components: tuple[ComponentRow, ...]
+    memory: tuple[MemoryRow, ...]
+    tokens: tuple[TokenRow, ...]
+    notes: tuple[str, ...]
+
+
+def predict(
+    config: ModelConfig,
+    *,
+    name: str,
+    degrees: Sequence[int] = (1, 2, 8, 32),
+    batch: int = 1,
+    seq: int = 1024,
+    collectives: Collectives | None = None,
+    price_per_hour: float = PRICE.value,
+) -> Prediction:
+    """Model `config` at these degrees; `seq` is the prompt of the prefill and the cache of the decode step."""
+    collectives = collectives or Collectives()
+    steps = {"prefill": prefill(batch, seq), "decode": decode(batch, seq)}
+    memory = tuple(_memory(Place(config=config, tp=tp, step=steps["prefill"], storage=storage))
+                   for storage in (BF16, MXFP4) for tp in degrees)  # fmt: skip
+    return Prediction(
+        model=name,
+        batch=batch,
+        seq=seq,
+        price_per_hour=price_per_hour,
+        measured_collectives=tuple(f"{t.kind} over {t.ranks} ranks: {t.source}" for t in collectives.measured),
+        components=tuple(
+            _component(component, phase, Place(config=config, tp=tp, step=step), collectives)
+            for phase, step in steps.items()
+            for component in COMPONENTS
+            for tp in degrees
+        ),
+        memory=memory,
+        tokens=tuple(_token(config, row, steps, collectives, price_per_hour) for row in memory),
+        notes=_notes(config, tuple(degrees)),
+    )
+
+
+def _notes(config: ModelConfig, degrees: tuple[int, ...]) -> tuple[str, ...]:
+    """What the tables assume of this model."""
+    notes = ["mxfp4: packed weights are read and unpacked for nothing; NeuronCore-v2 has no 4-bit operands"]
+    packed, kv_heads = mxfp4_note(config, degrees), config.num_key_value_heads
+    if packed:
+        notes.append(f"{packed}, or pad it to whole blocks, as is modelled here")
+    copied = [tp for tp in degrees if tp > kv_heads]
+    if copied:
+        notes.append(f"{kv_heads} KV heads cannot be cut for tp {', '.join(map(str, copied))}: ranks hold copies")
+    notes.append("router, norms and biases behind a reduction are whole on every rank")
+    return tuple(notes)
+
+
+def _component(component: str, phase: str, place: Place, collectives: Collectives) -> ComponentRow:
+    work, alone = (COMPONENTS[component](p, 0) for p in (place, _at_degree_1(place)))
+    time = terms(work, place.tp, collectives)
+    return ComponentRow(
+        component=component,
+        phase=phase,
+        tp=place.tp,
+        flops=work.flops,
+        weight_bytes=work.weight_bytes,
+        message_bytes=sum(message.bytes for message in work.messages),
+        compute_s=time.compute_s,
+        hbm_s=time.hbm_s,
+        link_s=time.link_s,
+        bound=time.bound,
+        flops_ratio=_ratio(place.tp * work.flops, alone.flops),
+        weights_ratio=_ratio(place.tp * work.weight_bytes, alone.weight_bytes),
+    )
+
+
+def _memory(place: Place) -> MemoryRow:
+    weights, alone = (COMPONENTS["transformer"](p, 0).weight_bytes for p in (place, _at_degree_1(place)))
+    scores = COMPONENTS["attention"](place, 0).scores / place.step.batch
+    return MemoryRow(
+        storage=place.storage.name,
+        tp=place.tp,
+        weight_bytes=weights,
+        replicated_bytes=weights - alone / place.tp,
+        cache_bytes=cache_bytes(place),
+        workspace_bytes=SCORE_TENSORS * scores * 2,  # bfloat16
+    )
+
+
+def _token(
+    config: ModelConfig, row: MemoryRow, steps: dict[str, Step], collectives: Collectives, price_per_hour: float
+) -> TokenRow:
+    storage: Storage = {s.name: s for s in (BF16, MXFP4)}[row.storage]
+    first, token = (
+        terms(COMPONENTS["transformer"](Place(config=config, tp=row.tp, step=step, storage=storage), 0), row.tp,
+              collectives)
+        for step in (steps["prefill"], steps["decode"])
+    )  # fmt: skip
+    replicas = int(CORES.value) // row.tp
+    per_second = replicas * steps["decode"].batch / token.seconds
+    return TokenRow(
+        storage=row.storage,
+        tp=row.tp,
+        fits=row.fits,
+        first_token_s=first.seconds,
+        token_s=token.seconds,
+        token_high_s=token.seconds_high,
+        replicas=replicas,
+        dollars_per_million=price_per_hour / 3600 / per_second * 1e6 if row.fits else None,
+    )
+
+
+def _at_degree_1(place: Place) -> Place:
+    return Place(config=place.config, tp=1, step=place.step, storage=place.storage)
+
+
+def _ratio(total: float, alone: float) -> float:
+    """1 where there is nothing."""
+    return total / alone if alone else 1.0

@@ -1,0 +1,253 @@
+"""What one rank has to do: operations, bytes of weights, cache and activations, and messages, per component.
+
+Pure arithmetic on the config's numbers; a test holds it equal to what ranks of real runs record and to what torch's
+flop counter counts. Sizes that a degree does not divide are rounded up, as a padded model would hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..config import ModelConfig
+from ..preflight import MXFP4_BLOCK
+
+ACTIVATION_BYTES = 2  # bfloat16
+REDUCE_BYTES = 4  # partial sums are added in float32 (modules.layers.reduce_dtype)
+NORM_BYTES = 4  # norm scales are float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How weights are stored: bytes per weight, and the block along the intermediate size that stays whole."""
+
+    name: str
+    dense_bytes: float
+    expert_bytes: float
+    block: int = 1
+
+
+BF16 = Storage(name="bf16", dense_bytes=2, expert_bytes=2)
+INT8 = Storage(name="int8", dense_bytes=1, expert_bytes=1)
+# 4 bits per weight and one 8-bit scale per block (OCP Microscaling Formats 1.0); the experts alone are packed
+MXFP4 = Storage(name="mxfp4", dense_bytes=2, expert_bytes=1 / 2 + 1 / MXFP4_BLOCK, block=MXFP4_BLOCK)
+STORAGES = {storage.name: storage for storage in (BF16, MXFP4, INT8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One pass: `new` tokens in each of `batch` rows, that see `context` positions; logits for `logits` tokens."""
+
+    batch: int
+    new: int
+    context: int
+    logits: int
+
+    @property
+    def tokens(self) -> int:
+        """All new tokens."""
+        return self.batch * self.new
+
+
+def prefill(batch: int, seq: int) -> Step:
+    """The prompt at once; of its logits only each row's last are needed."""
+    return Step(batch=batch, new=seq, context=seq, logits=batch)
+
+
+def decode(batch: int, seq: int) -> Step:
+    """One token per row, with `seq` positions in the cache."""
+    return Step(batch=batch, new=1, context=seq, logits=batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A collective; `bytes` are those of one rank's input, as in result.Collective."""
+
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one rank does in one step.
+
+    `flops` are those of matrix products. `weight_bytes` are held, `read_bytes` of them are read (experts that no
+    token chose are not). `cache_bytes` are keys and values of earlier tokens. `scores` are attention scores of a
+    prefill. `boundaries` counts the places where a rank waits for the others, also at tp 1, where `messages` is empty.
+    """
+
+    flops: float = 0.0
+    weight_bytes: float = 0.0
+    read_bytes: float = 0.0
+    cache_bytes: float = 0.0
+    activation_bytes: float = 0.0
+    scores: float = 0.0
+    messages: tuple[Message, ...] = ()
+    boundaries: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        """Both, one after the other."""
+        return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A rank of `tp` that computes `step`; `reduce_bytes` per element that is added over the ranks."""
+
+    config: ModelConfig
+    tp: int
+    step: Step
+    storage: Storage = BF16
+    reduce_bytes: int = REDUCE_BYTES
+
+    def share(self, size: int) -> int:
+        """A rank's part of a size, rounded up."""
+        return -(-size // self.tp)
+
+    def reduction(self) -> tuple[Message, ...]:
+        """The all-reduce of hidden states."""
+        size = self.step.tokens * self.config.hidden_size * self.reduce_bytes
+        return (Message(kind="all_reduce", bytes=size),) if self.tp > 1 else ()
+
+
+def touched_experts(config: ModelConfig, tokens: int) -> float:
+    """Expected number of different experts that `tokens` choose, if choices are independent and even."""
+    return config.num_experts * (1 - (1 - config.experts_per_token / config.num_experts) ** tokens)
+
+
+def rmsnorm(place: Place, layer: int = 0) -> Work:
+    """Replicated; reads and writes every token."""
+    del layer
+    hidden = place.config.hidden_size
+    return Work(
+        weight_bytes=hidden * NORM_BYTES,
+        read_bytes=hidden * NORM_BYTES,
+        activation_bytes=2 * place.step.tokens * hidden * ACTIVATION_BYTES,
+    )
+
+
+def rope(place: Place, layer: int = 0) -> Work:
+    """Rotates the query and key heads of the rank; its table is no weight."""
+    del layer
+    heads = sum(_heads(place))
+    return Work(activation_bytes=2 * place.step.tokens * heads * place.config.head_dim * ACTIVATION_BYTES)
+
+
+def attention(place: Place, layer: int) -> Work:
+    """Norm, fused QKV projection, scores over the context, output projection, one reduction."""
+    c, step = place.config, place.step
+    (queries, kv_heads), hidden = _heads(place), c.hidden_size
+    rows, width = (queries + 2 * kv_heads) * c.head_dim, queries * c.head_dim
+    context = _context(c, step, layer)
+    weights = (rows * (hidden + 1) + hidden * (width + 1) + queries) * place.storage.dense_bytes
+    own = Work(
+        flops=2 * step.tokens * (hidden * rows + width * hidden + 2 * context * width),
+        weight_bytes=weights,
+        read_bytes=weights,
+        cache_bytes=0 if step.new > 1 else step.batch * cache_bytes_per_token(place) * context,
+        scores=step.tokens * context * queries if step.new > 1 else 0,
+        messages=place.reduction(),
+        boundaries=1,
+    )
+    return rmsnorm(place) + own
+
+
+def mlp(place: Place, layer: int = 0) -> Work:
+    """Norm, router (replicated), the chosen experts' slices, one reduction, the down biases (replicated)."""
+    del layer
+    c, tokens, dense = place.config, place.step.tokens, place.storage.dense_bytes
+    hidden, experts = c.hidden_size, c.num_experts
+    local = place.share(c.intermediate_size)
+    held = -(-local // place.storage.block) * place.storage.block
+    per_expert = 3 * held * hidden * place.storage.expert_bytes + (2 * held + hidden) * dense
+    router = experts * (hidden + 1) * dense
+    expert_flops = 2 * 3 * hidden * local * c.experts_per_token
+    own = Work(
+        flops=tokens * (2 * hidden * experts + expert_flops + 2 * experts * hidden),
+        weight_bytes=router + experts * per_expert,
+        read_bytes=router + touched_experts(c, tokens) * per_expert,
+        messages=place.reduction(),
+        boundaries=1,
+    )
+    return rmsnorm(place) + own
+
+
+def transformer_block(place: Place, layer: int) -> Work:
+    """One layer."""
+    return attention(place, layer) + mlp(place, layer)
+
+
+def embedding(place: Place, layer: int = 0) -> Work:
+    """Rows of the table for every token, made whole by one reduction."""
+    del layer
+    c, tokens = place.config, place.step.tokens
+    row = c.hidden_size * ACTIVATION_BYTES
+    return Work(
+        weight_bytes=place.share(c.vocab_size) * c.hidden_size * place.storage.dense_bytes,
+        activation_bytes=2 * tokens * row,
+        messages=place.reduction(),
+        boundaries=1,
+    )
+
+
+def unembedding(place: Place, layer: int = 0) -> Work:
+    """Logits of the rank's share of the vocabulary."""
+    del layer
+    c, tokens = place.config, place.step.logits
+    local = place.share(c.vocab_size)
+    weights = local * c.hidden_size * place.storage.dense_bytes
+    return Work(
+        flops=2 * tokens * local * c.hidden_size,
+        weight_bytes=weights,
+        read_bytes=weights,
+        activation_bytes=tokens * (c.hidden_size + local) * ACTIVATION_BYTES,
+    )
+
+
+def transformer(place: Place, layer: int = 0) -> Work:
+    """The whole model; every rank gathers the logits."""
+    del layer
+    work = embedding(place)
+    for number in range(place.config.num_hidden_layers):
+        work += transformer_block(place, number)
+    logits = place.step.logits * place.share(place.config.vocab_size) * ACTIVATION_BYTES
+    gather = (Message(kind="all_gather", bytes=logits),) if place.tp > 1 else ()
+    return work + rmsnorm(place) + unembedding(place) + Work(messages=gather, boundaries=1)
+
+
+COMPONENTS: Mapping[str, Callable[[Place, int], Work]] = {
+    "rmsnorm": rmsnorm,
+    "rope": rope,
+    "attention": attention,
+    "mlp": mlp,
+    "transformer_block": transformer_block,
+    "embedding": embedding,
+    "unembedding": unembedding,
+    "transformer": transformer,
+}
+
+
+def cache_bytes_per_token(place: Place) -> int:
+    """Keys and values of one position in one layer, on one rank."""
+    return 2 * _heads(place)[1] * place.config.head_dim * ACTIVATION_BYTES
+
+
+def cache_bytes(place: Place) -> int:
+    """Keys and values that a rank keeps after `step.context` positions, all layers; windowed ones keep their window."""
+    layers = range(place.config.num_hidden_layers)
+    positions = sum(_window(place.config, layer, place.step.context) for layer in layers)
+    return place.step.batch * positions * cache_bytes_per_token(place)
+
+
+def _heads(place: Place) -> tuple[int, int]:
+    """Query and KV heads of a rank; past num_key_value_heads ranks, each holds one of them."""
+    return place.share(place.config.num_attention_heads), place.share(place.config.num_key_value_heads)
+
+
+def _context(config: ModelConfig, step: Step, layer: int) -> int:
+    """Positions that scores are computed for: plain attention computes those it masks, a cache keeps the window."""
+    return step.context if step.new > 1 else _window(config, layer, step.context)
+
+
+def _window(config: ModelConfig, layer: int, positions: int) -> int:
+    return min(positions, config.window(layer) or positions)
