@@ -12,7 +12,7 @@ from torch import nn
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
 from ..placements import Placement, Replicate, Shard
-from .layers import Projection, initialise, linear_by_rows, parameter, reduce_dtype
+from .layers import CastBuffer, Projection, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
 
 SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF
@@ -84,18 +84,19 @@ class NeuronGPTOSSMLPBlock(nn.Module):
     def _experts(self, t_TH: torch.Tensor, weights_TE: torch.Tensor) -> torch.Tensor:
         """This rank's summand, [tokens, hidden] in the reduction's dtype; only chosen experts are computed."""
         total_TH = torch.zeros_like(t_TH, dtype=reduce_dtype(t_TH))
+        cast = CastBuffer(t_TH.dtype)
         for expert in range(self.num_experts):
             tokens_P = weights_TE[:, expert].nonzero()[:, 0]
             if len(tokens_P):
-                down_PH = self._expert(t_TH[tokens_P], expert)
+                down_PH = self._expert(t_TH[tokens_P], expert, cast)
                 weighted_PH = down_PH.to(total_TH.dtype) * weights_TE[tokens_P, expert, None]
                 total_TH.index_add_(0, tokens_P, weighted_PH)
         return total_TH
 
-    def _expert(self, t_PH: torch.Tensor, expert: int) -> torch.Tensor:
+    def _expert(self, t_PH: torch.Tensor, expert: int, cast: CastBuffer) -> torch.Tensor:
         """One expert's slice, without the bias that follows the reduction."""
-        gate_up = linear_by_rows(t_PH, self.mlp1_weight[expert], self.mlp1_bias[expert])
-        return linear_by_rows(self.activation(self._swiglu(self.gate_up(gate_up))), self.mlp2_weight[expert])
+        gate_up = cast.linear(t_PH, self.mlp1_weight[expert], self.mlp1_bias[expert])
+        return cast.linear(self.activation(self._swiglu(self.gate_up(gate_up))), self.mlp2_weight[expert])
 
     def _swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         """gate sigmoid(alpha gate) (up + 1) of interleaved pairs: gate clamped above, up on both sides."""
