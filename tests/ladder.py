@@ -145,12 +145,13 @@ class Ladder:
         dtype: str = "float32",
         *,
         layer: int = 0,
+        repeats: int = 0,
         spoil: Callable[[Ranks], object] = lambda _ranks: None,
         twist: Callable[[Evidence], Evidence] = lambda evidence: evidence,
     ) -> Result:
         """The verdict on one target; `spoil` edits what the ranks left, `twist` all that is judged."""
         target = self.target(name, layer)
-        job = replace(self.material.job(tp, (target,)), dtypes=(dtype,), unlocked=True)
+        job = replace(self.material.job(tp, (target,)), dtypes=(dtype,), unlocked=True, repeats=repeats)
         task = job.tasks[0]
         run_ranks(job)
         ranks = read_outputs(job, task)

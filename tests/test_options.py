@@ -22,7 +22,7 @@ from tp_harness.plan import check_plan, stand_in_group
 from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
-FLAGS = "component tp model batch seq layer dtype backend seed draws init kernels checkpoint case out timeout"
+FLAGS = "component tp model batch seq layer dtype backend seed draws init kernels repeats checkpoint case out timeout"
 
 
 def options_from(*arguments: str) -> Options:
@@ -44,8 +44,8 @@ def test_no_flags_is_the_default_of_every_option() -> None:
 def test_flags_reach_their_options() -> None:
     line = (
         "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
-        "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --checkpoint c --out o "
-        "--timeout 1.5"
+        "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --repeats 4 --checkpoint c "
+        "--out o --timeout 1.5"
     )
     expected = Options(
         components=("mlp", "rope"),
@@ -60,6 +60,7 @@ def test_flags_reach_their_options() -> None:
         draws=2,
         init="constant",
         kernels="nki",
+        repeats=4,
         checkpoint=Path("c"),
         out=Path("o"),
         timeout=1.5,
@@ -129,6 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
     "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant."),
+    "repeats": ({"repeats": -1}, "--repeats is -1; a number between 0 and 1000 is needed."),
     "kernels": ({"kernels": "nkl"}, "unknown kernels 'nkl'. Did you mean 'nki'? Choose from: torch, nki."),
     "model": (
         {"model": "tony"},

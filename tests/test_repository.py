@@ -22,7 +22,7 @@ ORDER = (
     "neuron_env neuron_ls neuron_devices doctor "
     "placements group recorder weights taps sampling "
     "reference kernels modules case plan components job "
-    "launch rank backends "
+    "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict form exact routers judge "
     "trn1 record table run served testing api listing commands cli __main__ launch.tp_test"

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from .case import Case
 from .job import Job, Task
 from .placements import KVHeads, Placement, ReplicaError
-from .result import Collective, RankRecord
+from .restore import from_json
+from .result import Collective, Forwards, RankRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +26,23 @@ class RankOutput:
 
     def collectives(self, dtype: str) -> tuple[Collective, ...]:
         """The calls of one dtype, in order."""
-        calls = self.facts[dtype]["collectives"]
-        return tuple(Collective(**{**call, "shape": tuple(call["shape"])}) for call in calls)
+        return tuple(from_json(Collective, call) for call in self.facts[dtype]["collectives"])
 
     def record(self, dtype: str) -> RankRecord:
         """What goes into run.json."""
-        held = self.facts[dtype]["parameters"].values()
+        facts = self.facts[dtype]
+        held = facts["parameters"].values()
         return RankRecord(
             rank=self.facts["rank"],
             core=self.facts["core"],
             wall_s=round(self.facts["wall_s"], 4),
             cpu_s=round(self.facts["cpu_s"], 4),
-            peak_bytes=self.facts["peak_bytes"],
+            peak_bytes=facts["peak_bytes"],
             weight_bytes=sum(parameter["bytes"] for parameter in held),
             collectives=self.collectives(dtype),
+            begin_bytes=facts["begin_bytes"],
+            forwards=from_json(Forwards, facts["forwards"]),
+            flops=facts["flops"],
         )
 
 

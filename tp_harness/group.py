@@ -8,9 +8,11 @@ been seen to reduce over the world).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 
 import torch
 
@@ -20,8 +22,11 @@ from .result import Collective
 class Group:
     """A group of one rank, and the recording base of all others.
 
-    Subclasses define the four underscored methods; they may overwrite the tensor they are given.
+    Subclasses define the four underscored methods; they may overwrite the tensor they are given. `timed` is False
+    where a call only adds to a program that runs later, so that its time says nothing.
     """
+
+    timed = True
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         if not 0 <= rank < size:
@@ -31,30 +36,40 @@ class Group:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's `x`, on all ranks. `x` may be overwritten."""
-        return self._all_reduce(x) if self._record("all_reduce", x) else x
+        return self._call("all_reduce", x, lambda: self._all_reduce(x))
 
     def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """Every rank's `x`, joined along `dim` in rank order, on all ranks."""
-        return self._all_gather(x, dim) if self._record("all_gather", x) else x
+        return self._call("all_gather", x, lambda: self._all_gather(x, dim))
 
     def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """This rank's slice along `dim` of the sum of every rank's `x`."""
-        return self._reduce_scatter(x, dim) if self._record("reduce_scatter", x) else x
+        return self._call("reduce_scatter", x, lambda: self._reduce_scatter(x, dim))
 
     def broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
         """Rank `src`'s `x`, on all ranks. `x` may be overwritten."""
-        return self._broadcast(x, src) if self._record("broadcast", x) else x
+        return self._call("broadcast", x, lambda: self._broadcast(x, src))
 
     def take_calls(self) -> tuple[Collective, ...]:
         """The calls since the last time, which starts a new recording."""
         calls, self.calls = tuple(self.calls), []
         return calls
 
-    def _record(self, kind: str, x: torch.Tensor) -> bool:
+    def meet(self) -> None:
+        """Return once every rank is here, so that all begin together; not recorded."""
+        if self.size > 1 and self.timed:
+            self._all_reduce(torch.zeros(1))
+
+    def _call(self, kind: str, x: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         if self.size == 1:
-            return False
-        self.calls.append(collective(kind, self.size, tuple(x.shape), x.dtype))
-        return True
+            return x
+        call = collective(kind, self.size, tuple(x.shape), x.dtype)
+        self.calls.append(call)  # before it runs: one that never returns is on record
+        began = time.perf_counter()
+        result = run()
+        if self.timed:
+            self.calls[-1] = replace(call, seconds=round(time.perf_counter() - began, 7))
+        return result
 
     def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

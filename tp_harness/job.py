@@ -55,7 +55,8 @@ class Job:
 
     `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
     and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run of the
-    first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts.
+    first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts. `repeats`
+    forwards are timed after the one that is judged.
     """
 
     tp: int
@@ -66,6 +67,7 @@ class Job:
     folder: str
     unlocked: bool = False
     kernels: str = "torch"
+    repeats: int = 0
 
     def inputs_path(self, task: Task) -> Path:
         """Full inputs, and the routing that the ranks are locked to."""
@@ -97,5 +99,6 @@ def read_job(path: Path) -> tuple[Job, str]:
         folder=values["folder"],
         unlocked=values["unlocked"],
         kernels=values["kernels"],
+        repeats=values["repeats"],
     )
     return job, hashlib.sha256(text.encode()).hexdigest()

@@ -59,6 +59,7 @@ class Material:
             weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
             folder=str(self.folder),
             kernels=self.options.kernels,
+            repeats=self.options.repeats,
             unlocked=tp == min(self.options.degrees, key=_after_one),
         )
 

@@ -24,6 +24,7 @@ COMPONENT_NAMES = (
 DTYPES = ("float32", "bfloat16")
 KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant")
+MAX_REPEATS = 1000
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
 
@@ -43,6 +44,7 @@ class Options:
     draws: int | None = None
     init: str = "discriminating"
     kernels: str = "torch"
+    repeats: int = 0
     checkpoint: Path | None = None
     case: str | None = None
     out: Path = Path("artifacts")
@@ -68,6 +70,7 @@ class Resolved:
     case: str
     out: str
     timeout: float
+    repeats: int = 0
 
 
 def resolve(options: Options) -> Resolved:
@@ -89,6 +92,8 @@ def resolve(options: Options) -> Resolved:
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
         if value is not None:
             check_range(name, value)
+    if not 0 <= options.repeats <= MAX_REPEATS:
+        raise UsageError(f"--repeats is {options.repeats}; a number between 0 and {MAX_REPEATS} is needed.")
     if not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
     if not 0 <= options.seed < 2**31:
@@ -120,6 +125,7 @@ def resolve(options: Options) -> Resolved:
         case=options.case or "",
         out=str(options.out),
         timeout=options.timeout,
+        repeats=options.repeats,
     )
 
 

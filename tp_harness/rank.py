@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import nn
 from .case import Case, Tensors
 from .group import Group, use_group
 from .job import Job, Task, read_job
+from .measure import PeakMemory, Stopwatch, count_flops
 from .modules.nki import with_nki
 from .plan import local_placement
 from .recorder import CollectiveRecorder
@@ -47,7 +46,6 @@ def run_job(path: Path, group: Group, *, core: str, begin: Callable[[str], None]
                 tensors |= of_dtype
             facts["wall_s"] = time.perf_counter() - started[0]
             facts["cpu_s"] = time.process_time() - started[1]
-            facts["peak_bytes"] = _peak_resident()
             _write(job.output_path(task, group.rank), tensors, facts)
 
 
@@ -55,20 +53,37 @@ def _run(
     job: Job, task: Task, dtype: str, group: Group, checkpoint: Checkpoint
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
+    memory, watch = PeakMemory(), Stopwatch(group)
     case = job.subject.case(task, dtype=dtype, tp=group.size)
     full_inputs, locks = read_inputs(job.inputs_path(task))
     inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
     if job.kernels == "nki":
         module = with_nki(module)
+
+    def forward() -> tuple[Tensors, tuple[Collective, ...]]:
+        return _record_calls(case, group, lambda: as_tuple(module(*inputs)))
+
     with routing(module, case.routing, locks) as record:
-        outputs, calls = _record_calls(case, group, lambda: as_tuple(module(*inputs)))
+        outputs, calls = watch.time(forward)
     tensors = _named(f"{dtype}.locked", outputs, record)
     if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))
         tensors |= _named(f"{dtype}.unlocked", outputs, record)
-    return tensors, {"parameters": parameters, "collectives": to_json(calls)}
+    flops = None
+    if job.repeats:
+        with routing(module, case.routing, locks):
+            watch.repeat(forward, job.repeats)
+            flops = count_flops(forward) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
+    return tensors, {
+        "parameters": parameters,
+        "collectives": to_json(watch.timed(calls)),
+        "forwards": to_json(watch.forwards(warm=job.repeats > 0)),
+        "flops": flops,
+        "begin_bytes": memory.begin_bytes,
+        "peak_bytes": memory.peak_bytes(),
+    }
 
 
 def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) -> tuple[nn.Module, dict[str, Any]]:
@@ -143,9 +158,3 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) 
     unfinished = path.with_suffix(".part")
     save_file(tensors, unfinished, metadata={"facts": json.dumps(facts)})
     unfinished.replace(path)
-
-
-def _peak_resident() -> int:
-    """The most memory this process ever had resident, in bytes; pages shared with other ranks count in full."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,7 +6,7 @@ Every type is frozen and made of JSON values. `Status` words are the contract; `
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -46,13 +46,18 @@ def exit_code(statuses: list[Status]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """One collective call of one rank: `shape` and `bytes` are those of the rank's input."""
+    """One collective call of one rank: `shape` and `bytes` are those of the rank's input.
+
+    `seconds` is how long the call took, waiting for other ranks included; None where that was not measured. It is no
+    part of what makes two calls equal.
+    """
 
     kind: str
     group_size: int
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    seconds: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind} {list(self.shape)} {self.dtype} over {self.group_size} ranks"
@@ -117,8 +122,27 @@ class Flip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """Timed forwards of one rank in one dtype, one entry each, in seconds.
+
+    With `warm` False there is one, the forward that was judged and the first of its kind; else it served as the
+    warm-up and these came after it. `collective_s` is the part of `wall_s` inside collectives, waiting for other
+    ranks included; empty where that was not measured.
+    """
+
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    collective_s: tuple[float, ...] = ()
+    warm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankRecord:
-    """What one rank did. `peak_bytes` is the most it had resident, shared pages included."""
+    """What one rank did. `wall_s` and `cpu_s` are those of the whole task: building, loading, every dtype.
+
+    `begin_bytes` were resident in its process when this dtype began, `peak_bytes` at most until it was done, shared
+    pages included. `flops` are those of one forward (None: not counted).
+    """
 
     rank: int
     core: str
@@ -127,6 +151,9 @@ class RankRecord:
     peak_bytes: int
     weight_bytes: int
     collectives: tuple[Collective, ...]
+    begin_bytes: int = 0
+    forwards: Forwards | None = None
+    flops: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

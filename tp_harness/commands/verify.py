@@ -52,6 +52,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, metavar="N", help="how many weights and inputs to try; the worst decides")
     add("--init", default=default.init, metavar="KIND", help="discriminating or constant (0.5, a weak test)")
     add("--kernels", default=default.kernels, metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
+    add("--repeats", type=int, default=default.repeats, metavar="N", help="time each forward N times more; count FLOPs")
     add("--checkpoint", type=Path, metavar="DIR", help="safetensors under public gpt-oss names")
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, default=default.out, metavar="DIR", help="where the run's folder goes")
@@ -77,6 +78,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         draws=arguments.draws,
         init=arguments.init,
         kernels=arguments.kernels,
+        repeats=arguments.repeats,
         checkpoint=arguments.checkpoint,
         case=arguments.case,
         out=arguments.out,
