@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tp_harness.reference import gpt_oss, rotary
-from tp_harness.reference.gpt_oss import ModelConfig, RMSNorm, RotaryEmbedding, Transformer, TransformerBlock
+from tp_harness.reference.gpt_oss import CAST_ROWS, ModelConfig, RMSNorm, RotaryEmbedding, Transformer, TransformerBlock
 
 hf = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
 from hf_twin import filled, hf_config, hf_mask, pair, randn  # noqa: E402  (needs transformers)
@@ -241,9 +241,10 @@ class LargeTensors(TorchDispatchMode):
 def test_experts_nobody_chose_cost_nothing() -> None:
     mlp, x = filled(TINY).block[0].mlp, randn(2, 84, seed=1)
     matrices = [52 * 84 * 8, 104 * 84 * 8]
-    with torch.no_grad(), LargeTensors(min(matrices), mlp) as seen:
+    buffers = [CAST_ROWS * 52 * 8, CAST_ROWS * 84 * 8]  # of matrices with more rows than that
+    with torch.no_grad(), LargeTensors(min(buffers), mlp) as seen:
         expected = mlp(x)
-    assert sorted(seen.sizes) == matrices  # one buffer per matrix in float64, whatever the number of experts
+    assert sorted(seen.sizes) == buffers  # one buffer per matrix in float64, whatever the number of experts
     with torch.enable_grad(), LargeTensors(min(matrices), mlp) as seen:
         chosen = tapped(mlp, "chosen", x)[0].unique()
     # in grad mode each expert gets its own pair: the spy can tell
