@@ -103,6 +103,28 @@ def run_ranks(job: Job) -> None:
         raise (causes or failures)[0]
 
 
+def options(**changes: Any) -> Resolved:
+    """A small run, resolved."""
+    small = Resolved(
+        targets=TARGETS,
+        degrees=(1,),
+        model_name="tiny",
+        model=TINY,
+        batch=2,
+        seq=24,
+        dtypes=("float32", "bfloat16"),
+        seed=0,
+        draws=1,
+        init="discriminating",
+        kernels="torch",
+        checkpoint="",
+        case="",
+        out="",
+        timeout=PATIENCE,
+    )
+    return replace(small, **changes)
+
+
 class Ladder:
     """Targets with their weights and expectations, made once; `run` verifies one of them."""
 
@@ -116,24 +138,8 @@ class Ladder:
         init: str = "discriminating",
         seed: int = 0,
     ) -> None:
-        options = Resolved(
-            targets=targets,
-            degrees=(1,),
-            model_name="tiny",
-            model=model,
-            batch=2,
-            seq=24,
-            dtypes=dtypes,
-            seed=seed,
-            draws=1,
-            init=init,
-            kernels="torch",
-            checkpoint="",
-            case="",
-            out="",
-            timeout=PATIENCE,
-        )
-        self.material: Material = Preparation(options).material(folder, lambda _text: None)
+        chosen = options(targets=targets, model=model, dtypes=dtypes, init=init, seed=seed)
+        self.material: Material = Preparation(chosen).material(folder, lambda _text: None)
 
     def target(self, name: str, layer: int) -> Target:
         return next(t for t in self.material.targets if (t.name, t.layer) == (name, layer))

@@ -28,10 +28,18 @@ from .taps import routing
 from .weights import Checkpoint
 
 
-def run_job(path: Path, group: Group, *, core: str, begin: Callable[[str], None] = lambda key: None) -> None:
+def run_job(
+    path: Path,
+    group: Group,
+    *,
+    core: str,
+    begin: Callable[[str], None] = lambda key: None,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> None:
     """Run every task of the job in order; each leaves one file per rank, complete when it appears.
 
-    `begin` is told the key of each task, before it.
+    `core` names where the rank runs; `begin` is told the key of each task, before it; `cpu_clock` tells CPU seconds,
+    of the process or (where ranks share one) of a thread.
     """
     job, config_hash = read_job(path)
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
@@ -40,12 +48,12 @@ def run_job(path: Path, group: Group, *, core: str, begin: Callable[[str], None]
             begin(task.key)
             facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash}
             tensors: dict[str, torch.Tensor] = {}
-            started = time.perf_counter(), time.process_time()
+            started = time.perf_counter(), cpu_clock()
             for dtype in job.dtypes:
                 of_dtype, facts[dtype] = _run(job, task, dtype, group, checkpoints[task.draw])
                 tensors |= of_dtype
             facts["wall_s"] = time.perf_counter() - started[0]
-            facts["cpu_s"] = time.process_time() - started[1]
+            facts["cpu_s"] = cpu_clock() - started[1]
             _write(job.output_path(task, group.rank), tensors, facts)
 
 
@@ -125,12 +133,12 @@ def as_tuple(outputs: torch.Tensor | Tensors) -> Tensors:
 
 def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> tuple[Tensors, tuple[Collective, ...]]:
     """The outputs, and the collectives issued: by the group, or (user's modules) by whatever means."""
+    group.take_calls()
     if case.lazy:
-        group.take_calls()
         return run(), group.take_calls()
     with CollectiveRecorder() as recorder:
         outputs = run()
-    return outputs, tuple(recorder.calls)
+    return outputs, tuple(recorder.calls) or group.take_calls()  # not every group's calls reach torch's dispatcher
 
 
 def _held(tensor: torch.Tensor, full: torch.Tensor) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from ..errors import UnknownNameError, UsageError
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend
+from .local import LocalBackend
 
-BACKENDS: tuple[Backend, ...] = (GlooBackend(),)
+BACKENDS: tuple[Backend, ...] = (LocalBackend(), GlooBackend())
 
 __all__ = ["BACKENDS", "Backend", "RunningJob", "Session", "choose_backend"]
 

@@ -33,10 +33,15 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """A registry entry. `blind_spots` says what this backend cannot see; it is printed with its verdicts."""
+    """A registry entry.
+
+    `blind_spots` says what this backend cannot see; it is printed with its verdicts. `owns_terminal`: its ranks may
+    talk to the user, as a debugger does, so nothing else is drawn there meanwhile.
+    """
 
     name: str
     blind_spots: str
+    owns_terminal: bool
 
     def available(self) -> str | None:
         """None, or the reason why this machine cannot run it."""

@@ -24,6 +24,7 @@ class GlooBackend:
 
     name = "gloo"
     blind_spots = "gloo cannot see a rank folded into a compiled graph, nor device arithmetic"
+    owns_terminal = False
 
     def available(self) -> str | None:
         """None where torch has gloo, which every Linux and macOS build does."""

@@ -114,8 +114,11 @@ def run_verify(options: Resolved, backend: Backend, console: Console) -> int:
         blind_spots=backend.blind_spots,
     )
     try:
-        with console.status("starting") as status:
-            verify(options, backend, record, status.update)
+        if backend.owns_terminal:
+            verify(options, backend, record, lambda _step: None)
+        else:
+            with console.status("starting") as status:
+                verify(options, backend, record, status.update)
     except UsageError:
         record.discard_if_empty()
         raise
