@@ -9,7 +9,7 @@ its tensor or, by returning another one, replaces it.
 Not covered: KV cache, padding, dropout, distributed execution, MXFP4 decoding.
 
 Shape suffixes: L the token dimensions of the input, (n_tokens,) or (batch, n_tokens); T all tokens; H hidden;
-    G key/value heads; M query heads per key/value head; D head_dim; Q, K query and key positions; E experts;
+    G key/value heads; M query heads per key/value head; N = G M; D head_dim; Q, K query and key positions; E experts;
     S slots (experts_per_token); I intermediate; P the tokens that chose the expert at hand.
 """
 
@@ -109,8 +109,9 @@ def sink_attention(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, mas
 class AttentionBlock(torch.nn.Module):
     """x + attention(norm(x)): grouped queries, sinks, and a sliding window on even layers.
 
-    Taps: q_rope (*L, G, M, D); k_rope (*L, G, D); heads (*L, G * M * D), before the output projection;
-    partial (*L, H), projected without bias; reduced (*L, H), with bias, before the residual.
+    Taps: q_rope (*L, G * M, D); k_rope and value (*L, G, D); heads (*L, G * M * D), before the output projection;
+    partial (*L, H), projected without bias, and total, the same once ranks have summed it; reduced (*L, H), with
+    bias, before the residual; residual (*L, H), the output.
     """
 
     def __init__(self, config: ConfigLike, layer_idx: int = 0, device: Device = None) -> None:
@@ -127,23 +128,24 @@ class AttentionBlock(torch.nn.Module):
         yarn = (config.rope_scaling_factor, config.rope_ntk_alpha, config.rope_ntk_beta)
         rope = (config.head_dim, config.rope_theta, torch.float32, config.initial_context_length, *yarn)
         self.rope = RotaryEmbedding(*rope, device)
-        self.q_rope, self.k_rope = Identity(), Identity()
-        self.heads, self.partial, self.reduced = Identity(), Identity(), Identity()
+        self.q_rope, self.k_rope, self.value, self.heads = (Identity() for _ in range(4))
+        self.partial, self.total, self.reduced, self.residual = (Identity() for _ in range(4))
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map x (*L, H) and positions (n_tokens,) or (*L,), default 0, 1, ..., to (*L, H)."""
         positions = _positions_of(x, positions)
         q, k, v = torch.split(self.qkv(self.norm(x)), [self.q_dim, self.kv_dim, self.kv_dim], dim=-1)
-        k_LGD, v_LGD = (t.reshape(*x.shape[:-1], -1, self.head_dim) for t in (k, v))
-        q_LGMD = q.reshape(*k_LGD.shape[:-1], -1, self.head_dim)
-        q_LGMD, k_LGD = self.rope(q_LGMD, k_LGD, positions)
-        q_LGMD, k_LGD = self.q_rope(q_LGMD), self.k_rope(k_LGD)
+        q_LND, k_LGD, v_LGD = (t.reshape(*x.shape[:-1], -1, self.head_dim) for t in (q, k, v))
+        q_LND, k_LGD = self.rope(q_LND, k_LGD, positions)
+        q_LND, k_LGD, v_LGD = self.q_rope(q_LND), self.k_rope(k_LGD), self.value(v_LGD)
+        q_LGMD = q_LND.unflatten(-2, (k_LGD.shape[-2], -1))
         mask = visible(positions, self.sliding_window)
         heads = self.heads(sink_attention(q_LGMD, k_LGD, v_LGD, self.sinks, mask))
         # product and bias apart: tensor-parallel ranks sum their partial products, then add the bias once
-        partial_LH = self.partial(linear(heads, self.out.weight.to(x.dtype)))
-        reduced_LH: Tensor = self.reduced(partial_LH + self.out.bias.to(x.dtype))
-        return x + reduced_LH
+        total_LH = self.total(self.partial(linear(heads, self.out.weight.to(x.dtype))))
+        reduced_LH: Tensor = self.reduced(total_LH + self.out.bias.to(x.dtype))
+        y: Tensor = self.residual(x + reduced_LH)
+        return y
 
 
 def swiglu(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
@@ -179,7 +181,8 @@ class MLPBlock(torch.nn.Module):
 
     Taps: router_logits (*L, E); chosen (*L, S) int64, best first (replacing it locks the routing: weights are
     the softmax of the own logits at chosen); gate_up (P, 2 I) and activation (P, I), once per chosen expert,
-    tokens ascending; partial (*L, H), weighted sum without mlp2_bias; combined (*L, H), with it.
+    tokens ascending; partial (*L, H), weighted sum without mlp2_bias, and total, the same once ranks have summed
+    it; combined (*L, H), with mlp2_bias; residual (*L, H), the output.
     """
 
     def __init__(self, config: ConfigLike, device: Device = None) -> None:
@@ -196,8 +199,8 @@ class MLPBlock(torch.nn.Module):
         self.mlp1_weight, self.mlp1_bias = parameter(2 * inner, hidden), parameter(2 * inner)
         self.mlp2_weight, self.mlp2_bias = parameter(hidden, inner), parameter(hidden)
         self.router_logits, self.chosen = Identity(), Identity()
-        self.gate_up, self.activation = Identity(), Identity()
-        self.partial, self.combined = Identity(), Identity()
+        self.gate_up, self.activation, self.partial = Identity(), Identity(), Identity()
+        self.total, self.combined, self.residual = Identity(), Identity(), Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (*L, H) to (*L, H)."""
@@ -208,7 +211,8 @@ class MLPBlock(torch.nn.Module):
         slots_TSH = self._run_experts(t_LH.flatten(0, -2), chosen_LS.flatten(0, -2))
         slots_LSH = slots_TSH.view(*chosen_LS.shape, -1)
         combined_LH: Tensor = self.combined(self._combine(slots_LSH, chosen_LS, weights_LS))
-        return x + combined_LH
+        y: Tensor = self.residual(x + combined_LH)
+        return y
 
     def _run_experts(self, t: Tensor, chosen: Tensor) -> Tensor:
         """Map tokens (T, H) and indices (T, S) to bias-free expert outputs (T, S, H)."""
@@ -226,9 +230,9 @@ class MLPBlock(torch.nn.Module):
         """Map bias-free outputs (*L, S, H), indices and weights (*L, S) to the sum with bias (*L, H)."""
         bias_LSH, weigh = self.mlp2_bias[chosen].to(slots.dtype), "...sh,...s->...h"
         own_LH = torch.einsum(weigh, slots, weights)
-        partial_LH: Tensor = self.partial(own_LH)
-        if partial_LH is not own_LH:  # a hook replaced it
-            return partial_LH + torch.einsum(weigh, bias_LSH, weights)
+        total_LH: Tensor = self.total(self.partial(own_LH))
+        if total_LH is not own_LH:  # a hook replaced it
+            return total_LH + torch.einsum(weigh, bias_LSH, weights)
         return torch.einsum(weigh, slots + bias_LSH, weights)  # rounds as the public model does: after the bias
 
 
@@ -246,19 +250,44 @@ class TransformerBlock(torch.nn.Module):
         return y
 
 
+class Embedding(torch.nn.Embedding):
+    """Token ids to rows of a table [vocab, hidden]; taps partial and total, both the rows."""
+
+    def __init__(self, vocab: int, hidden: int, device: Device = None) -> None:
+        # with _weight no random rows are drawn, which on device meta would import the whole compiler
+        super().__init__(vocab, hidden, _weight=torch.empty(vocab, hidden, device=device, dtype=torch.bfloat16))
+        self.partial, self.total = Identity(), Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ids (*L,) to (*L, hidden)."""
+        rows: Tensor = self.total(self.partial(super().forward(input)))
+        return rows
+
+
+class Unembedding(Linear):
+    """Hidden states to logits; tap logits."""
+
+    def __init__(self, hidden: int, vocab: int, device: Device = None) -> None:
+        super().__init__(hidden, vocab, bias=False, device=device, dtype=torch.bfloat16)
+        self.logits = Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (*L, hidden) to (*L, vocab)."""
+        logits: Tensor = self.logits(super().forward(input))
+        return logits
+
+
 class Transformer(torch.nn.Module):
     """Token ids to next-token logits; the embedding's output sets the dtype of everything after it."""
 
     def __init__(self, config: ConfigLike, device: Device = None) -> None:
         super().__init__()
-        vocab, hidden, bf16 = config.vocab_size, config.hidden_size, torch.bfloat16
+        vocab, hidden = config.vocab_size, config.hidden_size
         layers = range(config.num_hidden_layers)
-        # from_pretrained draws no random rows, which on device meta would import the whole compiler
-        table = torch.empty(vocab, hidden, device=device, dtype=bf16)
-        self.embedding = torch.nn.Embedding.from_pretrained(table, freeze=False)
+        self.embedding = Embedding(vocab, hidden, device)
         self.block = torch.nn.ModuleList([TransformerBlock(config, layer, device) for layer in layers])
         self.norm = RMSNorm(hidden, device=device)
-        self.unembedding = Linear(hidden, vocab, bias=False, device=device, dtype=bf16)
+        self.unembedding = Unembedding(hidden, vocab, device)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map tokens (*L,) and positions (n_tokens,) or (*L,), default 0, 1, ..., to logits (*L, vocab)."""

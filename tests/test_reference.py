@@ -216,7 +216,7 @@ def test_taps_show_and_replace() -> None:
     for module, tap, rest in taps:
         with module.get_submodule(tap).register_forward_hook(lambda *_: torch.ones_like(x)):
             assert_same(module(x), x + 1 + rest, 1e-14)  # float64, three additions
-    shapes = {"q_rope": (8, 2, 3, 16), "k_rope": (8, 2, 16), "heads": (8, 96), "reduced": (8, 84)}
+    shapes = {"q_rope": (8, 6, 16), "value": (8, 2, 16), "k_rope": (8, 2, 16), "heads": (8, 96), "reduced": (8, 84)}
     assert {tap: tuple(tapped(block.attn, tap, x)[0].shape) for tap in shapes} == shapes
 
 

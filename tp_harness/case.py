@@ -46,6 +46,9 @@ class Case:
             recorded schedules are only compared with each other.
         reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
         routing: names of the submodules with taps `router_logits` and `chosen` ("" is the module itself).
+        taps: intermediate tensors worth comparing after a mismatch, in order of execution: the name of a submodule
+            of both modules (an nn.Identity, say) -> the placement of its output. One that is called several times
+            counts as its outputs joined along dimension 0.
         replicated: True when sharding nothing is the plan (otherwise it makes a run at tp > 1 void).
         prefix, layer: where the parameters are in a checkpoint of the whole model.
         lazy: both factories may be called under torch.device("meta"), parameters being assigned afterwards.
@@ -62,6 +65,7 @@ class Case:
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     reduction: int = 0
     routing: tuple[str, ...] = ()
+    taps: Mapping[str, Placement] = field(default_factory=dict)
     replicated: bool = False
     prefix: str = ""
     layer: int = 0

@@ -92,6 +92,7 @@ def attention(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSAttentionBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
         plan=NeuronGPTOSSAttentionBlock.plan(config),
+        taps=NeuronGPTOSSAttentionBlock.taps(config),
         collectives=lambda tp: _reductions(config, tp, 1),
         prefix=f"block.{layer}.attn.",
     )
@@ -107,6 +108,7 @@ def mlp(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSMLPBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator),),
         plan=NeuronGPTOSSMLPBlock.plan(config),
+        taps=NeuronGPTOSSMLPBlock.taps(config),
         # the MLP works on flattened tokens
         collectives=lambda tp: _reductions(config, tp, 1, flat=True),
         reduction=max(config.hidden_size, config.intermediate_size),
@@ -125,6 +127,7 @@ def transformer_block(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSTransformerBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
         plan=NeuronGPTOSSTransformerBlock.plan(config),
+        taps=NeuronGPTOSSTransformerBlock.taps(config),
         collectives=lambda tp: _layer_reductions(config, tp, 1),
         prefix=f"block.{layer}.",
         routing=("mlp",),
@@ -137,13 +140,11 @@ def embedding(config: InferenceConfig, layer: int) -> Case:
         "embedding",
         config,
         layer,
-        # from_pretrained draws no random rows, which on device meta would import the whole compiler
-        reference=lambda: nn.Embedding.from_pretrained(
-            torch.empty(config.vocab_size, config.hidden_size, dtype=torch.bfloat16), freeze=False
-        ),
+        reference=lambda: gpt_oss.Embedding(config.vocab_size, config.hidden_size),
         sharded=lambda: NeuronGPTOSSEmbedding(config),
         inputs=lambda generator: (tokens(config, generator),),
         plan=NeuronGPTOSSEmbedding.plan(config),
+        taps=NeuronGPTOSSEmbedding.taps(config),
         collectives=lambda tp: _reductions(config, tp, 1),
         reduction=1,
         prefix="embedding.",
@@ -156,10 +157,11 @@ def unembedding(config: InferenceConfig, layer: int) -> Case:
         "unembedding",
         config,
         layer,
-        reference=lambda: gpt_oss.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.bfloat16),
+        reference=lambda: gpt_oss.Unembedding(config.hidden_size, config.vocab_size),
         sharded=lambda: NeuronGPTOSSUnembedding(config),
         inputs=lambda generator: (hidden_states(config, generator),),
         plan=NeuronGPTOSSUnembedding.plan(config),
+        taps=NeuronGPTOSSUnembedding.taps(config),
         output=Shard(-1),
         collectives=lambda tp: (),
         reduction=config.hidden_size,
@@ -187,6 +189,7 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSTransformer(config),
         inputs=lambda generator: (tokens(config, generator), position_ids(config)),
         plan=NeuronGPTOSSTransformer.plan(config),
+        taps=NeuronGPTOSSTransformer.taps(config),
         collectives=collectives,
         routing=tuple(f"block.{i}.mlp" for i in range(layers)),
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
-from ..placements import Placement, QKVHeads, Replicate, Shard
+from ..placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
 from .layers import Projection, as_batch, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
@@ -48,7 +48,8 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         self.qkv = Projection(rows, hidden, dtype=dtype)
         self.out = Projection(hidden, self.local_heads * self.head_dim, dtype=dtype)
         self.rope = NeuronGPTOSSRotaryEmbedding(config)
-        self.q_rope, self.k_rope, self.heads, self.partial, self.reduced = (nn.Identity() for _ in range(5))
+        self.q_rope, self.k_rope, self.value, self.heads = (nn.Identity() for _ in range(4))
+        self.partial, self.total, self.reduced, self.residual = (nn.Identity() for _ in range(4))
         initialise(self, weight_init_value)
 
     @staticmethod
@@ -64,21 +65,37 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
             "out.bias": Replicate(),
         }
 
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        kv = KVHeads(-2, config.num_key_value_heads)
+        return {
+            "norm": Replicate(),
+            "q_rope": Shard(-2),
+            "k_rope": kv,
+            "value": kv,
+            "heads": Shard(-1, unit=config.head_dim),
+            "partial": Partial(),
+            "total": Replicate(),
+            "reduced": Replicate(),
+            "residual": Replicate(),
+        }
+
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
         x_BSH, positions_BS = as_batch(hidden_states, position_ids)
         q_BSKMD, k_BTKD, v_BTKD = self._query_key_value(self.norm(x_BSH), positions_BS)
         heads_BSN = self.heads(self._attend(q_BSKMD, k_BTKD, v_BTKD, positions_BS))
         partial_BSH = self.partial(self.out.without_bias(heads_BSN))
-        total_BSH = self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH)))
+        total_BSH = self.total(self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH))))
         reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
-        return (x_BSH + reduced_BSH).view(hidden_states.shape)
+        return self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
 
     def _query_key_value(self, t_BSH: torch.Tensor, positions_BS: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = self._split(self.qkv(t_BSH))
         query, key = self.rope(query, key, positions_BS)
-        grouped = query.unflatten(2, (self.local_kv_heads, -1))
-        return self.q_rope(grouped), self.k_rope(key), value
+        grouped = self.q_rope(query).unflatten(2, (self.local_kv_heads, -1))
+        return grouped, self.k_rope(key), self.value(value)
 
     def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """[query | key | value] to (batch, seq, heads, head_dim) each.

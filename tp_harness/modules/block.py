@@ -35,6 +35,13 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
             "mlp.", NeuronGPTOSSMLPBlock.plan(config)
         )
 
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        return prefixed("attn.", NeuronGPTOSSAttentionBlock.taps(config)) | prefixed(
+            "mlp.", NeuronGPTOSSMLPBlock.taps(config)
+        )
+
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
         out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
@@ -42,5 +49,5 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
 
 
 def prefixed(prefix: str, plan: dict[str, Placement]) -> dict[str, Placement]:
-    """The plan of a submodule, under its parent's names."""
+    """The plan or taps of a submodule, under its parent's names."""
     return {prefix + name: placement for name, placement in plan.items()}

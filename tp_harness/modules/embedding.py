@@ -7,7 +7,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
-from ..placements import Placement, Shard
+from ..placements import Partial, Placement, Replicate, Shard
 from .layers import initialise, linear, parameter, reduce_dtype
 
 
@@ -33,7 +33,7 @@ class NeuronGPTOSSEmbedding(nn.Module):
         self.weight = parameter(local, config.hidden_size, dtype=self.dtype)
         # Data on the device rather than a Python number: a rank folded into a traced graph would be every rank's.
         self.register_buffer("vocab_start", torch.tensor(self.group.rank * local, device="cpu"), persistent=False)
-        self.partial = nn.Identity()
+        self.partial, self.total = nn.Identity(), nn.Identity()
         initialise(self, weight_init_value)
 
     @staticmethod
@@ -41,13 +41,19 @@ class NeuronGPTOSSEmbedding(nn.Module):
         """Parameter name -> placement."""
         return {"weight": Shard(0)}
 
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        del config
+        return {"partial": Partial(), "total": Replicate()}
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(batch, seq) or (n_tokens,) int64 ids to (..., hidden) in the configured dtype."""
         local = tokens - self.vocab_start
         held = (local >= 0) & (local < len(self.weight))
         rows = self.weight[local.clamp(0, len(self.weight) - 1)]
         rows = torch.where(held[..., None], rows, torch.zeros_like(rows))
-        total = self.group.all_reduce(self.partial(rows).to(reduce_dtype(rows)))
+        total = self.total(self.group.all_reduce(self.partial(rows).to(reduce_dtype(rows))))
         return total.to(self.dtype)
 
 
@@ -71,6 +77,7 @@ class NeuronGPTOSSUnembedding(nn.Module):
         local = config.vocab_size // self.group.size
         dtype = config.neuron_config.torch_dtype
         self.weight = parameter(local, config.hidden_size, dtype=dtype)
+        self.logits = nn.Identity()
         initialise(self, weight_init_value)
 
     @staticmethod
@@ -78,9 +85,15 @@ class NeuronGPTOSSUnembedding(nn.Module):
         """Parameter name -> placement."""
         return {"weight": Shard(0)}
 
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        del config
+        return {"logits": Shard(-1)}
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., hidden) to (..., vocab), or (..., vocab / size) of this rank when not gathered."""
-        logits = self._logits(hidden_states)
+        logits = self.logits(self._logits(hidden_states))
         return self.group.all_gather(logits, dim=-1) if self.gather_output else logits
 
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
-from ..placements import Placement, Replicate, Shard
+from ..placements import Partial, Placement, Replicate, Shard
 from .layers import CastBuffer, Projection, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
 
@@ -46,8 +46,8 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         self.mlp1_bias = parameter(self.num_experts, 2 * local, dtype=dtype)
         self.mlp2_weight = parameter(self.num_experts, hidden, local, dtype=dtype)
         self.mlp2_bias = parameter(self.num_experts, hidden, dtype=dtype)
-        self.router_logits, self.chosen, self.gate_up = nn.Identity(), nn.Identity(), nn.Identity()
-        self.activation, self.partial, self.combined = nn.Identity(), nn.Identity(), nn.Identity()
+        self.router_logits, self.chosen, self.gate_up, self.activation = (nn.Identity() for _ in range(4))
+        self.partial, self.total, self.combined, self.residual = (nn.Identity() for _ in range(4))
         initialise(self, weight_init_value)
 
     @staticmethod
@@ -63,16 +63,32 @@ class NeuronGPTOSSMLPBlock(nn.Module):
             "mlp2_bias": Replicate(),
         }
 
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution; gate_up and activation per expert in turn."""
+        del config
+        return {
+            "norm": Replicate(),
+            "router_logits": Replicate(),
+            "chosen": Replicate(),
+            "gate_up": Shard(-1, unit=2),
+            "activation": Shard(-1),
+            "partial": Partial(),
+            "total": Replicate(),
+            "combined": Replicate(),
+            "residual": Replicate(),
+        }
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, seq, hidden) or (n_tokens, hidden); same shape out."""
         x_TH = hidden_states.flatten(0, -2)
         t_TH = self.norm(x_TH)
         weights_TE = self._route(t_TH)
         partial_TH = self.partial(self._experts(t_TH, weights_TE))
-        total_TH = self.group.all_reduce(partial_TH)
+        total_TH = self.total(self.group.all_reduce(partial_TH))
         bias_TH = weights_TE.to(total_TH.dtype) @ self.mlp2_bias.to(total_TH.dtype)
         combined_TH = self.combined((total_TH + bias_TH).to(x_TH.dtype))
-        return (x_TH + combined_TH).view(hidden_states.shape)
+        return self.residual((x_TH + combined_TH).view(hidden_states.shape))
 
     def _route(self, t_TH: torch.Tensor) -> torch.Tensor:
         """Router weights [tokens, experts]: softmax over the chosen experts' logits, 0 elsewhere."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
-from ..placements import Placement
+from ..placements import Placement, Replicate
 from .block import NeuronGPTOSSTransformerBlock, prefixed
 from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
 from .norm import NeuronGPTOSSRMSNorm
@@ -44,6 +44,14 @@ class NeuronGPTOSSTransformer(nn.Module):
             plan |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.plan(config))
         plan |= prefixed("norm.", NeuronGPTOSSRMSNorm.plan(config))
         return plan | prefixed("unembedding.", NeuronGPTOSSUnembedding.plan(config))
+
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        taps = prefixed("embedding.", NeuronGPTOSSEmbedding.taps(config))
+        for layer in range(config.num_hidden_layers):
+            taps |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.taps(config))
+        return taps | {"norm": Replicate()} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
 
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits."""
