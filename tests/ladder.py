@@ -156,21 +156,7 @@ class Ladder:
         twist: Callable[[Evidence], Evidence] = lambda evidence: evidence,
     ) -> Result:
         """The verdict on one target; `spoil` edits what the ranks left, `twist` all that is judged."""
-        target = self.target(name, layer)
-        job = replace(self.material.job(tp, (target,)), dtypes=(dtype,), unlocked=True, repeats=repeats)
-        task = job.tasks[0]
-        run_ranks(job)
-        ranks = read_outputs(job, task)
-        remove_outputs(job, task)
-        spoil(ranks)
-        evidence = Evidence(
-            case=job.subject.case(task, dtype=dtype, tp=tp),
-            tp=tp,
-            dtype=dtype,
-            expectation=self.material.expectations[task],
-            ranks=ranks,
-            checkpoint=self.material.checkpoints[0],
-        )
+        evidence = self.evidence(name, tp, dtype, layer=layer, spoil=spoil, repeats=repeats)
         blank = Result(
             component=name,
             tp=tp,
@@ -183,6 +169,34 @@ class Ladder:
             reason="not judged",
         )
         return judge(twist(evidence), blank)
+
+    def evidence(
+        self,
+        name: str,
+        tp: int,
+        dtype: str = "float32",
+        *,
+        layer: int = 0,
+        taps: bool = False,
+        repeats: int = 0,
+        spoil: Callable[[Ranks], object] = lambda _ranks: None,
+    ) -> Evidence:
+        """What the ranks left, beside what it must be; with `taps` also the intermediate tensors."""
+        target = self.target(name, layer)
+        job = replace(self.material.job(tp, (target,)), dtypes=(dtype,), unlocked=not taps, taps=taps, repeats=repeats)
+        task = job.tasks[0]
+        run_ranks(job)
+        ranks = read_outputs(job, task)
+        remove_outputs(job, task)
+        spoil(ranks)
+        return Evidence(
+            case=job.subject.case(task, dtype=dtype, tp=tp),
+            tp=tp,
+            dtype=dtype,
+            expectation=self.material.expectations[task],
+            ranks=ranks,
+            checkpoint=self.material.checkpoints[0],
+        )
 
 
 def after_build(monkeypatch: pytest.MonkeyPatch, edit: Edit) -> None:

@@ -72,8 +72,8 @@ def with_axes_swapped(group: ThreadGroup, x: torch.Tensor) -> torch.Tensor:
 
 def add_residual(module: Any, _case: Case, _checkpoint: Checkpoint, _group: Group) -> None:
     """Every rank adds the residual to its part of the sum."""
-    module.norm.register_forward_pre_hook(lambda _module, inputs: setattr(module, "residual", inputs[0]))
-    module.partial.register_forward_hook(lambda _module, _inputs, output: output + module.residual)
+    module.norm.register_forward_pre_hook(lambda _module, inputs: setattr(module, "kept", inputs[0]))
+    module.partial.register_forward_hook(lambda _module, _inputs, output: output + module.kept)
 
 
 # attention

@@ -17,7 +17,19 @@ from rich.console import Console
 from tp_harness import record as record_module
 from tp_harness.errors import UsageError
 from tp_harness.record import RunRecord, command_line, open_record
-from tp_harness.result import Check, Collective, Flip, Gate, RankRecord, Result, Status, Worst, exit_code, to_json
+from tp_harness.result import (
+    Check,
+    Collective,
+    Divergence,
+    Flip,
+    Gate,
+    RankRecord,
+    Result,
+    Status,
+    Worst,
+    exit_code,
+    to_json,
+)
 from tp_harness.table import print_summary, summary
 
 OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
@@ -211,12 +223,14 @@ def test_a_result_keeps_everything_on_disk(tmp_path: Path) -> None:
         worst=Worst(tensor="output.0", index=(0, 1), rank=1, actual=math.inf, expected=0.5),
         flips=(flip,),
         ranks=(rank,),
-        first_divergence={"tap": "heads", "value": math.nan},
+        first_divergence=Divergence(
+            tensor="heads", kind="nonfinite", after="value", ranks=(3,), index=(0, 1), actual=math.nan, expected=0.5
+        ),
         notes=("a", "b"),
     )
     (values,) = stored(new_record(tmp_path, full))["results"]
     assert values == to_json(full)
-    assert values["gate"]["value"] == values["first_divergence"]["value"] == "nan"
+    assert values["gate"]["value"] == values["first_divergence"]["actual"] == "nan"
     assert values["ranks"][0]["collectives"][0]["shape"] == [2, 40, 96]
 
 

@@ -24,7 +24,7 @@ ORDER = (
     "reference kernels modules case plan components job "
     "launch measure rank backends "
     "oracle material gather evidence "
-    "compare closeness verdict form exact routers judge "
+    "compare closeness verdict limits form exact routers judge trace localise explain "
     "trn1 record table run served testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli neuron_env"

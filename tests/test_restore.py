@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from test_record import gate, new_record, result
 from tp_harness.errors import UsageError
 from tp_harness.record import read_run
 from tp_harness.restore import from_json
-from tp_harness.result import Gate, RankRecord, Result, Status, Worst, to_json
+from tp_harness.result import Divergence, Gate, RankRecord, Result, Status, Worst, to_json
 
 WORDS = st.text().filter(lambda word: word not in ("nan", "inf", "-inf"))
 UNTYPED = st.recursive(
@@ -22,7 +22,14 @@ UNTYPED = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=5,
 )
-RESULTS = st.builds(Result, first_divergence=st.none() | st.dictionaries(WORDS, UNTYPED, max_size=3))
+RESULTS = st.builds(Result, first_divergence=st.none() | st.builds(Divergence))
+
+
+@given(UNTYPED)
+@settings(max_examples=60, deadline=None)
+def test_untyped_values_survive_json(value: object) -> None:
+    text = json.dumps(to_json(value), allow_nan=False)
+    assert repr(from_json(cast("type[object]", Any), json.loads(text))) == repr(value)
 
 
 @given(RESULTS)

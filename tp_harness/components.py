@@ -228,7 +228,9 @@ def follow_input(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     for child in module.modules():
         if isinstance(child, nn.Embedding):
-            child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+            if hasattr(child, "_following"):  # the dtype of an earlier run, which may be narrower
+                child._following.remove()
+            child._following = child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     return module
 
 

@@ -55,8 +55,9 @@ class Job:
 
     `weights` holds per draw the safetensors files of the checkpoint; `folder` the inputs ({task}.inputs.safetensors)
     and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run of the
-    first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts. `repeats`
-    forwards are timed after the one that is judged.
+    first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts, `taps`
+    whether the intermediate tensors that the cases name are written down too. `repeats` forwards are timed after the
+    one that is judged.
     """
 
     tp: int
@@ -68,6 +69,7 @@ class Job:
     unlocked: bool = False
     kernels: str = "torch"
     repeats: int = 0
+    taps: bool = False
 
     def inputs_path(self, task: Task) -> Path:
         """Full inputs, and the routing that the ranks are locked to."""
@@ -100,5 +102,6 @@ def read_job(path: Path) -> tuple[Job, str]:
         unlocked=values["unlocked"],
         kernels=values["kernels"],
         repeats=values["repeats"],
+        taps=values["taps"],
     )
     return job, hashlib.sha256(text.encode()).hexdigest()

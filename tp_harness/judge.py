@@ -12,6 +12,7 @@ from .evidence import Evidence
 from .exact import anything_sharded, exact_checks
 from .form import form, presence
 from .gather import Joined, join, output_names
+from .limits import limits
 from .placements import KVHeads, Shard
 from .result import Gate, Result, Worst
 from .routers import router_flips, unlocked_statement
@@ -51,17 +52,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
 def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor) -> tuple[Gate, ...]:
     oracle = evidence.expectation.oracle.outputs[index]
     baseline = evidence.expectation.baselines[evidence.dtype].outputs[index]
-    return _limits(evidence, name, full, oracle, baseline)
-
-
-def _limits(
-    evidence: Evidence, name: str, full: torch.Tensor, oracle: torch.Tensor, baseline: torch.Tensor
-) -> tuple[Gate, ...]:
-    actual, base = (compare.distance(x, oracle, evidence.tp) for x in (full, baseline))
-    if evidence.dtype == "float32":
-        return verdict.float32_gates(name, actual, base, evidence.reduction)
-    calls = evidence.ranks[0].collectives(evidence.dtype)
-    return (verdict.bfloat16_gate(name, actual, base, verdict.reduced_in_16_bits(calls)),)
+    return limits(evidence, name, full, oracle, baseline)
 
 
 def _router_gates(evidence: Evidence) -> tuple[Gate, ...]:
@@ -73,7 +64,7 @@ def _router_gates(evidence: Evidence) -> tuple[Gate, ...]:
         name = tap_name(router, LOGITS)
         oracle = evidence.expectation.oracle.routing[name]
         baseline = evidence.expectation.baselines[evidence.dtype].routing[name]
-        gates += _limits(evidence, name, evidence.shards(name)[0], oracle, baseline)
+        gates += limits(evidence, name, evidence.shards(name)[0], oracle, baseline)
     return gates
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +62,10 @@ class Material:
             repeats=self.options.repeats,
             unlocked=tp == min(self.options.degrees, key=_after_one),
         )
+
+    def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:
+        """The same tasks once more, with the intermediate tensors written down."""
+        return replace(self.job(tp, ()), tasks=tasks, unlocked=False, taps=True, repeats=0)
 
 
 def _after_one(tp: int) -> tuple[bool, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -14,7 +14,7 @@ from .case import Case, Tensors
 from .job import Job, Task
 from .rank import as_tuple
 from .sampling import generator
-from .taps import CHOSEN, routing, tap_name
+from .taps import CHOSEN, routing, tap_name, tapping
 from .weights import Checkpoint, TensorSpec
 
 
@@ -24,6 +24,17 @@ class Run:
 
     outputs: Tensors
     routing: Mapping[str, torch.Tensor]
+    taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tapped:
+    """The oracle and the single-core reference in one dtype, with every tap; and what they were computed from."""
+
+    reference: nn.Module
+    inputs: Tensors
+    oracle: Run
+    baseline: Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,7 @@ class Expectation:
 
     oracle: Run
     run_baselines: Callable[[], Mapping[str, Run]]
+    run_tapped: Callable[[str], Tapped]  # by dtype; called after a mismatch only
 
     @cached_property
     def baselines(self) -> Mapping[str, Run]:
@@ -58,7 +70,14 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     def run_baselines() -> dict[str, Run]:
         return {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
 
-    return Expectation(oracle=oracle, run_baselines=run_baselines)
+    def run_tapped(dtype: str) -> Tapped:
+        runs = (
+            _run(case, reference, inputs, torch.float64, locks, taps=True),
+            _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks, taps=True),
+        )
+        return Tapped(reference=reference, inputs=inputs, oracle=runs[0], baseline=runs[1])
+
+    return Expectation(oracle=oracle, run_baselines=run_baselines, run_tapped=run_tapped)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -90,12 +109,14 @@ def _run(
     inputs: Tensors,
     dtype: torch.dtype,
     locks: Mapping[str, torch.Tensor] | None,
+    *,
+    taps: bool = False,
 ) -> Run:
     module = case.in_dtype(reference, dtype)
     cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
-    with routing(module, case.routing, locks) as record:
+    with tapping(module, case.taps if taps else ()) as tapped, routing(module, case.routing, locks) as record:
         outputs = as_tuple(module(*cast))
-    return Run(outputs=outputs, routing=dict(record))
+    return Run(outputs=outputs, routing=dict(record), taps=tapped)
 
 
 def _lock_names(case: Case) -> tuple[str, ...]:

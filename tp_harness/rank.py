@@ -24,7 +24,7 @@ from .modules.nki import with_nki
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, to_json
-from .taps import routing
+from .taps import routing, tap_key, tapping
 from .weights import Checkpoint
 
 
@@ -72,9 +72,10 @@ def _run(
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
         return _record_calls(case, group, lambda: as_tuple(module(*inputs)))
 
-    with routing(module, case.routing, locks) as record:
+    with tapping(module, case.taps if job.taps else ()) as taps, routing(module, case.routing, locks) as record:
         outputs, calls = watch.time(forward)
     tensors = _named(f"{dtype}.locked", outputs, record)
+    tensors |= {tap_key(dtype, name): tensor.contiguous() for name, tensor in taps.items()}
     if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))

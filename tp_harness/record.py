@@ -60,6 +60,12 @@ class RunRecord:
         self._texts.append(json.dumps(to_json(result), allow_nan=False))
         self.save()
 
+    def replace(self, index: int, result: Result) -> None:
+        """Put a result in the place of an earlier one, about which more has become known, and write the file."""
+        self.results[index] = result
+        self._texts[index] = json.dumps(to_json(result), allow_nan=False)
+        self.save()
+
     def discard_if_empty(self) -> None:
         """Remove the folder of a run in which nothing was found and no rank left a log."""
         if not self.results and not (self.folder / "logs").exists():

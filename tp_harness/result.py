@@ -110,6 +110,43 @@ class Worst:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """The first tensor, in order of execution, that leaves its limit.
+
+    `kind`: "value" (`gate` says which limit), "replicas" (ranks that must agree differ), "choice" (of experts),
+    "nonfinite" or "shape". `after` is the last tensor found right before it, "" if there is none. `ranks` hold it
+    wrong; a sum over ranks belongs to all of them. `index` is the worst element, `token` its (row, position), None
+    where not known.
+    """
+
+    tensor: str
+    kind: str
+    after: str
+    ranks: tuple[int, ...]
+    index: tuple[int, ...]
+    token: tuple[int, int] | None = None
+    actual: float
+    expected: float
+    gate: Gate | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """A known mistake that reproduces the wrong numbers of the first divergent tensor.
+
+    `explained` is the share of the squared error that is gone when compared with what the mistake would give;
+    `residual` what is left, relative, within `limit`, which rounding allows.
+    """
+
+    name: str
+    sentence: str
+    explained: float
+    residual: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Flip:
     """A token whose own top-k choice differs from the oracle's; `margin` is the oracle's logit gap."""
 
@@ -182,8 +219,9 @@ class Result:
     ranks: tuple[RankRecord, ...] = ()
     log_dir: str = ""
     traceback: str = ""
-    first_divergence: dict[str, Any] | None = None
-    diagnosis: tuple[str, ...] = ()
+    first_divergence: Divergence | None = None
+    diagnosis: tuple[Cause, ...] = ()
+    hypotheses: int = 0  # known mistakes that were tried on the first divergence
 
     @property
     def title(self) -> str:

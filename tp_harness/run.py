@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import torch
 
 from .backends import Backend, RunningJob, Session
 from .evidence import Evidence
-from .gather import is_complete, read_outputs, remove_outputs
+from .explain import explain
+from .gather import RankOutput, is_complete, read_outputs, remove_outputs
 from .job import Job, Task
 from .judge import judge
 from .kernels.registry import STATUS as KERNEL_STATUS
@@ -24,6 +25,7 @@ from .result import Result, Status
 from .verdict import nearest_gate, severity
 
 POLL_SECONDS = 0.01
+EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)
 
 
 def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
@@ -72,6 +74,7 @@ class DegreeRun:
             for target in pending[done:failed]:
                 self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
             pending, start = pending[failed:], start + 1
+        self._explain()
 
     def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
         """Compute what is still missing of the single-core runs, while the ranks run."""
@@ -104,19 +107,46 @@ class DegreeRun:
     def _judge(self, job: Job, task: Task) -> list[Result]:
         """One result per dtype."""
         ranks = read_outputs(job, task)
-        results = []
-        for dtype in self.options.dtypes:
-            evidence = Evidence(
-                case=job.subject.case(task, dtype=dtype, tp=self.tp),
-                tp=self.tp,
-                dtype=dtype,
-                expectation=self.material.expectations[task],
-                ranks=ranks,
-                checkpoint=self.material.checkpoints[task.draw],
-            )
-            results.append(judge(evidence, self._blank(task, dtype)))
+        evidence = (self._evidence(job, task, dtype, ranks) for dtype in self.options.dtypes)
+        results = [judge(of_dtype, self._blank(task, of_dtype.dtype)) for of_dtype in evidence]
         remove_outputs(job, task)
         return results
+
+    def _evidence(self, job: Job, task: Task, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
+        return Evidence(
+            case=job.subject.case(task, dtype=dtype, tp=self.tp),
+            tp=self.tp,
+            dtype=dtype,
+            expectation=self.material.expectations[task],
+            ranks=ranks,
+            checkpoint=self.material.checkpoints[task.draw],
+        )
+
+    def _explain(self) -> None:
+        """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
+        failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and r.status in EXPLAINED}
+        tasks = {i: self._task(result) for i, result in failed.items()}
+        if not failed:
+            return
+        job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
+        log_dir = self.record.folder / "logs" / f"tp{self.tp}-taps"
+        running = self.session.start(job.write(), tp=self.tp, log_dir=log_dir, timeout=self.options.timeout)
+        try:
+            while (outcome := running.poll()) is None:
+                time.sleep(POLL_SECONDS)
+        finally:
+            running.stop()
+        if not outcome.ok:
+            self.record.notes.append(f"tp {self.tp}: looking for what went wrong first failed: {outcome.message}")
+            return
+        for i, result in failed.items():
+            self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
+            ranks = read_outputs(job, tasks[i])
+            self.record.replace(i, explain(self._evidence(job, tasks[i], result.dtype, ranks), result))
+
+    def _task(self, result: Result) -> Task:
+        """The draw that a result stands for."""
+        return Task(component=result.component, layer=result.layer, draw=result.seed - self.options.seed)
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .record import RunRecord
-from .result import Result, Status
+from .result import Divergence, Result, Status
 
 _COLOURS = {Status.PASS: "green", Status.VOID: "yellow", Status.SKIPPED: "yellow"}
 
@@ -68,9 +68,42 @@ def _failures(results: list[Result]) -> list[Text]:
                 f"\n  worst element: {worst.tensor}{list(worst.index)} on rank {worst.rank} is "
                 f"{worst.actual:.6g}, expected {worst.expected:.6g} (seed {result.seed})"
             )
+        if result.first_divergence:
+            line.append(f"\n  first wrong tensor: {divergence_text(result.first_divergence)}")
         line.append(f"\n  rank logs: {result.log_dir}")
         lines.append(line)
     return lines
+
+
+def divergence_text(found: Divergence) -> str:
+    """Where it went wrong first, in one sentence: tensor, ranks, token, index, numbers, and what was right before."""
+    where = f"{found.tensor} on {_ranks_text(found.ranks)}"
+    if found.detail:
+        where += f": {found.detail}"
+    if found.gate and not found.gate.passed and found.kind != "choice":
+        where += (
+            f"; {found.gate.metric} is {found.gate.value:.2e}, {found.gate.value / found.gate.limit:.3g} x its limit"
+        )
+    at = f"token {found.token[1]} of row {found.token[0]}" if found.token else ""
+    if found.index and found.kind != "choice":
+        value = f"worst at {list(found.index)}" + (f" ({at})" if at else "")
+        where += f"; {value}: {found.actual:.6g} instead of {found.expected:.6g}"
+    elif at:
+        where += f" ({at})"
+    before = f"{found.after} before it is right" if found.after else "it is the first that is looked at"
+    return f"{where}; {before}"
+
+
+def _ranks_text(ranks: tuple[int, ...]) -> str:
+    """`rank 5`, or `ranks 1-7, 9`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    words = [f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(words)}"
 
 
 def _ending(record: RunRecord) -> list[Text]:

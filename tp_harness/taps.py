@@ -6,7 +6,7 @@ until somebody listens. Routing is locked the same way: a hook on `chosen` retur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -18,6 +18,11 @@ LOGITS, CHOSEN = "router_logits", "chosen"
 def tap_name(router: str, tap: str) -> str:
     """`mlp` and `chosen` to `mlp.chosen`; the module itself is ""."""
     return f"{router}.{tap}" if router else tap
+
+
+def tap_key(dtype: str, name: str) -> str:
+    """What a rank's file calls a tapped tensor."""
+    return f"{dtype}.tap.{name}"
 
 
 @contextmanager
@@ -44,6 +49,31 @@ def routing(
             for name, lock in ((tap_name(router, LOGITS), None), (chosen, locks[chosen] if locks else None)):
                 stack.callback(listen(name, lock).remove)
         yield record
+
+
+@contextmanager
+def tapping(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the outputs of the named submodules; names that the module has not are left out.
+
+    Yields a dict that is filled when the block ends. A submodule called several times gives its outputs joined along
+    dimension 0. Enter it before `routing`, whose lock would otherwise be what is seen of `chosen`.
+    """
+    calls: dict[str, list[torch.Tensor]] = {}
+    record: dict[str, torch.Tensor] = {}
+    known = dict(module.named_modules())
+
+    def listen(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            calls.setdefault(name, []).append(output.detach().clone())  # a reduction may overwrite its input
+
+        return known[name].register_forward_hook(hook)
+
+    with ExitStack() as stack:
+        for name in names:
+            if name in known:
+                stack.callback(listen(name).remove)
+        yield record
+    record |= {name: torch.cat(outputs) if len(outputs) > 1 else outputs[0] for name, outputs in calls.items()}
 
 
 def same_choice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,28 @@
+"""The limits of one tensor of a run: the numbers of compare.py judged by the rules of verdict.py."""
+
+from __future__ import annotations
+
+import torch
+
+from . import compare, verdict
+from .evidence import Evidence
+from .result import Gate
+
+
+def limits(
+    evidence: Evidence, name: str, full: torch.Tensor, oracle: torch.Tensor, baseline: torch.Tensor
+) -> tuple[Gate, ...]:
+    """The gates of a tensor, measured by the error that the single-core reference makes in the same place.
+
+    Args:
+        evidence: the run.
+        name: what the gates call the tensor.
+        full: the ranks', joined; (..., tokens, features).
+        oracle: what it must be, in float64.
+        baseline: what the single-core reference gives in the dtype under test.
+    """
+    actual, base = (compare.distance(x, oracle, evidence.tp) for x in (full, baseline))
+    if evidence.dtype == "float32":
+        return verdict.float32_gates(name, actual, base, evidence.reduction)
+    calls = evidence.ranks[0].collectives(evidence.dtype)
+    return (verdict.bfloat16_gate(name, actual, base, verdict.reduced_in_16_bits(calls)),)
