@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +165,18 @@ def test_peak_memory_begins_anew() -> None:
     del block
     memory.start()
     assert memory.peak_bytes() < peak - 30 * MIB
+
+
+def test_counting_and_recording_import_neither_dynamo_nor_sympy() -> None:
+    text = """
+import sys, torch
+from tp_harness.measure import FlopCount
+from tp_harness.recorder import CollectiveRecorder
+for mode in (FlopCount(), CollectiveRecorder()):
+    with torch.inference_mode(), mode:
+        x = torch.ones(2, 3, 3)
+        torch.einsum("abc,cd->abd", torch.nn.functional.linear(x @ x, x[0]), x[0]).softmax(-1)
+print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"

@@ -80,6 +80,14 @@ def _rounded(seconds: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(s, 7) for s in seconds)
 
 
+def _matmul_flops(x: torch.Tensor, _y: torch.Tensor, *, out_val: torch.Tensor) -> int:
+    return 2 * out_val.numel() * x.shape[-1]
+
+
+# matmul is here because torch's own decomposition of it imports sympy: a third of a second per rank.
+_FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.matmul: _matmul_flops}
+
+
 class FlopCount(TorchDispatchMode):
     """Counts floating-point operations inside its `with` block in `flops`, by the formulas of torch's flop counter.
 
@@ -91,6 +99,11 @@ class FlopCount(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload,
@@ -98,7 +111,7 @@ class FlopCount(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        formula = flop_registry.get(func.overloadpacket)
+        formula = _FORMULAS.get(func.overloadpacket)
         if formula is None:
             with self:  # in inference mode a linear or einsum arrives here whole
                 parts = func.decompose(*args, **(kwargs or {}))

@@ -43,6 +43,11 @@ class CollectiveRecorder(TorchDispatchMode):
         super().__init__()
         self.calls: list[Collective] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: torch._ops.OpOverload,
