@@ -25,9 +25,13 @@ ORDER = (
     "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers judge trace localise explain "
-    "trn1 record table run served testing api listing commands cli __main__ launch.tp_test"
+    "texttable trn1 record changes comparison comparison_text "
+    "table run served testing api listing commands cli __main__ launch.tp_test"
 )
-TORCH_FREE = "config options verdict result restore record table preflight errors version commands cli neuron_env"
+TORCH_FREE = (
+    "config options verdict result restore record table preflight errors version commands cli neuron_env "
+    "changes comparison comparison_text texttable"
+)
 
 
 @dataclass(frozen=True)

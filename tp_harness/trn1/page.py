@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import PRESETS
+from ..texttable import TextTable
 from . import MODELLED
 from .calibrate import FitRow, decode_fit, fit_decode, fit_prefill, prefill_fit
 from .collectives import HOW
 from .constants import ALL, CORE_HBM
 from .predict import predict
 from .published import ROWS
-from .view import TextTable, ending, fit_table, tables
+from .view import ending, fit_table, tables
 
 PAGE = Path("docs/trn1-model.md")
 

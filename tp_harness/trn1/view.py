@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..texttable import TextTable
 from . import MODELLED
 from .calibrate import FitRow
 from .constants import CORE_BYTES
 from .predict import ComponentRow, Prediction
 
 _SHORT = {"compute": "C", "HBM": "H", "NeuronLink": "L"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """A title, headers and rows of text; the first `left` columns are words, the others numbers."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
-
-    def markdown(self) -> str:
-        """A GitHub table."""
-        rule = ["---"] * self.left + ["---:"] * (len(self.headers) - self.left)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.headers, rule, *self.rows))
-
-    def terminal(self) -> RenderableType:
-        """A rich table."""
-        table = RichTable(title=self.title, title_justify="left", header_style="bold", pad_edge=False, box=box.SIMPLE)
-        for number, header in enumerate(self.headers):
-            table.add_column(header, justify="left" if number < self.left else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
 
 
 def tables(prediction: Prediction) -> tuple[TextTable, ...]:

@@ -1,0 +1,298 @@
+"""`tp-harness compare`: every kind of regression is found, and two runs of the same program show none."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Harness
+from rich.console import Console
+
+from tp_harness.changes import LEAST_REPEATS, MEMORY_FLOOR, forward_seconds
+from tp_harness.cli import main
+from tp_harness.comparison import NEEDED, Comparison, compare
+from tp_harness.comparison_text import markdown, terminal
+from tp_harness.record import RunRecord, open_record, read_run
+from tp_harness.result import Check, Collective, Forwards, Gate, RankRecord, Result, Status
+
+MIB = 1 << 20
+CALL = Collective(kind="all_reduce", group_size=2, shape=(2, 40, 96), dtype="float32", bytes=30720)
+ERROR = Gate(metric="rel_L2 of output.0", value=2e-7, limit=1e-6, reason="a reason")
+RATIO = Gate(metric="R of output.0", value=1.0, limit=1.2, reason="a reason")
+TIMES = (1.00e-3, 1.02e-3, 0.98e-3, 1.01e-3, 0.99e-3)
+
+
+def rank(number: int, **values: Any) -> RankRecord:
+    fields: dict[str, Any] = {"core": "cpu", "wall_s": 1.0, "cpu_s": 1.0, "weight_bytes": 5000, "collectives": (CALL,)}
+    fields |= {"begin_bytes": 300 * MIB, "peak_bytes": 340 * MIB, "flops": 1000}
+    forwards = Forwards(wall_s=TIMES, cpu_s=TIMES, warm=True)
+    return RankRecord(rank=number, **(fields | {"forwards": forwards} | values))
+
+
+def result(**values: Any) -> Result:
+    fields: dict[str, Any] = {"component": "mlp", "tp": 2, "backend": "gloo", "dtype": "float32", "layer": 0}
+    fields |= {"draws": 1, "seed": 0, "status": Status.PASS, "reason": "", "gates": (ERROR, RATIO)}
+    fields |= {"checks": (Check(name="schedule", passed=True, detail=""),), "ranks": (rank(0), rank(1))}
+    return Result(**(fields | values))
+
+
+def record(*results: Result, **values: Any) -> RunRecord:
+    options = {"model": {"hidden_size": 96}, "batch": 2, "seq": 40, "seed": 0, "draws": 1, "init": "discriminating",
+               "checkpoint": "", "case": "", "kernels": "torch", "out": "artifacts"}  # fmt: skip
+    options |= values.pop("options", {})
+    environment = {"platform": "Linux", "cpus": 2, "packages": {"torch": "2.13.0"}} | values.pop("environment", {})
+    fields: dict[str, Any] = {"folder": Path("run"), "command": "", "backend": "gloo", "blind_spots": ""}
+    fields |= {"finished": True, "results": list(results or (result(),))}
+    return RunRecord(options=options, environment=environment, **(fields | values))
+
+
+def on_ranks(**values: Any) -> Result:
+    return result(ranks=(rank(0, **values), rank(1, **values)))
+
+
+def timed(*seconds: float, warm: bool = True) -> Result:
+    return on_ranks(forwards=Forwards(wall_s=seconds, cpu_s=seconds, warm=warm))
+
+
+def found(before: Result, after: Result) -> list[tuple[str, str, bool | None]]:
+    return [(c.kind, c.what, c.worse) for c in compare(record(before), record(after)).changes]
+
+
+LATENCY, PEAK, WEIGHTS = "CPU time of all ranks", "peak of a rank above its start", "weights of a rank"
+SCHEDULE = ("collectives", "schedule of a rank")
+LIMIT = f"limit of {ERROR.metric}"
+HALF = replace(CALL, dtype="bfloat16", bytes=CALL.bytes // 2)
+# name: what the later run has where the earlier has result(), and what is found; the other way round is not worse.
+REGRESSIONS: dict[str, tuple[Result, tuple[str, str]]] = {
+    "mismatch": (result(status=Status.MISMATCH), ("verdict", "status")),
+    "skipped": (result(status=Status.SKIPPED), ("verdict", "status")),
+    "error": (result(gates=(replace(ERROR, value=3.1e-7), RATIO)), ("error", ERROR.metric)),
+    "ratio": (result(gates=(ERROR, replace(RATIO, value=1.11))), ("error", RATIO.metric)),
+    "nan": (result(gates=(replace(ERROR, value=math.nan), RATIO)), ("error", ERROR.metric)),
+    "no-check": (result(checks=()), ("checks", "schedule")),
+    "no-gate": (result(gates=(ERROR,)), ("checks", RATIO.metric)),
+    "limit": (result(gates=(replace(ERROR, limit=1.2e-6), RATIO)), ("checks", LIMIT)),
+    "latency": (timed(*(1.2 * t for t in TIMES)), ("latency", LATENCY)),
+    "weights": (on_ranks(weight_bytes=5001), ("memory", WEIGHTS)),
+    "peak": (on_ranks(peak_bytes=341 * MIB + MEMORY_FLOOR), ("memory", PEAK)),
+    "more-calls": (on_ranks(collectives=(CALL, CALL)), SCHEDULE),
+    "more-bytes": (on_ranks(collectives=(replace(CALL, shape=(2, 40, 192), bytes=61440),)), SCHEDULE),
+    "operations": (on_ranks(flops=1001), ("operations", "of all ranks")),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_every_kind_of_regression_is_found(name: str) -> None:
+    after, change = REGRESSIONS[name]
+    assert found(result(), after) == [(*change, True)]
+    assert all(worse is False for _, _, worse in found(after, result()))  # and is no regression the other way round
+
+
+NO_CHANGE: dict[str, Result] = {
+    "same": result(),
+    "other-reason": result(reason="rel_L2 of output.0 is 2e-07"),
+    "rounding": result(gates=(replace(ERROR, value=2.9e-7, limit=1.05e-6), replace(RATIO, value=1.09))),
+    "a-tenth-slower": timed(*(1.09 * t for t in TIMES)),
+    "noisy": timed(0.9e-3, 1.0e-3, 1.3e-3, 1.5e-3, 1.6e-3),  # the median is 0.3 ms more, the scatter 0.6 ms
+    "too-few-repeats": timed(*[9.0] * (LEAST_REPEATS - 1)),
+    "cold": timed(9.0, warm=False),
+    "not-timed": on_ranks(forwards=None),
+    "an-arena": on_ranks(peak_bytes=340 * MIB + MEMORY_FLOOR),
+    "not-counted": on_ranks(flops=None),
+    "call-times": on_ranks(collectives=(replace(CALL, seconds=1.0),)),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHANGE)
+def test_noise_is_no_change(name: str) -> None:
+    assert found(result(), NO_CHANGE[name]) == []
+    assert found(NO_CHANGE[name], result()) == []
+
+
+def test_what_was_exact_must_stay_exact() -> None:
+    before, after = (result(gates=(replace(RATIO, value=value),)) for value in (0.0, 1e-9))
+    assert found(before, after) == [("error", RATIO.metric, True)]
+
+
+def test_a_failure_that_fails_otherwise_is_a_change_and_no_regression() -> None:
+    before, after = result(status=Status.MISMATCH), result(status=Status.CRASH, ranks=(), gates=(), checks=())
+    assert found(before, after) == [("verdict", "status", None)]
+    assert found(after, before) == [("verdict", "status", None)]
+    assert found(result(status=Status.SKIPPED), after) == [("verdict", "status", True)]
+
+
+def test_another_order_is_a_change_and_names_its_first_call() -> None:
+    one, two = (on_ranks(collectives=calls) for calls in ((CALL, HALF), (HALF, CALL)))
+    [change] = compare(record(one), record(two)).changes
+    assert change.worse is None
+    assert change.reason == f"first at call 0: {CALL} became {HALF}"
+    assert change.before == change.after == "2 calls, 46,080 B"
+
+
+def test_latency_is_wall_time_of_the_slowest_rank_on_neuron_cores_and_cpu_time_elsewhere() -> None:
+    forwards = [Forwards(wall_s=(s,) * 5, cpu_s=(1.0,) * 5, warm=True) for s in (1.0, 2.0)]
+    slow = result(ranks=tuple(rank(i, forwards=f) for i, f in enumerate(forwards)))
+    assert forward_seconds(slow, wall=True) == (2.0,) * 5
+    assert forward_seconds(slow, wall=False) == (2.0,) * 5
+    waits = [replace(f, wall_s=(9.0,) * 5) for f in forwards]
+    waiting = result(ranks=tuple(rank(i, forwards=f) for i, f in enumerate(waits)))
+    assert compare(record(slow), record(waiting)).changes == ()
+    [change] = compare(record(slow, backend="neuron"), record(waiting, backend="neuron")).changes
+    assert (change.what, change.before, change.after) == ("wall time of the slowest rank", "2e+03 ms", "9e+03 ms")
+
+
+# ------------------------------------------------------------------------------------------- different runs
+
+OTHER_RUNS: dict[str, tuple[dict[str, Any], str, set[str]]] = {
+    "model": ({"options": {"model": {"hidden_size": 128}}}, "model.hidden_size: 96 -> 128", set(NEEDED)),
+    "seed": ({"options": {"seed": 1}}, "seed: 0 -> 1", {"checks", "error", "latency", "operations"}),
+    "kernels": ({"options": {"kernels": "nki"}}, "kernels: torch -> nki", {"latency", "memory", "operations"}),
+    "backend": ({"backend": "xla"}, "backend: gloo -> xla", {"checks", "latency", "memory"}),
+    "cpus": ({"environment": {"cpus": 64}}, "cpus: 2 -> 64", {"latency", "memory"}),
+    "torch": ({"environment": {"packages": {"torch": "2.14.0"}}}, "packages.torch: 2.13.0 -> 2.14.0",
+              {"latency", "memory"}),
+    "new-option": ({"options": {"fault": "roll"}}, "fault: not said -> roll", set()),
+    "out": ({"options": {"out": "elsewhere"}}, "", set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_what_the_runs_do_not_share_is_said_and_what_it_explains_is_not_compared(name: str) -> None:
+    values, said, left_out = OTHER_RUNS[name]
+    worse = [after for after, _ in REGRESSIONS.values() if after.status is Status.PASS]
+    befores = [result(component=f"c{i}") for i in range(len(worse))]
+    afters = [replace(after, component=f"c{i}") for i, after in enumerate(worse)]
+    comparison = compare(record(*befores), record(*afters, **values))
+    assert comparison.differences == ((said,) if said else ())
+    assert {line.partition(":")[0] for line in comparison.not_compared} == left_out
+    assert {change.kind for change in comparison.changes} == NEEDED.keys() - left_out
+    failed = compare(record(), record(result(status=Status.MISMATCH), **values))
+    assert failed.exit_code == 1  # a verdict is compared in any case
+
+
+def test_rows_of_one_run_are_named() -> None:
+    comparison = compare(record(result(), result(tp=8)), record(result(), result(component="rope")))
+    assert comparison.only_before == ("mlp layer 0 tp 8 float32",)
+    assert comparison.only_after == ("rope layer 0 tp 2 float32",)
+    assert (comparison.rows, comparison.changes, comparison.exit_code) == (1, (), 0)
+
+
+def test_a_run_that_did_not_finish_is_no_proof() -> None:
+    [change] = compare(record(), record(finished=False)).regressions
+    assert (change.row, change.after) == ("the run", "not finished")
+    assert compare(record(finished=False), record()).regressions == ()
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def comparison() -> Comparison:
+    worse = result(status=Status.MISMATCH, reason="replicas: rank 1 holds\nother bits | than rank 0")
+    many = [result(component=f"only{i}") for i in range(7)]
+    faster = replace(timed(*(t / 2 for t in TIMES)), component="rope")
+    before = record(result(), result(component="rope"), *many, run_id="A")
+    return compare(before, record(worse, faster, environment={"python": "3.13"}, run_id="B"))
+
+
+def test_the_markdown_says_it_all() -> None:
+    only = ", ".join(f"only{i} layer 0 tp 2 float32" for i in range(5))
+    assert (
+        markdown(comparison())
+        == f"""\
+## 1 regression and 1 improvement in 2 rows that both runs have
+
+`A` -> `B`
+
+- python: not said -> 3.13
+- only in the run before: {only} and 2 more
+
+### worse
+
+| row | kind | what | before | after | why |
+| --- | --- | --- | --- | --- | --- |
+| mlp layer 0 tp 2 float32 | verdict | status | PASS | MISMATCH | replicas: rank 1 holds other bits \\| than rank 0 |
+
+### better
+
+| row | kind | what | before | after | why |
+| --- | --- | --- | --- | --- | --- |
+| rope layer 0 tp 2 float32 | latency | CPU time of all ranks | 2 ms | 1 ms | \
+more than the noise of 0.2 ms (p10 to p90 of 5 and 5 repeats) |
+"""
+    )
+
+
+def test_the_terminal_says_differences_first_and_the_sum_last() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(terminal(comparison()))
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]  # StringIO
+    assert lines[:2] == ["A -> B", "python: not said -> 3.13"]
+    assert lines.index("worse") < lines.index("better")
+    assert lines[-1] == "1 regression and 1 improvement in 2 rows that both runs have"
+    assert markdown(compare(record(), record())).startswith("## no regressions and no improvements in 1 row that")
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+def stored(folder: Path, *results: Result) -> str:
+    run = open_record(folder, command="tp-harness verify", options={}, backend="gloo", blind_spots="")
+    for each in results:
+        run.add(each)
+    run.finished = True
+    run.save()
+    return str(run.folder)
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = stored(tmp_path, result()), stored(tmp_path, result(status=Status.MISMATCH, reason="other bits"))
+    assert main(["compare", good, str(Path(good) / "run.json")]) == 0  # a run.json alone serves as a baseline
+    assert main(["compare", bad, good]) == 0
+    assert main(["compare", good, bad, "--markdown", str(tmp_path / "summary.md")]) == 1
+    assert "MISMATCH" in capsys.readouterr().out
+    assert "| other bits |" in (tmp_path / "summary.md").read_text()
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "absent": (lambda folder: ["absent"], "cannot read absent: No such file or directory; give the folder of a run"),
+    "no-json": (lambda folder: [_file(folder, "x")], "is not JSON"),
+    "another-schema": (lambda folder: [_file(folder, '{"schema": 0}')], "has schema 0"),
+    "no-run": (lambda folder: [_file(folder, '{"schema": 1}')], "does not hold a run"),
+    "no-common-row": (lambda folder: [stored(folder, result(tp=8))], "have no row (component, layer, tp, dtype) in"),
+    "unwritable": (lambda folder: [stored(folder, result()), "--markdown", str(folder)], "give another file with --m"),
+}
+
+
+def _file(folder: Path, text: str) -> str:
+    path = folder / "run.json"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_input_is_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, message = UNUSABLE[name]
+    good, *bad = stored(tmp_path, result()), *make(tmp_path)
+    assert main(["compare", good, *bad]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_two_real_runs_of_one_program_show_nothing_and_a_wrong_one_is_found(tmp_path: Path) -> None:
+    """Without repeats: how two runs' times differ is the machine's affair."""
+    options = ["--component", "rmsnorm", "--tp", "1,2", "--draws", "1"]
+    runs = []
+    for name, patch in (("a", ""), ("b", ""), ("c", "from tp_harness.modules import norm; norm.RMS_NORM_EPS = 1e-3")):
+        (tmp_path / name).mkdir()
+        harness = Harness(tmp_path / name)
+        assert harness.code(*options, patch=patch) == (name == "c")
+        runs.append(read_run(next(harness.out.glob("*"))))
+    same, wrong = compare(runs[0], runs[1]), compare(runs[1], runs[2])
+    assert (same.rows, same.changes, same.differences) == (4, (), ())
+    assert {(c.kind, c.worse) for c in wrong.changes} == {("verdict", True), ("error", True)}
+    assert wrong.exit_code == 1

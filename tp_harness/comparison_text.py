@@ -1,0 +1,70 @@
+"""A comparison as text: for a terminal, and as Markdown for a pull request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .changes import Change
+from .comparison import Comparison
+from .texttable import TextTable
+
+_HEADERS = ("row", "kind", "what", "before", "after", "why")
+MOST_ROWS = 5  # named one by one
+
+
+def terminal(comparison: Comparison) -> RenderableType:
+    """What the runs do not share, then changes, the worse ones first, then the sum of it."""
+    tables = (table.terminal() for table in _tables(comparison))
+    style = "bold red" if comparison.regressions else "green"
+    return Group(
+        Text(f"{comparison.before} -> {comparison.after}", style="bold"),
+        *(Text(line, style="yellow") for line in _caveats(comparison)),
+        *tables,
+        Text(verdict(comparison), style=style),
+    )
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same as a section of Markdown."""
+    lines = [f"## {verdict(comparison)}", "", f"`{comparison.before}` -> `{comparison.after}`", ""]
+    lines += [f"- {line}" for line in _caveats(comparison)]
+    for table in _tables(comparison):
+        lines += ["", f"### {table.title}", "", table.markdown()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence."""
+    better = sum(change.worse is False for change in comparison.changes)
+    worse = len(comparison.regressions)
+    sizes = [_count(worse, "regression"), _count(better, "improvement")]
+    return f"{' and '.join(sizes)} in {_count(comparison.rows, 'row')} that both runs have"
+
+
+def _caveats(comparison: Comparison) -> Iterable[str]:
+    """What to know before reading the changes."""
+    yield from comparison.differences
+    for kind in comparison.not_compared:
+        yield f"not compared: {kind}"
+    for which, rows in (("before", comparison.only_before), ("after", comparison.only_after)):
+        if rows:
+            more = f" and {len(rows) - MOST_ROWS} more" if len(rows) > MOST_ROWS else ""
+            yield f"only in the run {which}: {', '.join(rows[:MOST_ROWS])}{more}"
+
+
+def _tables(comparison: Comparison) -> Iterable[TextTable]:
+    for title, worse in (("worse", True), ("changed", None), ("better", False)):
+        changes = [change for change in comparison.changes if change.worse is worse]
+        if changes:
+            yield TextTable(title=title, headers=_HEADERS, rows=tuple(map(_cells, changes)), left=len(_HEADERS))
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    return change.row, change.kind, change.what, change.before, change.after, " ".join(change.reason.split())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
