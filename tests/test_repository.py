@@ -17,7 +17,7 @@ MAX_LINES = 300
 # From left to right as the data flows; a module imports only from its left. A folder stands for its files, which
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
-    "version errors result restore "
+    "version interrupt workfolder errors result restore "
     "config preflight options "
     "neuron_env neuron_ls neuron_devices doctor "
     "placements group recorder weights taps sampling "

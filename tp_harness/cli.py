@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from .commands import COMMANDS
-from .errors import UsageError
+from .errors import UsageError, printable
+from .interrupt import one_interrupt
 
 USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
 
@@ -25,12 +25,16 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0 passed, 1 mismatch, 2 usage, 3 crash or hang, 4 void, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminated)
+    with one_interrupt():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
     except UsageError as error:
-        print(f"tp-harness: {error}", file=sys.stderr)
+        print(f"tp-harness: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"tp-harness: {str(interrupt) or 'interrupted'}; every rank was ended.", file=sys.stderr)
@@ -40,10 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tp-harness: this is a bug in tp-harness; nothing was decided.", file=sys.stderr)
         return INTERNAL_ERROR
     return code
-
-
-def _terminated(number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,30 @@ class UnknownNameError(UsageError):
         super().__init__(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(choices)}.")
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that could act on a terminal or mislead a reader: names come from files.
+
+    Control characters, line ends, escape sequences, marks that turn the direction of writing, lone surrogates.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def failures_of_storage() -> Iterator[None]:
+    """Say a full disk, a folder that cannot be written to, or one that went away, as a UsageError.
+
+    Raises:
+        UsageError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else " the run's temporary files"
+        raise UsageError(
+            f"cannot write or read{where}: {error.strerror or error}; what was found so far is in run.json."
+        ) from error
+
+
 @contextmanager
 def blamed_on(file: str) -> Iterator[None]:
     """Say what the code of a user's file raises as a UsageError, with the file's line; with no file, let it pass.

@@ -23,6 +23,7 @@ from .plan import check_plan, stand_in_group
 from .rank import read_inputs
 from .sampling import INITS, Init
 from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint
+from .workfolder import WorkFolder, sweep
 
 SHM = Path("/dev/shm")
 
@@ -108,8 +109,10 @@ class Preparation:
             UsageError: neither has room for the weights.
         """
         draws = 0 if self.options.checkpoint else self.options.draws
+        places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
+        sweep(places)
         needed = draws * sum(spec.bytes for spec in self.specs) + (64 << 20)
-        free = {place: shutil.disk_usage(place).free for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()}
+        free = {place: shutil.disk_usage(place).free for place in places}
         roomy = [place for place in free if free[place] > 1.25 * needed]
         if not roomy:
             has = " and ".join(f"{place} has {size / 2**30:.1f} GiB" for place, size in free.items())
@@ -117,8 +120,8 @@ class Preparation:
                 f"the weights of {draws} draws need {needed / 2**30:.1f} GiB, but {has} free; "
                 "choose fewer with --component or --draws, or another folder with TMPDIR."
             )
-        with tempfile.TemporaryDirectory(prefix="tp-harness-", dir=roomy[0]) as folder:
-            yield Path(folder)
+        with WorkFolder(roomy[0]) as folder:
+            yield folder
 
     def material(self, folder: Path, progress: Progress) -> Material:
         """Write weights and inputs into `folder` and compute what every task must give."""

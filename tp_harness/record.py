@@ -70,7 +70,7 @@ class RunRecord:
         """Remove the folder of a run in which nothing was found and no rank left a log."""
         if not self.results and not (self.folder / "logs").exists():
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                self.path.unlink(missing_ok=True)
                 self.folder.rmdir()
 
     def save(self) -> None:
@@ -100,9 +100,11 @@ class RunRecord:
         try:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(self.path)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
+            if not isinstance(error, OSError):
+                raise
             raise UsageError(
                 f"cannot write {self.path}: {error.strerror}; {len(self.results)} results were found."
             ) from None
@@ -129,7 +131,11 @@ def open_record(out: Path, *, command: str, options: dict[str, Any], backend: st
         blind_spots=blind_spots,
         environment=describe_environment(),
     )
-    record.save()
+    try:
+        record.save()
+    except BaseException:
+        record.discard_if_empty()
+        raise
     return record
 
 

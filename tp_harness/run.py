@@ -13,6 +13,7 @@ from .backends import Backend, RunningJob, Session
 from .evidence import Evidence
 from .explain import explain
 from .gather import RankOutput, is_complete, read_outputs, remove_outputs
+from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
 from .kernels.registry import STATUS as KERNEL_STATUS
@@ -36,7 +37,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
     """
     with backend.open() as session:  # before anything is computed: ranks are forked from a process without threads
         preparation = Preparation(options)
-        with preparation.folder() as folder:
+        with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
             torch.set_num_threads(1)  # the other cores are the ranks' now
             for tp in options.degrees:
@@ -96,6 +97,7 @@ class DegreeRun:
                 if outcome is not None:
                     return done, outcome
                 outcome = running.poll()
+                check_interrupt()
                 time.sleep(POLL_SECONDS)
             if is_last and outcome is not None and not outcome.ok:
                 return done, outcome

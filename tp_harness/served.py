@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import struct
 import tempfile
@@ -27,6 +26,7 @@ from .group import TorchGroup, use_group
 from .launch import RankLauncher, RunningRanks
 from .placements import Placement, ReplicaError
 from .rank import as_tuple
+from .workfolder import WorkFolder
 
 _HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
 TENSORS, ERROR = b"t", b"e"
@@ -51,11 +51,12 @@ class ShardedModule:
 
     def __init__(self, make: MakeModule, tp_degree: int, output: Placement) -> None:
         self.tp_degree, self.output = tp_degree, output
-        self._folder = Path(tempfile.mkdtemp(prefix="tp-harness-"))
+        folder = WorkFolder(Path(tempfile.gettempdir()))
+        self._folder = folder.path
         self._launcher = RankLauncher.fork(partial(serve_rank, make))
         self._links: list[socket.socket] = []
         # holds no reference to self: it runs when self is gone, and at exit
-        self.close = weakref.finalize(self, _close, self._launcher, self._links, self._folder)
+        self.close = weakref.finalize(self, _close, self._launcher, self._links, folder)
         try:
             self._connect()
         except BaseException:
@@ -203,9 +204,9 @@ def _with_traceback(message: str, trace: str | None) -> str:
     return f"{message}\n{trace}" if trace else message
 
 
-def _close(launcher: RankLauncher, links: list[socket.socket], folder: Path) -> None:
+def _close(launcher: RankLauncher, links: list[socket.socket], folder: WorkFolder) -> None:
     for link in links:
         with contextlib.suppress(OSError):
             link.close()
     launcher.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.remove()

@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .errors import printable
 from .record import RunRecord
 from .result import Divergence, Result, Status
 
@@ -22,7 +23,7 @@ def summary(record: RunRecord) -> RenderableType:
     for tp in degrees:
         table.add_column(f"tp {tp}", justify="right")
     for key, row in _rows(record.results).items():
-        table.add_row(Text(key[0]), str(key[1]), key[2], *(_cell(row.get(tp)) for tp in degrees))
+        table.add_row(Text(printable(key[0])), str(key[1]), key[2], *(_cell(row.get(tp)) for tp in degrees))
     return Group(table, *_legend(record.results), *_failures(record.results), *_ending(record))
 
 
@@ -61,7 +62,9 @@ def _failures(results: list[Result]) -> list[Text]:
     for result in results:
         if result.status is Status.PASS:
             continue
-        line = Text.assemble((f"{result.status.value} ", "bold red"), (result.title, "bold"), f": {result.reason}")
+        line = Text.assemble(
+            (f"{result.status.value} ", "bold red"), (printable(result.title), "bold"), f": {printable(result.reason)}"
+        )
         if result.worst and result.gates:
             worst = result.worst
             line.append(
@@ -69,8 +72,8 @@ def _failures(results: list[Result]) -> list[Text]:
                 f"{worst.actual:.6g}, expected {worst.expected:.6g} (seed {result.seed})"
             )
         if result.first_divergence:
-            line.append(f"\n  first wrong tensor: {divergence_text(result.first_divergence)}")
-        line.append(f"\n  rank logs: {result.log_dir}")
+            line.append(f"\n  first wrong tensor: {printable(divergence_text(result.first_divergence))}")
+        line.append(f"\n  rank logs: {printable(result.log_dir)}")
         lines.append(line)
     return lines
 
@@ -110,11 +113,11 @@ def _ending(record: RunRecord) -> list[Text]:
     counts = {status: sum(r.status is status for r in record.results) for status in Status}
     words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     draws = max((result.draws for result in record.results), default=0)
-    notes = [Text(f"note: {note}", style="yellow") for note in record.notes]
+    notes = [Text(f"note: {printable(note)}", style="yellow") for note in record.notes]
     return [
         *notes,
         Text(f"{words or 'nothing was run'} ({draws} draws each, backend {record.backend}: {record.blind_spots})"),
-        Text(f"{record.path}", style="dim"),
+        Text(printable(str(record.path)), style="dim"),
     ]
 
 

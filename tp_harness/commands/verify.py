@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
-from ..errors import UsageError
+from ..errors import UsageError, failures_of_storage, printable
 from ..options import Options, Resolved, as_record, parse_degrees, resolve
 
 if TYPE_CHECKING:
@@ -114,11 +115,12 @@ def run_verify(options: Resolved, backend: Backend, console: Console) -> int:
         blind_spots=backend.blind_spots,
     )
     try:
-        if backend.owns_terminal:
-            verify(options, backend, record, lambda _step: None)
-        else:
-            with console.status("starting") as status:
-                verify(options, backend, record, status.update)
+        with failures_of_storage():
+            if backend.owns_terminal:
+                verify(options, backend, record, lambda _step: None)
+            else:
+                with console.status("starting") as status:
+                    verify(options, backend, record, lambda text: status.update(Text(printable(text))))
     except UsageError:
         record.discard_if_empty()
         raise

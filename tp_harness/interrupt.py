@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the first ends the run, further ones cannot disturb its cleaning up. No torch."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_noted: list[str] = []
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM raises KeyboardInterrupt, and those after it do nothing.
+
+    Cleaning up takes a bounded time; SIGKILL ends it. Signals that were ignored before (a job in the background)
+    stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        _noted.clear()
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM wait."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def check_interrupt() -> None:
+    """To be called in long loops: an exception from a signal is lost where Python calls back, as in __del__.
+
+    Raises:
+        KeyboardInterrupt: a signal arrived.
+    """
+    if _noted:
+        raise KeyboardInterrupt(_noted[0])
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    if not _noted:
+        _noted.append("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
+        raise KeyboardInterrupt(_noted[0])
