@@ -11,18 +11,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from .outcome import Report, rank_log, report_path
-from .process import Gate, default_signals, die_with_parent, redirect_output
+from .process import default_signals, die_with_parent, redirect_output
 
 Entry = Callable[[str, int, int], None]
 _SETTLE_SECONDS = 1.0  # for the others to return, before a rank that has closes its connections
 _MOST_TRACEBACK, _MOST_SUMMARY = 20_000, 300  # characters
 _told: tuple[int, int] | None = None  # in a rank: where it tells its progress, and its number
+
+
+class Holds(Protocol):
+    """What holds a rank back, such as a `process.Gate`."""
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Block until the rank may go on, or for so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +57,8 @@ class RankTask:
     group_timeout: timedelta | None
     agent: int
     status_fd: int
-    start_gate: Gate
-    end_gate: Gate
+    start_gate: Holds
+    end_gate: Holds
 
 
 def run_rank(task: RankTask, rank: int) -> None:

@@ -15,6 +15,7 @@ def backend_reasons(facts: Facts) -> dict[str, str | None]:
     no_torch = None if torch else "torch is not installed"
     return {
         "gloo": no_torch,
+        "local": no_torch,
         "xla": no_torch or xla_reason(facts.packages),
         "neuron": no_torch or neuron_reason(facts.machine, facts.packages, facts.environment),
     }

@@ -1,0 +1,42 @@
+"""The program of the ranks in test_torchrun.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tp_harness.launch.rank import begin_step
+from tp_harness.launch.torchrun_rank import be_rank
+
+SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OWN", "TORCHELASTIC_RUN_ID")
+
+
+def entry(argument: str, rank: int, size: int) -> None:
+    order = json.loads(argument)
+    print(f"rank {rank} of {size} does {order['do']}")
+    begin_step("the only step")
+    if order["do"] == "sum":
+        total = torch.tensor([float(rank)])
+        dist.all_reduce(total)
+        seen = {"total": total.item(), "pid": os.getpid(), "env": {name: os.environ.get(name) for name in SEEN}}
+        Path(order["folder"], f"{rank}.json").write_text(json.dumps(seen))
+    elif rank == 1 and order["do"] == "raise":
+        raise ValueError("no shards today")
+    elif rank == 1 and order["do"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif rank == 1 and order["do"] == "exit":
+        sys.exit(7)
+    elif rank == 1 and order["do"] == "sleep":
+        time.sleep(3600)
+    if order["do"] != "sum":
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    be_rank(entry)
