@@ -19,7 +19,7 @@ MAX_LINES = 300
 ORDER = (
     "version interrupt workfolder errors result restore "
     "config preflight options "
-    "neuron_env neuron_ls neuron_devices doctor "
+    "neuron_env neuron_ls neuron_devices doctor symptoms "
     "placements group recorder weights taps sampling "
     "reference kernels modules case plan components job "
     "launch measure rank backends "
