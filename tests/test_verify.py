@@ -64,6 +64,10 @@ def test_an_own_case(harness: Harness, name: str, code: int, status: str, reason
     assert harness.record()["exit_code"] == code
     calls = [call["kind"] for call in harness.record()["results"][0]["ranks"][3]["collectives"]]
     assert calls == (["all_reduce"] if name == "RIGHT" else [])
+    found = [
+        result["first_divergence"] and result["first_divergence"]["tensor"] for result in harness.record()["results"]
+    ]
+    assert found == ["output.0" if name == "WRONG" else None] * 2
 
 
 def test_a_rank_that_raises(harness: Harness) -> None:

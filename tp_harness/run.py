@@ -147,8 +147,9 @@ class DegreeRun:
             self.record.replace(i, explain(self._evidence(job, tasks[i], result.dtype, ranks), result))
 
     def _task(self, result: Result) -> Task:
-        """The draw that a result stands for."""
-        return Task(component=result.component, layer=result.layer, draw=result.seed - self.options.seed)
+        """The draw that a result stands for; a user's case is the only target, whatever name it gave itself."""
+        component = self.material.targets[0].name if self.options.case else result.component
+        return Task(component=component, layer=result.layer, draw=result.seed - self.options.seed)
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""
