@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tp_test", description=__doc__)
     add_verify_options(parser)
     arguments = parser.parse_args()
-    if arguments.tp != parser.get_default("tp"):
+    if arguments.tp is not None:
         raise UsageError(f"--tp is {arguments.tp}; under torchrun the degree is --nproc-per-node.")
     arguments.tp = os.environ["WORLD_SIZE"]
     return arguments

@@ -105,7 +105,8 @@ class Harness:
         self.cases.write_text(CASES)
 
     def start(self, *argument_lists: list[str], patch: str = "") -> subprocess.Popen[str]:
-        lists = [["verify", "--out", str(self.out), *given] for given in argument_lists]
+        out = ["--out", str(self.out)]
+        lists = [["verify", *([] if "--resume" in given else out), *given] for given in argument_lists]
         command = [sys.executable, "-c", DRIVER.format(patch=patch), str(self.shm), json.dumps(lists)]
         environment = {"TMPDIR": str(self.tmp), "ASLEEP": str(self.home / "asleep"), MARK: self.mark}
         return subprocess.Popen(

@@ -22,7 +22,10 @@ from tp_harness.plan import check_plan, stand_in_group
 from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
-FLAGS = "component tp model batch seq layer dtype backend seed draws init kernels repeats checkpoint case out timeout"
+FLAGS = (
+    "component tp model batch seq layer dtype backend seed draws init kernels repeats "
+    "checkpoint case out resume timeout"
+)
 
 
 def options_from(*arguments: str) -> Options:

@@ -125,7 +125,10 @@ def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "write_text", fill_disk_half_way)
     with pytest.raises(UsageError) as caught:
         record.add(result(tp=2))
-    assert str(caught.value) == f"cannot write {record.path}: No space left on device; 2 results were found."
+    assert str(caught.value) == (
+        f"cannot write {record.path}: No space left on device; 2 results were found; "
+        f"go on later with --resume {record.folder}."
+    )
     assert record.path.read_bytes() == before
     assert [path.name for path in record.folder.iterdir()] == ["run.json"]
 

@@ -25,11 +25,11 @@ ORDER = (
     "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers judge trace localise explain "
-    "texttable trn1 record changes comparison comparison_text "
+    "texttable trn1 record resume todo changes comparison comparison_text "
     "table run served testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = (
-    "config options verdict result restore record table preflight errors version commands cli neuron_env "
+    "config options verdict result restore record resume todo table preflight errors version commands cli neuron_env "
     "changes comparison comparison_text texttable"
 )
 

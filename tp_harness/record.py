@@ -10,6 +10,7 @@ import platform
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from .errors import UsageError
 from .restore import from_json
 from .result import SCHEMA, Result, exit_code, to_json
 from .version import __version__
+from .workfolder import lock_folder
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -39,6 +41,8 @@ class RunRecord:
     finished: bool = False
     run_id: str = ""  # the folder's name when the run was made, wherever it is now
     seconds: float = 0.0  # until the last save
+    paused: float = 0.0  # seconds between being cut short and being resumed
+    lock: int | None = None  # descriptor that holds the folder's lock, see workfolder.lock_folder
     _texts: list[str] = field(default_factory=list)  # the JSON of each result, made once
 
     def __post_init__(self) -> None:
@@ -66,6 +70,12 @@ class RunRecord:
         self._texts[index] = json.dumps(to_json(result), allow_nan=False)
         self.save()
 
+    def release(self) -> None:
+        """Let others resume the run."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
     def discard_if_empty(self) -> None:
         """Remove the folder of a run in which nothing was found and no rank left a log."""
         if not self.results and not (self.folder / "logs").exists():
@@ -79,7 +89,7 @@ class RunRecord:
         Raises:
             UsageError: the folder cannot be written to; what an earlier call wrote stays whole.
         """
-        self.seconds = round(time.time() - self.started, 3)
+        self.seconds = round(time.time() - self.started - self.paused, 3)
         values = {
             "schema": SCHEMA,
             "run_id": self.run_id,
@@ -105,13 +115,24 @@ class RunRecord:
                 unfinished.unlink()
             if not isinstance(error, OSError):
                 raise
+            hint = f"; go on later with --resume {self.folder}" if len(self.results) > 1 else ""
             raise UsageError(
-                f"cannot write {self.path}: {error.strerror}; {len(self.results)} results were found."
+                f"cannot write {self.path}: {error.strerror}; {len(self.results)} results were found{hint}."
             ) from None
 
 
-def open_record(out: Path, *, command: str, options: dict[str, Any], backend: str, blind_spots: str) -> RunRecord:
+def open_record(
+    out: Path,
+    *,
+    command: str,
+    options: dict[str, Any],
+    backend: str,
+    blind_spots: str,
+    inputs: Mapping[str, str] | None = None,
+) -> RunRecord:
     """A record in a new folder OUT/<run-id>, named by the time and a random suffix so that no two runs share one.
+
+    `inputs` identifies the files that the run reads, see `resume.inputs_of`.
 
     Raises:
         UsageError: the folder cannot be made or written to.
@@ -129,7 +150,8 @@ def open_record(out: Path, *, command: str, options: dict[str, Any], backend: st
         options=options,
         backend=backend,
         blind_spots=blind_spots,
-        environment=describe_environment(),
+        environment=describe_environment() | {"inputs": dict(inputs or {})},
+        lock=lock_folder(folder),
     )
     try:
         record.save()

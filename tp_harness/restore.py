@@ -43,7 +43,11 @@ def _restore_items(origin: Any, arguments: tuple[Any, ...], value: Any, at: str)
     if origin is dict:
         items = _expect(value, dict, at).items()
         return {key: _restore(arguments[1], item, f"{at}.{key}") for key, item in items}
-    return origin(_restore(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(_expect(value, list, at)))
+    items = _expect(value, list, at)
+    kinds = [arguments[0]] * len(items) if origin is list or arguments[-1] is Ellipsis else arguments
+    if len(kinds) != len(items):
+        raise ValueError(f"{at.lstrip('.')} has {len(items)} items, where {len(kinds)} are needed")
+    return origin(_restore(kind, item, f"{at}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
 
 
 def _restore_scalar(kind: type, value: Any, at: str) -> Any:

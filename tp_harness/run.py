@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -23,18 +24,27 @@ from .options import Resolved
 from .preflight import mxfp4_note
 from .record import RunRecord
 from .result import Result, Status
+from .todo import Todo
 from .verdict import nearest_gate, severity
 
 POLL_SECONDS = 0.01
-EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)
 
 
 def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
-    """Verify every target at every degree; `record` grows by one result at a time.
+    """Verify every target at every degree; `record` grows by one result at a time. What it holds is not repeated.
 
     Raises:
         UsageError: a case, plan or checkpoint that cannot be; no rank was started then.
     """
+    targets = Todo(options=options, record=record).targets
+    if targets:
+        _verify(replace(options, targets=targets), backend, record, progress)
+    record.notes += _notes(options, record.results)
+    record.finished = True
+    record.save()
+
+
+def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
     with backend.open() as session:  # before anything is computed: ranks are forked from a process without threads
         preparation = Preparation(options)
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
@@ -42,9 +52,6 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
             torch.set_num_threads(1)  # the other cores are the ranks' now
             for tp in options.degrees:
                 DegreeRun(material, session, record, tp, progress).run()
-    record.notes += _notes(options, record.results)
-    record.finished = True
-    record.save()
 
 
 class DegreeRun:
@@ -54,13 +61,14 @@ class DegreeRun:
         self.material, self.session, self.record, self.tp = material, session, record, tp
         self.progress = progress
         self.options = material.options
+        self.todo = Todo(options=self.options, record=record)
         self.log_dir = Path()
 
     def run(self) -> None:
         """Add one result per target and dtype to the record."""
-        pending, start = self.material.targets, 0
+        pending = tuple(t for t in self.material.targets if self.todo.dtypes((t.name, t.layer), self.tp))
         while pending:
-            self.log_dir = self.record.folder / "logs" / (f"tp{self.tp}" + (f"-start{start}" if start else ""))
+            self.log_dir = self._new_log_dir()
             job = self.material.job(self.tp, pending)
             running = self.session.start(job.write(), tp=self.tp, log_dir=self.log_dir, timeout=self.options.timeout)
             try:
@@ -74,8 +82,13 @@ class DegreeRun:
             failed = len(pending) if outcome.kind == "start" else done + 1
             for target in pending[done:failed]:
                 self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
-            pending, start = pending[failed:], start + 1
+            pending = pending[failed:]
         self._explain()
+
+    def _new_log_dir(self) -> Path:
+        """tp8, and for further starts tp8-start1 and so on; never one that holds logs."""
+        names = (f"tp{self.tp}" + (f"-start{start}" if start else "") for start in count())
+        return next(p for p in (self.record.folder / "logs" / name for name in names) if not p.exists())
 
     def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
         """Compute what is still missing of the single-core runs, while the ranks run."""
@@ -126,7 +139,7 @@ class DegreeRun:
 
     def _explain(self) -> None:
         """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
-        failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and r.status in EXPLAINED}
+        failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.unexplained(r)}
         tasks = {i: self._task(result) for i, result in failed.items()}
         if not failed:
             return
@@ -147,9 +160,9 @@ class DegreeRun:
             self.record.replace(i, explain(self._evidence(job, tasks[i], result.dtype, ranks), result))
 
     def _task(self, result: Result) -> Task:
-        """The draw that a result stands for; a user's case is the only target, whatever name it gave itself."""
-        component = self.material.targets[0].name if self.options.case else result.component
-        return Task(component=component, layer=result.layer, draw=result.seed - self.options.seed)
+        """The draw that a result stands for."""
+        name, layer = self.todo.target_of(result)
+        return Task(component=name, layer=layer, draw=result.seed - self.options.seed)
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""
@@ -178,7 +191,8 @@ class DegreeRun:
 
     def _add_all(self, results: Iterator[Result]) -> None:
         for result in results:
-            self.record.add(result)
+            if result.dtype in self.todo.dtypes(self.todo.target_of(result), self.tp):
+                self.record.add(result)
 
 
 def worst_draw(results: tuple[Result, ...]) -> Result:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +15,7 @@ from ..options import Options, Resolved, as_record, parse_degrees, resolve
 
 if TYPE_CHECKING:
     from ..backends import Backend
+    from ..record import RunRecord
 
 NAME = "verify"
 HELP = "run sharded components and compare them with the reference"
@@ -26,11 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
     """The options of `verify`, which launch/tp_test.py takes as well."""
-    default = Options()
     add = parser.add_argument
     add("--component", action="append", default=[], metavar="NAME", help="repeatable; default: all")
-    add("--tp", default="1,2,8,32", metavar="1,2,8,32", help="tp_degrees, comma-separated")
-    add("--model", default=default.model, help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
+    add("--tp", metavar="1,2,8,32", help="tp_degrees, comma-separated")
+    add("--model", help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
     add("--batch", type=int, metavar="B", help="rows of the input")
     add("--seq", type=int, metavar="S", help="tokens of a row; more than the sliding window to exercise it")
     add(
@@ -48,71 +49,93 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="float32 or bfloat16; repeatable; default: both",
     )
-    add("--backend", default=default.backend, help="auto or a name from `tp-harness list backends`")
-    add("--seed", type=int, default=default.seed, metavar="N", help="of weights and inputs")
+    add("--backend", help="auto or a name from `tp-harness list backends`")
+    add("--seed", type=int, metavar="N", help="of weights and inputs")
     add("--draws", type=int, metavar="N", help="how many weights and inputs to try; the worst decides")
-    add("--init", default=default.init, metavar="KIND", help="discriminating or constant (0.5, a weak test)")
-    add("--kernels", default=default.kernels, metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
-    add("--repeats", type=int, default=default.repeats, metavar="N", help="time each forward N times more; count FLOPs")
+    add("--init", metavar="KIND", help="discriminating or constant (0.5, a weak test)")
+    add("--kernels", metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
+    add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
     add("--checkpoint", type=Path, metavar="DIR", help="safetensors under public gpt-oss names")
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
-    add("--out", type=Path, default=default.out, metavar="DIR", help="where the run's folder goes")
-    add("--timeout", type=float, default=default.timeout, metavar="SECONDS", help="for one case on the ranks")
+    add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
+    add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
+    add("--timeout", type=float, metavar="SECONDS", help="for one case on the ranks; default: 300")
 
 
-def options_of(arguments: argparse.Namespace) -> Options:
-    """What the user asked for.
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user said, by field of `Options`.
 
     Raises:
         UsageError: --tp is not a list of numbers.
     """
-    return Options(
-        components=tuple(arguments.component),
-        degrees=parse_degrees(arguments.tp),
-        model=arguments.model,
-        batch=arguments.batch,
-        seq=arguments.seq,
-        layers=tuple(arguments.layer),
-        dtypes=tuple(arguments.dtype),
-        backend=arguments.backend,
-        seed=arguments.seed,
-        draws=arguments.draws,
-        init=arguments.init,
-        kernels=arguments.kernels,
-        repeats=arguments.repeats,
-        checkpoint=arguments.checkpoint,
-        case=arguments.case,
-        out=arguments.out,
-        timeout=arguments.timeout,
-    )
+    said = {
+        "components": tuple(arguments.component),
+        "degrees": None if arguments.tp is None else parse_degrees(arguments.tp),
+        "layers": tuple(arguments.layer),
+        "dtypes": tuple(arguments.dtype),
+    }
+    names = {field.name for field in fields(Options)} - said.keys()
+    said |= {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in said.items() if value not in (None, ())}
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What the user asked for, and for the rest the defaults.
+
+    Raises:
+        UsageError: --tp is not a list of numbers.
+    """
+    return Options(**given_options(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Parse, verify, print; returns the exit code."""
-    options = options_of(arguments)
-    resolved = resolve(options)
+    options, record = asked(arguments)
+    try:
+        resolved = resolve(options)
 
-    from ..backends import choose_backend  # noqa: PLC0415  (imports torch; a usage error needs none)
+        from ..backends import choose_backend  # noqa: PLC0415  (imports torch; a usage error needs none)
 
-    return run_verify(resolved, choose_backend(options.backend), Console())
+        return run_verify(resolved, choose_backend(options.backend), Console(), record)
+    finally:
+        if record is not None:
+            record.release()
 
 
-def run_verify(options: Resolved, backend: Backend, console: Console) -> int:
-    """Open the run's folder, verify, print the summary; returns the exit code.
+def asked(arguments: argparse.Namespace) -> tuple[Options, RunRecord | None]:
+    """What to do, and with --resume the record to go on with.
+
+    Raises:
+        UsageError: the record cannot be resumed, or not with these options.
+    """
+    if arguments.resume is None:
+        return options_of(arguments), None
+    if arguments.out is not None:
+        raise UsageError(f"--out is {arguments.out}, but a resumed run stays in its folder, {arguments.resume}.")
+    from ..resume import take_up  # noqa: PLC0415
+
+    record, options = take_up(arguments.resume, given_options(arguments))
+    return options, record
+
+
+def run_verify(options: Resolved, backend: Backend, console: Console, record: RunRecord | None = None) -> int:
+    """Open the run's folder, or go on with a record; verify, print the summary; returns the exit code.
 
     Raises:
         UsageError: what was found wrong before any rank started; the empty folder is removed again.
     """
     from ..record import command_line, open_record  # noqa: PLC0415
+    from ..resume import inputs_of  # noqa: PLC0415
     from ..run import verify  # noqa: PLC0415
     from ..table import print_summary  # noqa: PLC0415
 
-    record = open_record(
+    record = record or open_record(
         Path(options.out),
         command=command_line(),
         options=as_record(options),
         backend=backend.name,
         blind_spots=backend.blind_spots,
+        inputs=inputs_of(options),
     )
     try:
         with failures_of_storage():
@@ -124,5 +147,7 @@ def run_verify(options: Resolved, backend: Backend, console: Console) -> int:
     except UsageError:
         record.discard_if_empty()
         raise
+    finally:
+        record.release()
     print_summary(record, console)
     return record.exit_code
