@@ -10,7 +10,8 @@ import torch
 from .case import Case
 from .errors import UsageError
 from .group import Group, use_group
-from .placements import Placement, Replicate, Shard, StridedShard, shape_only
+from .marks import marked
+from .placements import Placement, Replicate, Shard, shape_only
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
 
@@ -58,7 +59,7 @@ def module_placement(
     Raises:
         PlanError: nothing says how the parameter is cut, or what says so does not give its local shape.
     """
-    placement = plan.get(name) or _marked(local) or _by_shapes(full, local.shape, size)
+    placement = plan.get(name) or marked(local, size) or _by_shapes(full, local.shape, size)
     if placement is None:
         raise PlanError(
             f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
@@ -71,13 +72,6 @@ def module_placement(
             f"{list(local.shape)} on each of {size} ranks."
         )
     return placement
-
-
-def _marked(local: torch.Tensor) -> Placement | None:
-    if not getattr(local, "tensor_model_parallel", False):
-        return None
-    dim, stride = getattr(local, "partition_dim", 0), getattr(local, "partition_stride", 1)
-    return Shard(dim) if stride == 1 else StridedShard(dim, stride)
 
 
 def _by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placement | None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
+from ..marks import mark
 from ..placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
 from .layers import Projection, as_batch, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
@@ -50,6 +51,7 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         self.rope = NeuronGPTOSSRotaryEmbedding(config)
         self.q_rope, self.k_rope, self.value, self.heads = (nn.Identity() for _ in range(4))
         self.partial, self.total, self.reduced, self.residual = (nn.Identity() for _ in range(4))
+        mark(self, self.plan(config), self.group.size)
         initialise(self, weight_init_value)
 
     @staticmethod

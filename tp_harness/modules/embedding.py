@@ -7,6 +7,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
+from ..marks import mark
 from ..placements import Partial, Placement, Replicate, Shard
 from .layers import initialise, linear, parameter, reduce_dtype
 
@@ -34,6 +35,7 @@ class NeuronGPTOSSEmbedding(nn.Module):
         # Data on the device rather than a Python number: a rank folded into a traced graph would be every rank's.
         self.register_buffer("vocab_start", torch.tensor(self.group.rank * local, device="cpu"), persistent=False)
         self.partial, self.total = nn.Identity(), nn.Identity()
+        mark(self, self.plan(config), self.group.size)
         initialise(self, weight_init_value)
 
     @staticmethod
@@ -78,6 +80,7 @@ class NeuronGPTOSSUnembedding(nn.Module):
         dtype = config.neuron_config.torch_dtype
         self.weight = parameter(local, config.hidden_size, dtype=dtype)
         self.logits = nn.Identity()
+        mark(self, self.plan(config), self.group.size)
         initialise(self, weight_init_value)
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
+from ..marks import mark
 from ..placements import Partial, Placement, Replicate, Shard
 from .layers import CastBuffer, Projection, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
@@ -48,6 +49,7 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         self.mlp2_bias = parameter(self.num_experts, hidden, dtype=dtype)
         self.router_logits, self.chosen, self.gate_up, self.activation = (nn.Identity() for _ in range(4))
         self.partial, self.total, self.combined, self.residual = (nn.Identity() for _ in range(4))
+        mark(self, self.plan(config), self.group.size)
         initialise(self, weight_init_value)
 
     @staticmethod

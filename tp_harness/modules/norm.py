@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..config import RMS_NORM_EPS, ModelConfig
+from ..marks import mark
 from ..placements import Placement, Replicate
 from .layers import initialise, parameter
 
@@ -19,6 +20,7 @@ class NeuronGPTOSSRMSNorm(nn.Module):
     def __init__(self, config: ModelConfig, *, weight_init_value: float | None = None) -> None:
         super().__init__()
         self.scale = parameter(config.hidden_size, dtype=torch.float32)
+        mark(self, self.plan(config), 1)
         initialise(self, weight_init_value)
 
     @staticmethod
