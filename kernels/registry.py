@@ -21,7 +21,10 @@ from tp_harness.kernels import (
     router,
     router_torch,
 )
-from tp_harness.kernels.models import DEGREES, GPT_OSS_20B, ModelSizes, per_rank
+from tp_harness.kernels.models import per_rank
+
+from tp_harness.config import ModelConfig
+from tp_harness.preflight import TRN1_DEGREES
 
 STATUS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 Dims = dict[str, tuple[str, ...]]
@@ -136,10 +139,10 @@ def spec(name: str) -> KernelSpec:
     raise KeyError(f"unknown kernel {name!r}{hint} Choices: {', '.join(_BY_NAME)}")
 
 
-def shapes(name: str, model: ModelSizes, tp: int, tokens: int) -> dict[str, dict[str, int]]:
+def shapes(name: str, model: ModelConfig, tp: int, tokens: int) -> dict[str, dict[str, int]]:
     """Return, for each use of a kernel in the model, the sizes of its symbols on one rank."""
     rank = per_rank(model, tp)
-    hidden, head = model.hidden, model.head_dim
+    hidden, head = model.hidden_size, model.head_dim
     queries = rank.q_heads * head
     uses: dict[str, dict[str, dict[str, int]]] = {
         "rmsnorm": {"norm": {"T": tokens, "H": hidden}},
@@ -173,10 +176,10 @@ def rows() -> list[dict[str, str]]:
         {
             "kernel": item.name,
             "limits": item.limits,
-            "shapes": f"tiny, gpt-oss-20b at tp {', '.join(map(str, DEGREES))}",
+            "shapes": f"tiny, gpt-oss-20b at tp {', '.join(map(str, TRN1_DEGREES))}",
             "peak SBUF": f"{item.sbuf_peak_bytes / 1024:.1f} KiB of 192 KiB per partition",
             "peak PSUM": f"{item.psum_peak_banks} of 8 banks",
-            "measured at": f"{GPT_OSS_20B.name}, tp 8, 128 tokens, float32",
+            "measured at": "gpt-oss-20b, tp 8, 128 tokens, float32",
             "status": item.status,
         }
         for item in KERNELS

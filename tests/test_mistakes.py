@@ -13,6 +13,10 @@ import torch
 from command import PATIENCE, Harness, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
+from tp_harness.api import verify
+from tp_harness.errors import UsageError
+from tp_harness.options import Options
+
 pytestmark = pytest.mark.xdist_group("mistakes")  # so that `errors` is made once, not by every worker
 
 Tensors = dict[str, torch.Tensor]
@@ -96,3 +100,10 @@ def test_a_wrong_option_needs_no_torch_to_be_refused(tmp_path: Path, given: str,
     assert said[0].startswith(f"tp-harness: {text}")
     assert not re.search(r"\| +torch$", run.stderr, flags=re.MULTILINE)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_from_python_leaves_no_folder_either(tmp_path: Path) -> None:
+    options = Options(checkpoint=tmp_path / "absent", components=("mlp",), backend="local", out=tmp_path / "out")
+    with pytest.raises(UsageError, match="does not exist"):
+        verify(options)
+    assert not list((tmp_path / "out").iterdir())

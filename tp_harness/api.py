@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from .backends import choose_backend
-from .options import Options, as_record, resolve
+from pathlib import Path
+
+from .backends import Backend, choose_backend
+from .errors import UsageError, failures_of_storage
+from .material import Progress
+from .options import Options, Resolved, as_record, resolve
 from .record import RunRecord, open_record
+from .resume import inputs_of
 from .run import verify as run
 
 
@@ -21,13 +26,43 @@ def verify(options: Options | None = None) -> RunRecord:
         UsageError: an option, plan, case or checkpoint that cannot be.
     """
     options = options or Options()
-    resolved, backend = resolve(options), choose_backend(options.backend)
-    record = open_record(
-        options.out,
-        command="tp_harness.verify",
-        options=as_record(resolved),
+    return recorded(resolve(options), choose_backend(options.backend), "tp_harness.verify")
+
+
+def recorded(
+    options: Resolved,
+    backend: Backend,
+    command: str,
+    progress: Progress = lambda _step: None,
+    *,
+    record: RunRecord | None = None,
+) -> RunRecord:
+    """Verify into a folder of the run's own, and give back what was recorded.
+
+    Args:
+        options: what to verify.
+        backend: where the ranks run.
+        command: what was called, as the record shall say it.
+        progress: is told each step.
+        record: what to go on with; None opens a new one.
+
+    Raises:
+        UsageError: what was found wrong before any rank started; an empty folder is removed again.
+    """
+    record = record or open_record(
+        Path(options.out),
+        command=command,
+        options=as_record(options),
         backend=backend.name,
         blind_spots=backend.blind_spots,
+        inputs=inputs_of(options),
     )
-    run(resolved, backend, record, lambda _step: None)
+    try:
+        with failures_of_storage():
+            run(options, backend, record, progress)
+    except UsageError:
+        record.discard_if_empty()
+        raise
+    finally:
+        record.release()
     return record

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import UnknownNameError, UsageError
 
 RMS_NORM_EPS = 1e-5
+SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF
 
 
 def _check_number(name: str, value: object, *, integral: bool) -> None:

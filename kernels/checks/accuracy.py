@@ -16,10 +16,12 @@ import torch
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.call import bind, to_numpy, to_torch
 from tp_harness.kernels.checks import inputs
-from tp_harness.kernels.models import DEGREES, GPT_OSS_20B, TINY, ModelSizes
 from tp_harness.kernels.nki_interpreter import Usage, simulate
 from tp_harness.kernels.registry import KernelSpec
 from tp_harness.kernels.router_torch import choose_torch
+
+from tp_harness.config import PRESETS
+from tp_harness.preflight import TRN1_DEGREES
 
 # float32: what the task promises, relative to max |y|. Measured errors are 20 to 100 times smaller.
 FLOAT32_LIMIT = 2e-5
@@ -34,7 +36,7 @@ class Case:
 
     kernel: str
     use: str
-    model: ModelSizes
+    model: str  # a preset
     tp: int
     tokens: int
     dtype: torch.dtype = torch.float32
@@ -50,14 +52,14 @@ class Case:
         changed = "".join(f"-{key}{value}" for key, value in self.changes)
         changed += f"-boost{self.boost:g}" if self.boost != 1.0 else ""
         changed += f"-shift{self.shift:g}" if self.shift else ""
-        return f"{self.kernel}-{self.use}-{self.model.name}-tp{self.tp}-T{self.tokens}-{kind}{changed}"
+        return f"{self.kernel}-{self.use}-{self.model}-tp{self.tp}-T{self.tokens}-{kind}{changed}"
 
     def arguments(self) -> inputs.Inputs:
         """Draw the inputs."""
-        sizes = dict(registry.shapes(self.kernel, self.model, self.tp, self.tokens)[self.use])
+        sizes = dict(registry.shapes(self.kernel, PRESETS[self.model], self.tp, self.tokens)[self.use])
         changes = dict(self.changes)
         sizes.update({key: changes.pop(key) for key in list(changes) if key in sizes})
-        made = inputs.make(self.kernel, sizes, self.model, seed=self.seed, dtype=self.dtype)
+        made = inputs.make(self.kernel, sizes, PRESETS[self.model], seed=self.seed, dtype=self.dtype)
         if self.shift:
             made["mlp1_bias"][:, 0::2] += self.shift
         first = next(iter(made))
@@ -135,24 +137,24 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float,
 
 def uses(name: str) -> tuple[str, ...]:
     """Return the uses of a kernel in a model."""
-    return tuple(registry.shapes(name, TINY, 1, 1))
+    return tuple(registry.shapes(name, PRESETS["tiny"], 1, 1))
 
 
 def tiny_cases(dtype: torch.dtype) -> list[Case]:
     """Return every kernel at every degree of tiny; token counts around a tile: 127, 129, 200, 257."""
     tokens = {1: 129, 2: 127, 8: 200, 32: 257}
     return [
-        Case(kernel=name, use=use, model=TINY, tp=tp, tokens=tokens[tp], dtype=dtype)
+        Case(kernel=name, use=use, model="tiny", tp=tp, tokens=tokens[tp], dtype=dtype)
         for name in registry.names()
         for use in uses(name)
-        for tp in DEGREES
+        for tp in TRN1_DEGREES
     ]
 
 
 def edge_cases(dtype: torch.dtype) -> list[Case]:
     """Return tails, window edges, ties, sinks and clamps, at tp 8 of tiny."""
     found = [
-        Case(kernel=name, use=use, model=TINY, tp=8, tokens=tokens, dtype=dtype, seed=tokens)
+        Case(kernel=name, use=use, model="tiny", tp=8, tokens=tokens, dtype=dtype, seed=tokens)
         for name in registry.names()
         for use in uses(name)
         for tokens in (1, 127, 128, 129, 257)
@@ -163,7 +165,7 @@ def edge_cases(dtype: torch.dtype) -> list[Case]:
         Case(
             kernel="attention",
             use="sdpa",
-            model=TINY,
+            model="tiny",
             tp=8,
             tokens=length,
             dtype=dtype,
@@ -179,8 +181,8 @@ def edge_cases(dtype: torch.dtype) -> list[Case]:
     for count in (1, 2, 8):
         found.append(_changed("router", "gate", 33, dtype, top_k=count))
     found.append(_changed("router", "gate", 33, dtype, E=128))
-    found.append(Case(kernel="attention", use="sdpa", model=TINY, tp=8, tokens=33, dtype=dtype, boost=40.0))
-    found.append(Case(kernel="router", use="gate", model=TINY, tp=8, tokens=33, dtype=dtype, boost=40.0))
+    found.append(Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
+    found.append(Case(kernel="router", use="gate", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
     found.append(shifted_gates(dtype))
     return found
 
@@ -194,7 +196,7 @@ def shifted_gates(dtype: torch.dtype) -> Case:
     return Case(
         kernel="expert_mlp",
         use="experts",
-        model=TINY,
+        model="tiny",
         tp=8,
         tokens=33,
         dtype=dtype,
@@ -207,7 +209,7 @@ def _changed(kernel: str, use: str, tokens: int, dtype: torch.dtype, **changes: 
     return Case(
         kernel=kernel,
         use=use,
-        model=TINY,
+        model="tiny",
         tp=8,
         tokens=tokens,
         dtype=dtype,
@@ -250,7 +252,7 @@ def full_size_cases(dtype: torch.dtype, *degrees: int, tokens: int = 0) -> list[
                     Case(
                         kernel=name,
                         use=use,
-                        model=GPT_OSS_20B,
+                        model="gpt-oss-20b",
                         tp=tp,
                         tokens=count,
                         dtype=dtype,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tp_harness.kernels.models import ModelSizes
+
+from tp_harness.config import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
 
 Inputs = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Draw:
         return torch.rand(*shape, generator=self._generator) * (high - low) + low
 
 
-def make(name: str, sizes: dict[str, int], model: ModelSizes, *, seed: int, dtype: torch.dtype) -> Inputs:
+def make(name: str, sizes: dict[str, int], model: ModelConfig, *, seed: int, dtype: torch.dtype) -> Inputs:
     """Return the arguments of the kernel `name` for the sizes of its symbols."""
     draw = Draw(seed, dtype)
     makers = {
@@ -45,15 +46,15 @@ def make(name: str, sizes: dict[str, int], model: ModelSizes, *, seed: int, dtyp
     return makers[name](draw, sizes, model)
 
 
-def _rmsnorm(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _rmsnorm(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     tokens, hidden = sizes["T"], sizes["H"]
     # Rows of very different size: a mean over the wrong axis, or an eps in the wrong place, shows.
     size = torch.logspace(-2, 2, tokens)[:, None]
     x = (draw.normal(tokens, hidden).float() * size).to(draw.normal(1).dtype)
-    return {"x": x, "scale": draw.normal(hidden, spread=0.5, mean=1.0), "eps": model.eps}
+    return {"x": x, "scale": draw.normal(hidden, spread=0.5, mean=1.0), "eps": RMS_NORM_EPS}
 
 
-def _rope(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _rope(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     tokens, half = sizes["T"], sizes["D/2"]
     angle = draw.uniform(tokens, half, low=-20.0, high=20.0)
     return {
@@ -63,7 +64,7 @@ def _rope(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
     }
 
 
-def _attention(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _attention(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     batch, length, queries, groups, head = (sizes[symbol] for symbol in ("B", "S", "Q", "G", "D"))
     # One head with a sink that takes everything, one with a sink that takes nothing, others between.
     sinks = torch.linspace(-20.0, 10.0, queries).to(draw.normal(1).dtype)
@@ -75,24 +76,24 @@ def _attention(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
         "v": draw.normal(batch, length, groups, head),
         "sinks": sinks,
         "scale": head**-0.5,
-        "window": model.window,
+        "window": model.sliding_window,
     }
 
 
-def _router(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _router(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     tokens, hidden, experts = sizes["T"], sizes["H"], sizes["E"]
     return {
         "x": draw.normal(tokens, hidden),
         "weight": draw.normal(experts, hidden, spread=2.0 * hidden**-0.5),
         "bias": draw.normal(experts),
-        "top_k": model.top_k,
+        "top_k": model.experts_per_token,
     }
 
 
-def _expert_mlp(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _expert_mlp(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     tokens, hidden, experts, size = (sizes[symbol] for symbol in ("T", "H", "E", "I"))
     logits = draw.uniform(tokens, experts, low=-2.0, high=2.0)
-    values, chosen = logits.topk(min(model.top_k, experts), dim=-1)
+    values, chosen = logits.topk(min(model.experts_per_token, experts), dim=-1)
     affinities = torch.zeros(tokens, experts).scatter_(1, chosen, values.softmax(dim=-1))
     return {
         "x": draw.normal(tokens, hidden),
@@ -102,16 +103,16 @@ def _expert_mlp(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
         "mlp1_bias": draw.normal(experts, 2 * size),
         "mlp2_weight": draw.normal(experts, hidden, size, spread=size**-0.5),
         "mlp2_bias": draw.normal(experts, hidden),
-        "alpha": model.alpha,
-        "limit": model.limit,
+        "alpha": SWIGLU_ALPHA,
+        "limit": model.swiglu_limit,
         "bias_share": 0.125,
     }
 
 
-def _linear(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _linear(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     return {**_linear_no_bias(draw, sizes, model), "bias": draw.normal(sizes["N"])}
 
 
-def _linear_no_bias(draw: Draw, sizes: dict[str, int], model: ModelSizes) -> Inputs:
+def _linear_no_bias(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     tokens, inputs, outputs = sizes["T"], sizes["K"], sizes["N"]
     return {"x": draw.normal(tokens, inputs), "weight": draw.normal(outputs, inputs, spread=inputs**-0.5)}

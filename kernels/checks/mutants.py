@@ -26,7 +26,6 @@ from tp_harness.kernels.checks.accuracy import (
     shifted_gates,
 )
 from tp_harness.kernels.checks.mutant_table import TABLE
-from tp_harness.kernels.models import TINY
 from tp_harness.kernels.nki_interpreter import NkiValidationError
 
 _FOLDER = Path(__file__).parent.parent
@@ -59,7 +58,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(Mutant(module=module, old=old, new=new) for 
 
 def _case(kernel: str, use: str, tp: int, tokens: int, boost: float = 1.0, **changes: Any) -> Case:
     changed = tuple(changes.items())
-    return Case(kernel=kernel, use=use, model=TINY, tp=tp, tokens=tokens, changes=changed, boost=boost)
+    return Case(kernel=kernel, use=use, model="tiny", tp=tp, tokens=tokens, changes=changed, boost=boost)
 
 
 # Small, and with tails in every dimension: 129 tokens, an intermediate slice of 5 or 160, a window of 16.

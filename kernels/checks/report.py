@@ -15,8 +15,9 @@ import torch
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.checks import accuracy, mutants, rule_cases
 from tp_harness.kernels.checks.accuracy import Case, Measured
-from tp_harness.kernels.models import DEGREES, GPT_OSS_20B
 from tp_harness.kernels.nki_interpreter import RULES
+
+from tp_harness.preflight import TRN1_DEGREES
 
 _MESSAGES = (
     "matmul-moving-513",
@@ -48,7 +49,7 @@ def print_errors(full: bool) -> bool:
     for dtype in (torch.float32, torch.bfloat16):
         cases = accuracy.tiny_cases(dtype) + accuracy.edge_cases(dtype)
         if full:
-            cases += accuracy.full_size_cases(dtype, *DEGREES)
+            cases += accuracy.full_size_cases(dtype, *TRN1_DEGREES)
         measured = [accuracy.measure(case) for case in cases]
         bfloat16 = dtype is torch.bfloat16
         unit = "bfloat16 units at max |y|" if bfloat16 else "max |error| / max |y|"
@@ -67,9 +68,9 @@ def print_table(measured: Iterable[Measured], *, bfloat16: bool) -> None:
     for item in measured:
         key = (item.case.kernel, item.case.tp)
         worst[key] = max(worst.get(key, 0.0), item.ulps if bfloat16 else item.error)
-    print(f"{'kernel':16}" + "".join(f"{f'tp {tp}':>10}" for tp in DEGREES))
+    print(f"{'kernel':16}" + "".join(f"{f'tp {tp}':>10}" for tp in TRN1_DEGREES))
     for name in registry.names():
-        cells = (worst[name, tp] for tp in DEGREES)
+        cells = (worst[name, tp] for tp in TRN1_DEGREES)
         print(f"{name:16}" + "".join(f"{cell:>10.2f}" if bfloat16 else f"{cell:>10.1e}" for cell in cells))
 
 
@@ -116,7 +117,7 @@ def print_full_size(full: bool) -> bool:
             usage = item.usage
             memory = f"{usage.sbuf_peak_bytes:>9,}{usage.psum_peak_banks:>5}{usage.num_instructions:>13,}"
         print(f"{case.id:58}{item.seconds:>8.2f}{item.cpu_seconds:>7.2f}{item.error:>9.1e}{memory}")
-        slowest = max(slowest, item.cpu_seconds if case.model is GPT_OSS_20B else 0.0)
+        slowest = max(slowest, item.cpu_seconds if case.model == "gpt-oss-20b" else 0.0)
     print(f"slowest of gpt-oss-20b: {slowest:.2f} s of CPU")
     print(f"all, with their oracles: {time.perf_counter() - start:.1f} s")
     return slowest < 10.0

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.checks import accuracy, inputs
 from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure, relative_error
-from tp_harness.kernels.models import DEGREES, TINY, per_rank
+from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.router_torch import choose_torch
 
+from tp_harness.config import PRESETS
+from tp_harness.preflight import TRN1_DEGREES
+
+TINY = PRESETS["tiny"]
 FLOAT32_CASES = accuracy.tiny_cases(torch.float32) + accuracy.edge_cases(torch.float32)
 BFLOAT16_CASES = accuracy.tiny_cases(torch.bfloat16) + accuracy.edge_cases(torch.bfloat16)
 
@@ -31,7 +35,7 @@ def test_bfloat16(case: Case) -> None:
 
 def test_cases_cover_every_kernel_use_and_degree() -> None:
     cases = {(case.kernel, case.use, case.tp) for case in accuracy.tiny_cases(torch.float32)}
-    expected = {(name, use, tp) for name in registry.names() for use in accuracy.uses(name) for tp in DEGREES}
+    expected = {(name, use, tp) for name in registry.names() for use in accuracy.uses(name) for tp in TRN1_DEGREES}
     assert cases == expected
 
 
@@ -47,9 +51,9 @@ def test_relative_error_is_infinite_where_nothing_is_compared() -> None:
     assert relative_error(torch.tensor([2.0, 1.5]), torch.tensor([2.0, 1.0]))[0] == 0.25
 
 
-@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize("tp", TRN1_DEGREES)
 def test_rope_in_float32_is_torch_bit_for_bit(tp: int) -> None:
-    case = Case(kernel="rope", use="queries", model=TINY, tp=tp, tokens=130)
+    case = Case(kernel="rope", use="queries", model="tiny", tp=tp, tokens=130)
     arguments = case.arguments()
     assert torch.equal(run("rope", **arguments), registry.spec("rope").twin(**arguments))
 
@@ -83,7 +87,7 @@ def test_router_all_logits_equal() -> None:
 
 
 def test_router_in_float32_chooses_as_torch_topk_without_ties() -> None:
-    arguments = Case(kernel="router", use="gate", model=TINY, tp=1, tokens=200, seed=5).arguments()
+    arguments = Case(kernel="router", use="gate", model="tiny", tp=1, tokens=200, seed=5).arguments()
     experts, weights, _, _ = run("router", **arguments)
     logits = torch.nn.functional.linear(arguments["x"], arguments["weight"], arguments["bias"])
     values, chosen = logits.topk(4, dim=-1)
@@ -92,7 +96,7 @@ def test_router_in_float32_chooses_as_torch_topk_without_ties() -> None:
 
 
 def _attention(length: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
-    case = Case(kernel="attention", use="sdpa", model=TINY, tp=8, tokens=length, changes=tuple(changes.items()))
+    case = Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=length, changes=tuple(changes.items()))
     arguments = case.arguments()
     wide = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}
     return run("attention", **arguments), registry.spec("attention").twin(**wide)
@@ -125,7 +129,7 @@ def test_a_window_of_w_sees_w_keys(window: int) -> None:
 
 
 def test_future_keys_do_not_matter() -> None:
-    case = Case(kernel="attention", use="sdpa", model=TINY, tp=8, tokens=140)
+    case = Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=140)
     arguments = case.arguments()
     before = run("attention", **arguments)
     for name in ("k", "v"):
@@ -138,9 +142,9 @@ def test_future_keys_do_not_matter() -> None:
 @pytest.mark.parametrize("tp", [2, 8, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_expert_mlp_partials_sum_to_the_whole(tp: int, dtype: torch.dtype) -> None:
-    whole = Case(kernel="expert_mlp", use="experts", model=TINY, tp=1, tokens=33, dtype=dtype).arguments()
+    whole = Case(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33, dtype=dtype).arguments()
     size = per_rank(TINY, tp).intermediate
-    total = torch.zeros(33, TINY.hidden, dtype=torch.float64)
+    total = torch.zeros(33, TINY.hidden_size, dtype=torch.float64)
     for rank in range(tp):
         part, pairs = slice(rank * size, (rank + 1) * size), slice(2 * rank * size, 2 * (rank + 1) * size)
         shard = {
@@ -159,7 +163,7 @@ def test_expert_mlp_partials_sum_to_the_whole(tp: int, dtype: torch.dtype) -> No
 
 
 def test_expert_mlp_reaches_both_clamps() -> None:
-    arguments = Case(kernel="expert_mlp", use="experts", model=TINY, tp=1, tokens=33).arguments()
+    arguments = Case(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33).arguments()
     hidden = arguments["x"] @ arguments["mlp1_weight"].transpose(1, 2) + arguments["mlp1_bias"][:, None]
     gate, up = hidden[..., 0::2], hidden[..., 1::2]
     assert all(bool(reached.any()) for reached in (gate > 7, gate < -7, up > 7, up < -7))
@@ -185,7 +189,7 @@ def _clamped_below(a: inputs.Inputs) -> torch.Tensor:
 
 def test_kv_heads_of_tp_32() -> None:
     """Rank r of 32 holds 2 query heads and key/value head r // 4; together they are the whole."""
-    whole = Case(kernel="attention", use="sdpa", model=TINY, tp=1, tokens=40).arguments()
+    whole = Case(kernel="attention", use="sdpa", model="tiny", tp=1, tokens=40).arguments()
     head, parts = TINY.head_dim, []
     for rank in range(32):
         shard = {
@@ -208,7 +212,7 @@ def _random_case(draw: st.DrawFn, kernel: str, use: str, **sizes: tuple[int, int
     return Case(
         kernel=kernel,
         use=use,
-        model=TINY,
+        model="tiny",
         tp=8,
         tokens=tokens,
         changes=changes,

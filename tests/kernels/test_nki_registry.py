@@ -8,8 +8,11 @@ import pytest
 import torch
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.call import KernelArgumentError, to_numpy, to_torch
-from tp_harness.kernels.models import DEGREES, GPT_OSS_20B, MODELS, TINY, per_rank
+from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.nki_interpreter import NkiValidationError
+
+from tp_harness.config import PRESETS
+from tp_harness.preflight import TRN1_DEGREES
 
 WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 
@@ -32,27 +35,27 @@ def test_rows_name_limits_and_peaks() -> None:
         assert not row["peak SBUF"].startswith("0.0 ")
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize("model", ["tiny", "gpt-oss-20b"])
+@pytest.mark.parametrize("tp", TRN1_DEGREES)
 def test_every_kernel_has_shapes_at_every_degree(model: str, tp: int) -> None:
     for item in registry.KERNELS:
-        for sizes in registry.shapes(item.name, MODELS[model], tp, tokens=128).values():
+        for sizes in registry.shapes(item.name, PRESETS[model], tp, tokens=128).values():
             symbols = {symbol for dims in item.dims.values() for symbol in dims}
             assert set(sizes) == symbols
             assert all(size >= 1 for size in sizes.values())
 
 
 def test_per_rank_sizes_of_gpt_oss_20b() -> None:
-    table = [(tp, per_rank(GPT_OSS_20B, tp)) for tp in DEGREES]
+    table = [(tp, per_rank(PRESETS["gpt-oss-20b"], tp)) for tp in TRN1_DEGREES]
     assert [(tp, r.q_heads, r.kv_heads, r.intermediate, r.vocab) for tp, r in table] == [
         (1, 64, 8, 2880, 201_088),
         (2, 32, 4, 1440, 100_544),
         (8, 8, 1, 360, 25_136),
         (32, 2, 1, 90, 6284),
     ]
-    assert registry.shapes("linear", GPT_OSS_20B, 8, 4)["qkv"] == {"T": 4, "K": 2880, "N": 640}
-    with pytest.raises(ValueError, match="tiny: query heads 64 is not divisible by tp_degree 3"):
-        per_rank(TINY, 3)
+    assert registry.shapes("linear", PRESETS["gpt-oss-20b"], 8, 4)["qkv"] == {"T": 4, "K": 2880, "N": 640}
+    with pytest.raises(ValueError, match="query heads 64 is not divisible by tp_degree 3"):
+        per_rank(PRESETS["tiny"], 3)
 
 
 def test_unknown_kernel_names_the_nearest() -> None:

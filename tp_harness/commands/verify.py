@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import UsageError, failures_of_storage, printable
-from ..options import Options, Resolved, as_record, parse_degrees, resolve
+from ..errors import UsageError, printable
+from ..options import Options, Resolved, parse_degrees, resolve
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -119,35 +119,21 @@ def asked(arguments: argparse.Namespace) -> tuple[Options, RunRecord | None]:
 
 
 def run_verify(options: Resolved, backend: Backend, console: Console, record: RunRecord | None = None) -> int:
-    """Open the run's folder, or go on with a record; verify, print the summary; returns the exit code.
+    """Verify into a folder of the run's own, or go on with a record; print the summary; returns the exit code.
 
     Raises:
-        UsageError: what was found wrong before any rank started; the empty folder is removed again.
+        UsageError: what was found wrong before any rank started.
     """
-    from ..record import command_line, open_record  # noqa: PLC0415
-    from ..resume import inputs_of  # noqa: PLC0415
-    from ..run import verify  # noqa: PLC0415
+    from ..api import recorded  # noqa: PLC0415
+    from ..record import command_line  # noqa: PLC0415
     from ..table import print_summary  # noqa: PLC0415
 
-    record = record or open_record(
-        Path(options.out),
-        command=command_line(),
-        options=as_record(options),
-        backend=backend.name,
-        blind_spots=backend.blind_spots,
-        inputs=inputs_of(options),
-    )
-    try:
-        with failures_of_storage():
-            if backend.owns_terminal:
-                verify(options, backend, record, lambda _step: None)
-            else:
-                with console.status("starting") as status:
-                    verify(options, backend, record, lambda text: status.update(Text(printable(text))))
-    except UsageError:
-        record.discard_if_empty()
-        raise
-    finally:
-        record.release()
+    if backend.owns_terminal:
+        record = recorded(options, backend, command_line(), record=record)
+    else:
+        with console.status("starting") as status:
+            record = recorded(
+                options, backend, command_line(), lambda text: status.update(Text(printable(text))), record=record
+            )
     print_summary(record, console)
     return record.exit_code

@@ -9,14 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import InferenceConfig, ModelConfig
+from ..config import SWIGLU_ALPHA, InferenceConfig, ModelConfig
 from ..group import Group, current_group
 from ..marks import mark
 from ..placements import Partial, Placement, Replicate, Shard
 from .layers import CastBuffer, Projection, initialise, parameter, reduce_dtype
 from .norm import NeuronGPTOSSRMSNorm
-
-SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF
 
 
 class NeuronGPTOSSMLPBlock(nn.Module):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import RMS_NORM_EPS
+from ..config import RMS_NORM_EPS, SWIGLU_ALPHA
 from ..kernels import run
 from .attention import NeuronGPTOSSAttentionBlock
 from .embedding import NeuronGPTOSSUnembedding
 from .layers import Projection, reduce_dtype
-from .mlp import SWIGLU_ALPHA, NeuronGPTOSSMLPBlock
+from .mlp import NeuronGPTOSSMLPBlock
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
 
