@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from tp_harness.components import component_case
-from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig, load_model_config
+from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
+from tp_harness.config_file import load_model_config
 from tp_harness.errors import UnknownNameError, UsageError
 from tp_harness.oracle import parameter_specs
 from tp_harness.preflight import check_degrees
@@ -24,12 +26,13 @@ from tp_harness.preflight import check_degrees
 HUGGING_FACE: dict[str, Any] = json.loads("""{
   "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0, "eos_token_id": 200002,
   "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
-  "initializer_range": 0.02, "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"],
+  "initializer_range": 0.02, "intermediate_size": 2880, "layer_types": null,
   "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
   "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32, "pad_token_id": 199999,
   "rms_norm_eps": 1e-05, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
   "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}, "rope_theta": 150000,
   "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": false, "vocab_size": 201088}""")
+HUGGING_FACE["layer_types"] = ["sliding_attention", "full_attention"] * 12
 # openai/gpt-oss-20b, original/config.json
 ORIGINAL: dict[str, Any] = json.loads("""{
   "num_hidden_layers": 24, "num_experts": 32, "experts_per_token": 4, "vocab_size": 201088, "hidden_size": 2880,
@@ -62,6 +65,8 @@ def with_value(path: str, value: object) -> dict[str, Any]:
     *parents, leaf = path.split(".")
     inner = values[parents[0]] if parents else values
     inner[leaf] = value
+    if leaf == "original_max_position_embeddings":
+        values["initial_context_length"] = value
     if leaf == "experts_per_token":
         values["num_experts_per_tok"] = value
     return values
@@ -123,8 +128,8 @@ def test_every_field_can_come_from_a_config_json() -> None:
 
 
 WRONG: list[tuple[str, object, str]] = [
-    ("model_type", "llama", "{} describes model_type 'llama'; this tool knows 'gpt_oss'."),
-    ("rms_norm_eps", 1e-6, "{}: rms_norm_eps is 1e-06; gpt-oss has 1e-05."),
+    ("model_type", "llama", "{}: model_type is 'llama'; gpt-oss has 'gpt_oss', and this tool knows no other."),
+    ("rms_norm_eps", 1e-6, "{}: rms_norm_eps is 1e-06; gpt-oss has 1e-05, and this tool knows no other."),
     ("rope_scaling", "yarn", "{}: rope_scaling is 'yarn'; an object of numbers is needed."),
     ("rope_scaling.factor", None, "{}: rope_scaling_factor is None; a positive number is needed."),
     ("hidden_size", float("nan"), "{}: hidden_size is nan; a positive integer is needed."),
@@ -137,6 +142,23 @@ WRONG: list[tuple[str, object, str]] = [
     ("swiglu_limit", float("inf"), "{}: swiglu_limit is inf; a positive number below 2**40 is needed."),
     ("rope_theta", False, "{}: rope_theta is False; a positive number is needed."),
     ("head_dim", 63, "{}: head_dim 63 is odd; rotary embedding rotates pairs."),
+    ("hidden_act", "gelu", "{}: hidden_act is 'gelu'; gpt-oss has 'silu', and this tool knows no other."),
+    ("tie_word_embeddings", True, "{}: tie_word_embeddings is True; gpt-oss has False, and this tool knows no other."),
+    (
+        "rope_scaling.rope_type",
+        "linear",
+        "{}: rope_type is 'linear'; gpt-oss has 'yarn', and this tool knows no other.",
+    ),
+    ("rope_scaling.truncate", True, "{}: truncate is True; gpt-oss has False, and this tool knows no other."),
+    ("rope_parameters", {"factor": 2}, "{}: rope_scaling and rope_parameters differ; keep one."),
+    ("num_experts", 7, "{}: num_local_experts is 32 and num_experts is 7, but they mean the same; keep one."),
+    (
+        "layer_types",
+        ["full_attention"] * 24,
+        "{}: layer_types says that layer 0 has 'full_attention'; gpt-oss has "
+        "'sliding_attention' there, and this tool knows no other.",
+    ),
+    ("layer_types", "all", "{}: layer_types is 'all'; a list of 24 is needed, one for each layer."),
 ]
 
 
@@ -149,7 +171,7 @@ def test_a_wrong_value_in_config_json_is_named(tmp_path: Path, path: str, value:
 
 def test_missing_fields_are_listed(tmp_path: Path) -> None:
     file = written(tmp_path, {"hidden_size": 96, "vocab_size": 544, "num_experts": 8})
-    text = f"{file} does not say num_hidden_layers, intermediate_size; is it a gpt-oss config.json?"
+    text = f"{file}: num_hidden_layers, intermediate_size not given; is it a gpt-oss config.json?"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
         load_model_config(file)
 
@@ -164,8 +186,10 @@ def test_missing_fields_are_listed(tmp_path: Path) -> None:
         (b"[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
         (b"[1, 2]", "holds a JSON list; an object is needed."),
         (b"null", "holds a JSON NoneType; an object is needed."),
+        (b'{"a": 1, "head_dim": 64, "head_dim": 32}', "head_dim is given twice, as 64 and 32; keep one."),
+        (b" " * ((1 << 24) + 1), "is longer than 16777216 bytes"),
     ],
-    ids=["empty", "truncated", "not_text", "huge_number", "deep", "array", "null"],
+    ids=["empty", "truncated", "not_text", "huge_number", "deep", "array", "null", "twice", "long"],
 )
 def test_a_file_that_is_no_json_object_is_said_to_be_none(tmp_path: Path, content: bytes, text: str) -> None:
     file = tmp_path / "config.json"
@@ -177,8 +201,10 @@ def test_a_file_that_is_no_json_object_is_said_to_be_none(tmp_path: Path, conten
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")  # unreadable for root too
     reasons = {"absent": "No such file or directory", "folder": "Is a directory", "loop": "Too many levels of symbolic"}
+    reasons["pipe"] = "not a regular file"
     for name, reason in reasons.items():
         with pytest.raises(UsageError, match=rf"cannot read {tmp_path}/{name}\.json: {reason}"):
             load_model_config(f"{tmp_path}/{name}.json")

@@ -18,7 +18,7 @@ MAX_LINES = 300
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
     "version interrupt workfolder errors result restore "
-    "config preflight options "
+    "config config_file preflight options "
     "neuron_env neuron_ls neuron_devices doctor symptoms "
     "placements marks group recorder weights taps sampling "
     "reference kernels modules case plan components job "
@@ -29,8 +29,8 @@ ORDER = (
     "table run served testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = (
-    "config options verdict result restore record resume todo table preflight errors version commands cli neuron_env "
-    "changes comparison comparison_text texttable"
+    "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
+    "neuron_env changes comparison comparison_text texttable"
 )
 
 

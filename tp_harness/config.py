@@ -7,13 +7,11 @@ that configs can be read, checked and reported on a machine without it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .errors import UnknownNameError, UsageError
+from .errors import UsageError
 
 RMS_NORM_EPS = 1e-5
 SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF
@@ -146,75 +144,3 @@ PRESETS: dict[str, ModelConfig] = {
     "gpt-oss-20b": ModelConfig(num_hidden_layers=24, num_experts=32),
     "gpt-oss-120b": ModelConfig(),
 }
-
-_FROM_HUGGING_FACE = {
-    "num_hidden_layers": "num_hidden_layers",
-    "num_local_experts": "num_experts",
-    "num_experts": "num_experts",
-    "num_experts_per_tok": "experts_per_token",
-    "experts_per_token": "experts_per_token",
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "swiglu_limit": "swiglu_limit",
-    "head_dim": "head_dim",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "sliding_window": "sliding_window",
-    "initial_context_length": "initial_context_length",
-    "rope_theta": "rope_theta",
-    "rope_scaling_factor": "rope_scaling_factor",
-    "rope_ntk_alpha": "rope_ntk_alpha",
-    "rope_ntk_beta": "rope_ntk_beta",
-}
-_FROM_ROPE_SCALING = {
-    "factor": "rope_scaling_factor",
-    "beta_slow": "rope_ntk_alpha",
-    "beta_fast": "rope_ntk_beta",
-    "original_max_position_embeddings": "initial_context_length",
-    "rope_theta": "rope_theta",
-}
-_MUST_BE_GIVEN = ("num_hidden_layers", "num_experts", "vocab_size", "hidden_size", "intermediate_size")
-
-
-def load_model_config(name_or_path: str) -> ModelConfig:
-    """A preset by name, or the gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json.
-
-    Raises:
-        UnknownNameError: neither a preset nor a .json path.
-        UsageError: the file cannot be read, is no JSON object, or lacks a dimension.
-    """
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]
-    if not name_or_path.endswith(".json"):
-        raise UnknownNameError("model", name_or_path, (*PRESETS, "path/to/config.json"))
-    values = _read_json_object(Path(name_or_path))
-    model_type = values.get("model_type", "gpt_oss")
-    if model_type != "gpt_oss":
-        raise UsageError(f"{name_or_path} describes model_type {model_type!r}; this tool knows 'gpt_oss'.")
-    if values.get("rms_norm_eps", RMS_NORM_EPS) != RMS_NORM_EPS:
-        raise UsageError(f"{name_or_path}: rms_norm_eps is {values['rms_norm_eps']}; gpt-oss has {RMS_NORM_EPS}.")
-    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(scaling, dict):
-        raise UsageError(f"{name_or_path}: rope_scaling is {scaling!r}; an object of numbers is needed.")
-    chosen = {ours: values[theirs] for theirs, ours in _FROM_HUGGING_FACE.items() if theirs in values}
-    chosen |= {ours: scaling[theirs] for theirs, ours in _FROM_ROPE_SCALING.items() if theirs in scaling}
-    missing = [name for name in _MUST_BE_GIVEN if name not in chosen]
-    if missing:
-        raise UsageError(f"{name_or_path} does not say {', '.join(missing)}; is it a gpt-oss config.json?")
-    try:
-        return ModelConfig(**chosen)
-    except UsageError as error:
-        raise UsageError(f"{name_or_path}: {error}") from None
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON, or a number of 5000 digits
-        raise UsageError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} holds a JSON {type(values).__name__}; an object is needed.")
-    return values

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ModelConfig, load_model_config
+from .config import ModelConfig
+from .config_file import load_model_config
 from .errors import UnknownNameError, UsageError
 from .preflight import check_degrees
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..config import load_model_config
+from ..config_file import load_model_config
 from ..errors import UsageError
 from ..options import COMPONENT_NAMES, check_distinct_degrees, check_range, parse_degrees
 from ..preflight import check_degrees
