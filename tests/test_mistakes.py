@@ -40,7 +40,7 @@ CASE_ERRORS = {
 }
 OTHER_ERRORS = {
     "truncated-checkpoint": "cannot read the checkpoint file",
-    "empty-checkpoint": "holds no .safetensors file.",
+    "empty-checkpoint": "holds no .safetensors, .pt or .pth or .bin file.",
     "absent-checkpoint": "does not exist.",
     "unwritable-out": "cannot make the output folder",
     "unknown-backend": "unknown backend 'glo'. Did you mean 'gloo'?",

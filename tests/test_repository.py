@@ -20,7 +20,7 @@ ORDER = (
     "version interrupt workfolder errors result restore "
     "config config_file preflight options "
     "neuron_env neuron_ls neuron_devices doctor symptoms "
-    "placements marks group recorder weights taps sampling "
+    "placements marks group recorder torchfile weights taps sampling "
     "reference kernels modules case plan components job "
     "launch measure rank backends "
     "oracle material gather evidence "

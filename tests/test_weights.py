@@ -95,7 +95,7 @@ def test_a_dtype_that_the_format_lacks_is_named(tmp_path: Path) -> None:
     ("path", "text"),
     [
         ("absent", "the checkpoint {} does not exist."),
-        ("folder", "the checkpoint folder {} holds no .safetensors file."),
+        ("folder", "the checkpoint folder {} holds no .safetensors, .pt or .pth or .bin file."),
         ("a" * 300, "cannot read the checkpoint {}: File name too long."),
         ("dangling", "cannot read the checkpoint file {}/x.safetensors: No such file or directory"),
         ("inner", "cannot read the checkpoint file {}/x.safetensors: No such device"),

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors files under public gpt-oss names, mapped rather than read.
+"""Checkpoints: tensor files under public gpt-oss names, mapped rather than read.
 
 A run's weights are always a checkpoint, whether the user's or a generated one, and ranks slice the mapping: 32
-ranks share the pages of one file. Nothing is pickled.
+ranks share the pages of one file. Nothing in a file is ever run.
 """
 
 from __future__ import annotations
@@ -14,22 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import UsageError
+from .torchfile import TAGS, TORCH_SUFFIXES, TensorFile, open_tensors
 
-_TAGS = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
@@ -52,17 +40,17 @@ class TensorSpec:
 
 
 class Checkpoint:
-    """Tensors by name over one or more safetensors files; each tensor is a view of its mapped file."""
+    """Tensors by name over one or more tensor files; each tensor is a view of its mapped file."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = tuple(paths)
-        self._files = [_open(path) for path in self.paths]
-        self._where: dict[str, safe_open] = {}
-        for path, file in zip(self.paths, self._files, strict=True):
-            twice = sorted(self._where.keys() & file.keys())
+        self._where: dict[str, TensorFile] = {}
+        for path in self.paths:
+            file = open_tensors(path)
+            twice = sorted(self._where.keys() & set(file.names))
             if twice:
                 raise UsageError(f"the checkpoint file {path} holds {twice[0]}, which a file before it holds too.")
-            self._where |= dict.fromkeys(file.keys(), file)
+            self._where |= dict.fromkeys(file.names, file)
 
     @property
     def names(self) -> frozenset[str]:
@@ -71,20 +59,19 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
-        return tuple(self._where[name].get_slice(name).get_shape())
+        return self._where[name].shape(name)
 
     def stored_as(self, name: str) -> str:
         """A tensor's dtype in the header's own words: F32, BF16, ..."""
-        return str(self._where[name].get_slice(name).get_dtype())
+        return self._where[name].stored_as(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The mapped tensor; it must not be written to."""
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
-        return tensor
+        return self._where[name].tensor(name)
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder of .safetensors files, or of one such file.
+    """The checkpoint in a folder of .safetensors files (without any: of .pt, .pth and .bin files), or in one file.
 
     Raises:
         UsageError: nothing there, an unreadable or truncated file, or packed MXFP4 weights.
@@ -92,11 +79,11 @@ def find_checkpoint(path: Path) -> Checkpoint:
     try:
         if not path.exists():
             raise UsageError(f"the checkpoint {path} does not exist.")
-        paths = sorted(p for p in path.iterdir() if p.suffix == ".safetensors") if path.is_dir() else [path]
+        paths = [path] if not path.is_dir() else _files(path, (".safetensors",)) or _files(path, TORCH_SUFFIXES)
     except OSError as error:  # a folder above it, or itself, may not be read
         raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
     if not paths:
-        raise UsageError(f"the checkpoint folder {path} holds no .safetensors file.")
+        raise UsageError(f"the checkpoint folder {path} holds no .safetensors, {' or '.join(TORCH_SUFFIXES)} file.")
     checkpoint = Checkpoint(paths)
     packed = sorted(name for name in checkpoint.names if name.endswith((".blocks", ".scales")))
     if packed:
@@ -105,6 +92,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
             "convert them to bfloat16 under their plain names (…mlp1_weight) first."
         )
     return checkpoint
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
 
 
 def check_checkpoint(
@@ -161,8 +152,8 @@ def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Callable[[
     """
     specs = tuple(sorted(specs, key=lambda spec: -spec.dtype.itemsize))  # so that each is aligned when mapped
     for spec in specs:
-        if spec.dtype not in _TAGS:
-            raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(_TAGS.values())}.")
+        if spec.dtype not in TAGS:
+            raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(TAGS.values())}.")
     with path.open("wb") as file:
         file.write(_header(specs))
         for spec in specs:
@@ -178,17 +169,10 @@ def _header(specs: tuple[TensorSpec, ...]) -> bytes:
     for spec in specs:
         start, end = end, end + spec.bytes
         entries[spec.name] = {
-            "dtype": _TAGS[spec.dtype],
+            "dtype": TAGS[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot read the checkpoint file {path}: {error}.") from None

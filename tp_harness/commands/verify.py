@@ -55,7 +55,12 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--init", metavar="KIND", help="discriminating or constant (0.5, a weak test)")
     add("--kernels", metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
     add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
-    add("--checkpoint", type=Path, metavar="DIR", help="safetensors under public gpt-oss names")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="weights under public gpt-oss names: safetensors, or torch.save's",
+    )
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
     add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
