@@ -23,7 +23,7 @@ from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
 FLAGS = (
-    "component tp model batch seq layer dtype backend seed draws init kernels repeats "
+    "component tp model batch seq layer dtype backend seed draws init kernels repeats fault "
     "checkpoint case out resume timeout"
 )
 
@@ -48,7 +48,7 @@ def test_flags_reach_their_options() -> None:
     line = (
         "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
         "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --repeats 4 --checkpoint c "
-        "--out o --timeout 1.5"
+        "--fault f --out o --timeout 1.5"
     )
     expected = Options(
         components=("mlp", "rope"),
@@ -64,6 +64,7 @@ def test_flags_reach_their_options() -> None:
         init="constant",
         kernels="nki",
         repeats=4,
+        fault="f",
         checkpoint=Path("c"),
         out=Path("o"),
         timeout=1.5,
@@ -201,7 +202,8 @@ def test_a_command_line_that_cannot_be_read_is_a_usage_error(arguments: tuple[st
 
 
 def test_list_names_what_it_can_list() -> None:
-    text = "unknown list 'component'. Did you mean 'components'? Choose from: components, backends, kernels, models."
+    text = "unknown list 'component'. Did you mean 'components'? Choose from: components, faults, backends, "
+    text += "kernels, models."
     arguments = cli._parser().parse_args(["list", "component"])
     with pytest.raises(UnknownNameError, match=f"^{re.escape(text)}$"):
         arguments.run(arguments)

@@ -21,11 +21,11 @@ ORDER = (
     "config config_file preflight options "
     "neuron_env neuron_ls neuron_devices doctor symptoms "
     "placements marks group recorder torchfile weights taps sampling "
-    "reference kernels modules case plan components job "
+    "reference kernels modules case plan components job faults "
     "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers judge trace localise explain "
-    "texttable trn1 record resume todo changes comparison comparison_text "
+    "texttable scoreboard bench trial killscore trn1 record resume todo changes comparison comparison_text "
     "table run served testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = (

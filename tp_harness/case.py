@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .errors import UnknownNameError, UsageError
+from .group import Group
 from .placements import Placement, Replicate
 from .result import Collective
 
@@ -25,6 +26,10 @@ Tensors = tuple[torch.Tensor, ...]
 def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the module with every floating-point parameter in `dtype`."""
     return copy.deepcopy(module).to(dtype)
+
+
+def leave(module: nn.Module, group: Group) -> None:
+    """Change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class Case:
         prefix, layer: where the parameters are in a checkpoint of the whole model.
         lazy: both factories may be called under torch.device("meta"), parameters being assigned afterwards.
         in_dtype: (reference module, dtype) -> a module that computes in dtype.
+        edit: (a rank's module, its group) -> None: changes the module after it was built and loaded, and what it
+            holds was recorded. Faults are put in with it.
     """
 
     name: str
@@ -71,6 +78,7 @@ class Case:
     layer: int = 0
     lazy: bool = False
     in_dtype: Callable[[nn.Module, torch.dtype], nn.Module] = cast_copy
+    edit: Callable[[nn.Module, Group], None] = leave
 
     @property
     def outputs(self) -> tuple[Placement, ...]:

@@ -16,16 +16,26 @@ from .config import InferenceConfig, ModelConfig, NeuronConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One component at one layer with one draw of weights and inputs; every dtype of the job."""
+    """One component at one layer with one draw of weights and inputs, in one dtype or ("") all of the job's.
+
+    `fault` names the mistake that ranks put into it; nobody else looks at it, so that it is judged as if it were none.
+    """
 
     component: str
     layer: int
     draw: int
+    fault: str = ""
+    dtype: str = ""
 
     @property
     def key(self) -> str:
         """Names the task's files."""
-        return f"{self.component}.{self.layer}.d{self.draw}"
+        return self.clean.key + f".{self.fault}" if self.fault else f"{self.component}.{self.layer}.d{self.draw}"
+
+    @property
+    def clean(self) -> Task:
+        """The task without its fault, in every dtype: what it is compared with."""
+        return dataclasses.replace(self, fault="", dtype="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +81,13 @@ class Job:
     repeats: int = 0
     taps: bool = False
 
+    def dtypes_of(self, task: Task) -> tuple[str, ...]:
+        """The dtypes that a task is run in."""
+        return (task.dtype,) if task.dtype else self.dtypes
+
     def inputs_path(self, task: Task) -> Path:
         """Full inputs, and the routing that the ranks are locked to."""
-        return Path(self.folder) / f"{task.key}.inputs.safetensors"
+        return Path(self.folder) / f"{task.clean.key}.inputs.safetensors"
 
     def output_path(self, task: Task, rank: int) -> Path:
         """One rank's outputs, with its record as the file's metadata."""

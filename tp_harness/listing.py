@@ -43,6 +43,16 @@ def kernels() -> RenderableType:
     return Group(table, peaks, *(f"{', '.join(names)}: {status}." for status, names in by_status.items()))
 
 
+def faults() -> RenderableType:
+    """The faults that can be put in on purpose, by component."""
+    from .faults import FAULTS, GENERIC  # noqa: PLC0415
+
+    table = _table("fault", "component", "layer", "what is wrong")
+    for fault in (*FAULTS, *GENERIC):
+        table.add_row(fault.name, fault.component, str(fault.layer), fault.cause)
+    return table
+
+
 def models() -> RenderableType:
     """The presets and their numbers."""
     from .config import PRESETS, ModelConfig  # noqa: PLC0415
@@ -62,6 +72,7 @@ def _table(*headers: str) -> Table:
 
 LISTS: dict[str, Callable[[], RenderableType]] = {
     "components": components,
+    "faults": faults,
     "backends": backends,
     "kernels": kernels,
     "models": models,

@@ -140,15 +140,17 @@ class Preparation:
         for task in job.tasks:
             progress(f"reference of {task.component} layer {task.layer}, draw {task.draw}")
             with blamed_on(self.case_file):
-                expectations[task] = expect(job, task, checkpoints[task.draw], self.options.seed)
+                expectation = expect(job, task.clean, checkpoints[task.draw], self.options.seed)
                 if self.case_file:  # a user's reference may fail in one dtype: find out before any rank starts
-                    _ = expectations[task].baselines
-            self._check_placements(job, task, expectations[task])
+                    _ = expectation.baselines
+            self._check_placements(job, task, expectation)
+            expectations[task.clean] = expectation
         return Material(**{**vars(material), "expectations": expectations})
 
     def _target(self, name: str, layer: int) -> Target:
-        draws = range(self.options.draws)
-        return Target(name=name, layer=layer, tasks=tuple(Task(component=name, layer=layer, draw=d) for d in draws))
+        fault, draws = self.options.fault, range(self.options.draws)
+        tasks = (Task(component=name, layer=layer, draw=draw, fault=fault) for draw in draws)
+        return Target(name=name, layer=layer, tasks=tuple(tasks))
 
     def _placeable_specs(self, target: Target) -> tuple[TensorSpec, ...]:
         """The target's tensors, after a rank's module was built and every parameter placed at every degree."""

@@ -46,6 +46,7 @@ class Options:
     init: str = "discriminating"
     kernels: str = "torch"
     repeats: int = 0
+    fault: str = ""
     checkpoint: Path | None = None
     case: str | None = None
     out: Path = Path("artifacts")
@@ -72,6 +73,7 @@ class Resolved:
     out: str
     timeout: float
     repeats: int = 0
+    fault: str = ""
 
 
 def resolve(options: Options) -> Resolved:
@@ -127,6 +129,7 @@ def resolve(options: Options) -> Resolved:
         out=str(options.out),
         timeout=options.timeout,
         repeats=options.repeats,
+        fault=options.fault,
     )
 
 

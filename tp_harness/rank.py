@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .case import Case, Tensors
+from .faults import injected
 from .group import Group, use_group
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
@@ -34,12 +35,10 @@ def run_job(
     *,
     core: str,
     begin: Callable[[str], None] = lambda key: None,
-    cpu_clock: Callable[[], float] = time.process_time,
 ) -> None:
     """Run every task of the job in order; each leaves one file per rank, complete when it appears.
 
-    `core` names where the rank runs; `begin` is told the key of each task, before it; `cpu_clock` tells CPU seconds,
-    of the process or (where ranks share one) of a thread.
+    `core` names where the rank runs; `begin` is told the key of each task, before it.
     """
     job, config_hash = read_job(path)
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
@@ -48,12 +47,12 @@ def run_job(
             begin(task.key)
             facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash}
             tensors: dict[str, torch.Tensor] = {}
-            started = time.perf_counter(), cpu_clock()
-            for dtype in job.dtypes:
+            started = time.perf_counter(), group.cpu_seconds()
+            for dtype in job.dtypes_of(task):
                 of_dtype, facts[dtype] = _run(job, task, dtype, group, checkpoints[task.draw])
                 tensors |= of_dtype
             facts["wall_s"] = time.perf_counter() - started[0]
-            facts["cpu_s"] = cpu_clock() - started[1]
+            facts["cpu_s"] = group.cpu_seconds() - started[1]
             _write(job.output_path(task, group.rank), tensors, facts)
 
 
@@ -61,8 +60,8 @@ def _run(
     job: Job, task: Task, dtype: str, group: Group, checkpoint: Checkpoint
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
-    memory, watch = PeakMemory(), Stopwatch(group)
-    case = job.subject.case(task, dtype=dtype, tp=group.size)
+    memory, watch = PeakMemory(), Stopwatch(group, group.cpu_seconds)
+    case = injected(task.fault, job.subject.case(task, dtype=dtype, tp=group.size))
     full_inputs, locks = read_inputs(job.inputs_path(task))
     inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
@@ -110,7 +109,9 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
         shards[name] = placement.shard(tensor, group.rank, group.size)
     module.load_state_dict(shards, assign=case.lazy)
     held = {name: _held(tensor, full[name]) for name, tensor in module.state_dict().items()}
-    return (module if case.lazy else module.to(dtype)).eval(), held
+    module = (module if case.lazy else module.to(dtype)).eval()
+    case.edit(module, group)
+    return module, held
 
 
 def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:

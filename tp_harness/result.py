@@ -221,6 +221,7 @@ class Result:
     traceback: str = ""
     first_divergence: Divergence | None = None
     diagnosis: tuple[Cause, ...] = ()
+    fault: str = ""  # the mistake that was put in on purpose
     hypotheses: int = 0  # known mistakes that were tried on the first divergence
 
     @property

@@ -13,6 +13,8 @@ import torch
 from .backends import Backend, RunningJob, Session
 from .evidence import Evidence
 from .explain import explain
+from .faults import find_fault
+from .faults.choice import with_fault_s_target
 from .gather import RankOutput, is_complete, read_outputs, remove_outputs
 from .interrupt import check_interrupt
 from .job import Job, Task
@@ -36,6 +38,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
     Raises:
         UsageError: a case, plan or checkpoint that cannot be; no rank was started then.
     """
+    options = with_fault_s_target(options)
     targets = Todo(options=options, record=record).targets
     if targets:
         _verify(replace(options, targets=targets), backend, record, progress)
@@ -95,7 +98,7 @@ class DegreeRun:
         for target in pending:
             self.progress(f"tp {self.tp}: single-core runs of {target.name} layer {target.layer}")
             for task in target.tasks:
-                _ = self.material.expectations[task].baselines
+                _ = self.material.expectations[task.clean].baselines
 
     def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
         """Judge targets as the ranks complete them; how many were complete, and how the ranks ended.
@@ -122,7 +125,7 @@ class DegreeRun:
     def _judge(self, job: Job, task: Task) -> list[Result]:
         """One result per dtype."""
         ranks = read_outputs(job, task)
-        evidence = (self._evidence(job, task, dtype, ranks) for dtype in self.options.dtypes)
+        evidence = (self._evidence(job, task, dtype, ranks) for dtype in job.dtypes_of(task))
         results = [judge(of_dtype, self._blank(task, of_dtype.dtype)) for of_dtype in evidence]
         remove_outputs(job, task)
         return results
@@ -132,7 +135,7 @@ class DegreeRun:
             case=job.subject.case(task, dtype=dtype, tp=self.tp),
             tp=self.tp,
             dtype=dtype,
-            expectation=self.material.expectations[task],
+            expectation=self.material.expectations[task.clean],
             ranks=ranks,
             checkpoint=self.material.checkpoints[task.draw],
         )
@@ -162,7 +165,7 @@ class DegreeRun:
     def _task(self, result: Result) -> Task:
         """The draw that a result stands for."""
         name, layer = self.todo.target_of(result)
-        return Task(component=name, layer=layer, draw=result.seed - self.options.seed)
+        return Task(component=name, layer=layer, draw=result.seed - self.options.seed, fault=result.fault)
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""
@@ -186,6 +189,7 @@ class DegreeRun:
             seed=self.options.seed + task.draw,
             status=Status.SKIPPED,
             reason="not judged",
+            fault=task.fault,
             log_dir=str(self.log_dir),
         )
 
@@ -208,7 +212,8 @@ def worst_draw(results: tuple[Result, ...]) -> Result:
 def _notes(options: Resolved, results: list[Result]) -> list[str]:
     packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
     kernels = f"NKI kernels: {KERNEL_STATUS}" if options.kernels == "nki" else None
-    return [*growth_notes(results), *(note for note in (packed, kernels) if note)]
+    fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
+    return [*growth_notes(results), *(note for note in (fault, packed, kernels) if note)]
 
 
 def growth_notes(results: list[Result]) -> list[str]:

@@ -105,7 +105,6 @@ class LocalRun:
                 LocalGroup(rank, self._turns),
                 core=f"thread {rank}",
                 begin=lambda step: self._begin(rank, step),
-                cpu_clock=time.thread_time,
             )
             self._turns.leave(rank)
         except Abandoned:

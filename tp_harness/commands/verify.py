@@ -55,6 +55,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--init", metavar="KIND", help="discriminating or constant (0.5, a weak test)")
     add("--kernels", metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
     add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
+    add("--fault", metavar="NAME", help="put in one of `tp-harness list faults`; the run must then fail")
     add(
         "--checkpoint",
         type=Path,

@@ -1,0 +1,35 @@
+"""Which fault a run puts in: the one that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import InferenceConfig, NeuronConfig
+from ..errors import UsageError
+from ..options import Resolved
+from . import find_fault
+
+
+def config_at(options: Resolved, tp: int, dtype: str = "float32") -> InferenceConfig:
+    """What decides whether a fault is active at a degree of a run."""
+    neuron = NeuronConfig(batch_size=options.batch, seq_len=options.seq, torch_dtype=dtype, tp_degree=tp)
+    return InferenceConfig.of(options.model, neuron)
+
+
+def with_fault_s_target(options: Resolved) -> Resolved:
+    """The options as they are or, with a fault to be put in, with its component and layer as the only target.
+
+    Raises:
+        UsageError: the fault is of another component, or changes nothing at any degree of the run.
+    """
+    if not options.fault:
+        return options
+    fault = find_fault(options.fault)
+    if fault.component not in {name for name, _ in options.targets}:
+        raise UsageError(f"fault {fault.name} is one of {fault.component}, which was not chosen.")
+    if not any(fault.active(config_at(options, tp), tp) for tp in options.degrees):
+        raise UsageError(
+            f"fault {fault.name} is the right code at tp {', '.join(map(str, options.degrees))} and this input size; "
+            "docs/faults.md says where it is active."
+        )
+    return replace(options, targets=((fault.component, fault.layer),))

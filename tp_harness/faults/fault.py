@@ -1,0 +1,60 @@
+"""What a fault is: a mistake that tensor-parallel models have had, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..case import Case
+from ..config import InferenceConfig
+from ..errors import UsageError
+
+Active = Callable[[InferenceConfig, int], bool]
+
+
+def always(config: InferenceConfig, tp: int) -> bool:
+    """At every degree, one rank included."""
+    return True
+
+
+def sharded(config: InferenceConfig, tp: int) -> bool:
+    """Wherever there is more than one rank."""
+    return tp > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A mistake, where it shows, and what must be seen of it.
+
+    Args:
+        name: how the command line, jobs and results call it.
+        number: its row in the published list of faults, for the docs; 0 if it is not in that list.
+        component: the built-in component it is put into.
+        cause: one sentence for whoever reads the verdict.
+        apply: the component's case -> the same with the mistake in it; see `ways`.
+        active: (config of the run, tp_degree) -> whether it changes any bit there. Where it does not, the
+            faulty code is the right code; `tp-harness faults` proves it.
+        flags: tapped tensors or outputs that leave their limits; the first is the first one to do so.
+        layer: the layer it is put into.
+        visible_in: dtypes in which the verdict must reject it wherever it is active.
+        loads: the ranks hold wrong shards, which the reassembly check alone would see; another check must too.
+        signature: the name that diagnosis gives to it, if it has one.
+    """
+
+    name: str
+    number: int
+    component: str
+    cause: str
+    apply: Callable[[Case], Case]
+    active: Active
+    flags: tuple[str, ...]
+    layer: int = 0
+    visible_in: tuple[str, ...] = ("float32", "bfloat16")
+    loads: bool = False
+    signature: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.flags or not self.cause.endswith("."):
+            raise UsageError(
+                f"fault {self.name}: at least one flagged tensor and a cause that is a sentence are needed."
+            )

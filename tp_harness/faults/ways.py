@@ -1,0 +1,179 @@
+"""Ways to put a mistake into a case: each returns what a Fault's `apply` is.
+
+They work on every backend, because they change what a rank loads (`loads`) or the module it has built
+(everything else, through `Case.edit`, after the rank's shards were recorded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..case import Case
+from ..group import Group, collective
+from ..placements import Placement, QKVHeads
+
+Apply = Callable[[Case], Case]
+Load = Callable[[Placement, torch.Tensor, int, int], torch.Tensor]
+Sum = Callable[[Group, torch.Tensor], torch.Tensor]
+
+
+def edits(edit: Callable[[Any, Group], None]) -> Apply:
+    """Let `edit(module, group)` change a rank's module after it was built and loaded."""
+
+    def apply(case: Case) -> Case:
+        def both(module: nn.Module, group: Group) -> None:
+            case.edit(module, group)
+            edit(module, group)
+
+        return replace(case, edit=both)
+
+    return apply
+
+
+def all_of(*ways: Apply) -> Apply:
+    """One after the other."""
+
+    def apply(case: Case) -> Case:
+        for way in ways:
+            case = way(case)
+        return case
+
+    return apply
+
+
+@dataclass(frozen=True)
+class Misloaded(Placement):
+    """The right placement, of which a rank loads `load(right, full, rank, size)`."""
+
+    right: Placement
+    load: Load
+
+    def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        """The wrong shard; it must have the right one's shape."""
+        return self.load(self.right, full, rank, size)
+
+    def join(self, shards: Any) -> torch.Tensor:
+        """As the right placement does."""
+        return self.right.join(shards)
+
+
+def loads(name: str, load: Load) -> Apply:
+    """Let a rank load `load(placement, full, rank, size)` as its shard of a parameter, and hold it."""
+    return lambda case: replace(case, plan={**case.plan, name: Misloaded(case.plan[name], load)})
+
+
+def loads_from(name: str, whose: Callable[[int, int], int]) -> Apply:
+    """Let a rank load the shard of rank `whose(rank, size)`."""
+    return loads(name, lambda placement, full, rank, size: placement.shard(full, whose(rank, size), size))
+
+
+def loads_parts(name: str, which: tuple[int, ...], load: Load) -> Apply:
+    """The same for the query, key or value rows (parts 0, 1, 2) of the fused projection alone."""
+
+    def fused(placement: Placement, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        right = _parts(placement, placement.shard(full, rank, size), size)
+        wrong = _parts(placement, load(placement, full, rank, size), size)
+        return torch.cat([wrong[i] if i in which else right[i] for i in range(3)])
+
+    return loads(name, fused)
+
+
+def _parts(placement: Placement, local: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """A rank's query, key and value rows of the fused projection."""
+    assert isinstance(placement, QKVHeads)
+    heads, kv_heads = placement.num_attention_heads // size, max(1, placement.num_key_value_heads // size)
+    return list(local.split([n * placement.head_dim for n in (heads, kv_heads, kv_heads)]))
+
+
+def computes(name: str, wrong: Callable[[torch.Tensor, int, int], torch.Tensor]) -> Apply:
+    """Let a rank compute with `wrong(shard, rank, size)` in the place of the shard it holds."""
+    return edits(lambda module, group: put(module, name, wrong(module.get_parameter(name), group.rank, group.size)))
+
+
+def put(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace a parameter."""
+    owner, _, leaf = name.rpartition(".")
+    with suppress(AttributeError):
+        delattr(module.get_submodule(owner), leaf)
+    module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value.clone(), requires_grad=False))
+
+
+def sets(owner: str, **values: Callable[[Any, Group], object]) -> Apply:
+    """Set attributes of a submodule ("" is the module itself) to `value(submodule, group)`."""
+
+    def edit(module: nn.Module, group: Group) -> None:
+        submodule = module.get_submodule(owner)
+        for name, value in values.items():
+            setattr(submodule, name, value(submodule, group))
+
+    return edits(edit)
+
+
+def runs(owner: str, method: str, code: Callable[..., object]) -> Apply:
+    """Run `code` as a method of a submodule."""
+    return sets(owner, **{method: lambda submodule, group: MethodType(code, submodule)})
+
+
+def passes(tap: str, wrong: Callable[[torch.Tensor, Group], torch.Tensor]) -> Apply:
+    """Let a tapped tensor go on as `wrong(tensor, group)`."""
+
+    def edit(module: nn.Module, group: Group) -> None:
+        module.get_submodule(tap).register_forward_hook(lambda _module, _inputs, output: wrong(output, group))
+
+    return edits(edit)
+
+
+class Rewired(Group):
+    """A group whose sums, or gathers, are done another way. What is really called is recorded as ever."""
+
+    def __init__(self, inner: Group, total: Sum, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__(inner.rank, inner.size)
+        self.inner, self._total, self._gather = inner, total, gather
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The wrong sum."""
+        return self._total(self.inner, x)
+
+    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The wrong gather."""
+        return self._gather(self.inner, x, dim)
+
+
+def reduces(owner: str, total: Sum) -> Apply:
+    """Let a submodule sum over ranks by `total(group, x)`."""
+    return sets(owner, group=lambda submodule, _: Rewired(submodule.group, total, Group.all_gather))
+
+
+def gathers(owner: str, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> Apply:
+    """Let a submodule gather over ranks by `gather(group, x, dim)`."""
+    return sets(owner, group=lambda submodule, _: Rewired(submodule.group, Group.all_reduce, gather))
+
+
+def everyone(group: Group, x: torch.Tensor) -> list[torch.Tensor]:
+    """Every rank's `x`, out of sight of the recording."""
+    return list(group._all_gather(x[None].contiguous(), 0).unbind()) if group.size > 1 else [x]
+
+
+def sum_of_pair(group: Group, x: torch.Tensor) -> torch.Tensor:
+    """The sum over groups of two ranks, recorded as such."""
+    if group.size > 1:
+        group.calls.append(collective("all_reduce", 2, tuple(x.shape), x.dtype))
+    first = group.rank // 2 * 2
+    return torch.stack(everyone(group, x)[first : first + 2]).sum(0)
+
+
+def unseen_sum(group: Group, x: torch.Tensor) -> torch.Tensor:
+    """A sum over ranks that the recording does not see."""
+    return group._all_reduce(x) if group.size > 1 else x
+
+
+def is_last(group: Group) -> bool:
+    """Whether this is the last of several ranks."""
+    return group.rank == group.size - 1 > 0
