@@ -24,7 +24,7 @@ ORDER = (
     "reference kernels modules case plan components job faults "
     "launch measure rank backends "
     "oracle material gather evidence "
-    "compare closeness verdict limits form exact routers judge trace localise explain "
+    "compare closeness verdict limits form exact routers judge trace localise diagnosis explain "
     "texttable scoreboard bench trial killscore trn1 record resume todo changes comparison comparison_text "
     "table run served testing api listing commands cli __main__ launch.tp_test"
 )

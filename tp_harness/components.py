@@ -228,9 +228,11 @@ def follow_input(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     for child in module.modules():
         if isinstance(child, nn.Embedding):
-            if hasattr(child, "_following"):  # the dtype of an earlier run, which may be narrower
-                child._following.remove()
-            child._following = child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+            earlier = vars(child).pop("_following", None)
+            if earlier:  # the dtype of an earlier run, which may be narrower
+                earlier.remove()
+            handle = child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+            vars(child)["_following"] = handle
     return module
 
 

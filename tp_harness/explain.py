@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
+from .diagnosis import SIGNATURES, Signature, diagnose, site_of
 from .evidence import Evidence
 from .localise import first_divergence
-from .result import Result
+from .result import Divergence, Result
+from .trace import Traced
+
+NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature can reproduce
 
 
-def explain(evidence: Evidence, result: Result) -> Result:
-    """The result with its first divergence; the ranks of the evidence ran with taps on."""
+@torch.inference_mode()
+def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] = SIGNATURES) -> Result:
+    """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
     tapped = evidence.expectation.run_tapped(evidence.dtype)
     found = first_divergence(evidence, tapped)
     if found is None:
         return result
-    return replace(result, first_divergence=found[0])
+    divergence, traced = found
+    if traced is None or divergence.kind not in NUMBERS:
+        return replace(result, first_divergence=divergence)
+    site = site_of(evidence, tapped, traced)
+    leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
+    causes, tried = diagnose(site, leaves, signatures)
+    return replace(result, first_divergence=divergence, diagnosis=causes, hypotheses=tried)
+
+
+def _unseen(evidence: Evidence, found: Divergence, traced: Traced, owner: str) -> list[str]:
+    """Leaves of the same module between the last right tensor and the first wrong one, which were not tapped."""
+    names = list(evidence.case.taps)
+    start = names.index(found.after) + 1 if found.after in names else 0
+    end = names.index(traced.name) if traced.name in names else len(names)
+    between = [name.rpartition(".") for name in names[start:end]]
+    return [leaf for prefix, _, leaf in between if prefix == owner]

@@ -73,6 +73,8 @@ def _failures(results: list[Result]) -> list[Text]:
             )
         if result.first_divergence:
             line.append(f"\n  first wrong tensor: {printable(divergence_text(result.first_divergence))}")
+            for sentence in diagnosis_text(result):
+                line.append(f"\n  {printable(sentence)}")
         line.append(f"\n  rank logs: {printable(result.log_dir)}")
         lines.append(line)
     return lines
@@ -95,6 +97,21 @@ def divergence_text(found: Divergence) -> str:
         where += f" ({at})"
     before = f"{found.after} before it is right" if found.after else "it is the first that is looked at"
     return f"{where}; {before}"
+
+
+def diagnosis_text(result: Result) -> list[str]:
+    """Every cause that reproduces the first wrong tensor, or that none is known."""
+    if not result.diagnosis:
+        tried = (
+            f": none of {result.hypotheses} guesses at known mistakes gives these numbers" if result.hypotheses else ""
+        )
+        return [f"no known cause{tried}"]
+    return [
+        f"{'likely' if len(result.diagnosis) == 1 else 'possible'} cause: {cause.name}: {cause.sentence} "
+        f"(accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "
+        f"to {cause.limit:.1e})"
+        for cause in result.diagnosis
+    ]
 
 
 def _ranks_text(ranks: tuple[int, ...]) -> str:

@@ -1,0 +1,294 @@
+"""Signatures of attention: projections, rotary embedding, heads, sinks, window and scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.nn.functional import linear
+
+from ..placements import QKVHeads
+from ..reference import rotary
+from .replay import attend, projected
+from .signature import Guess, Signature
+from .site import Site, UnavailableError
+
+LEAVES = ("q_rope", "k_rope", "value")
+ROTATED = LEAVES[:2]
+
+
+def _rotated(site: Site, x: torch.Tensor) -> torch.Tensor:
+    """A query or key after the right rotation; a value as it is."""
+    return x if site.leaf == "value" else rotate(x, *tables(site))
+
+
+def unrotated(site: Site) -> torch.Tensor:
+    """The leaf's tensor before rotation."""
+    if isinstance(site.module, rotary.RotaryEmbedding):
+        return site.tapped.inputs[ROTATED.index(site.leaf)].to(torch.float64)
+    return projected(site)[LEAVES.index(site.leaf)]
+
+
+def tables(site: Site, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, (batch, seq, 1, head_dim / 2)."""
+    module = site.module
+    rope = module if isinstance(module, rotary.RotaryEmbedding) else site.attention.rope
+    cos, sin = rope.cos_sin(site.positions if positions is None else positions)
+    return cos.unsqueeze(-2), sin.unsqueeze(-2)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The first half of each head against the second."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def bias_dropped(site: Site) -> Iterator[Guess]:
+    """The bias of query, key or value left out."""
+    bias = torch.zeros_like(site.parameter("qkv.bias"))
+    yield Guess(_rotated(site, projected(site, bias=bias)[LEAVES.index(site.leaf)]), _which(site))
+
+
+def bias_of_rank_0(site: Site) -> Iterator[Guess]:
+    """The rows of rank 0's bias, on all ranks."""
+    block = site.attention
+    sizes = [block.q_dim, block.kv_dim, block.kv_dim]
+    own = []
+    for part, size in zip(site.parameter("qkv.bias").split(sizes), sizes, strict=True):
+        first = max(block.head_dim, size // site.tp)
+        own.append(part[:first].repeat(size // first))
+    if site.tp > 1:
+        yield Guess(_rotated(site, projected(site, bias=torch.cat(own))[LEAVES.index(site.leaf)]), _which(site))
+
+
+def _which(site: Site) -> str:
+    return {"q_rope": "query", "k_rope": "key", "value": "value"}[site.leaf]
+
+
+def cut_contiguously(site: Site) -> Iterator[Guess]:
+    """Rank r has the r-th slice of the fused rows, which it takes for its query, key and value heads."""
+    weight, bias = site.parameter("qkv.weight"), site.parameter("qkv.bias")
+    block, placement = site.attention, site.placement("qkv.weight")
+    heads, kv_heads = block.q_dim // block.head_dim, block.kv_dim // block.head_dim
+    local = [heads // site.tp, max(1, kv_heads // site.tp), max(1, kv_heads // site.tp)]
+    rows = sum(local) * block.head_dim
+    if site.tp == 1 or rows * site.tp != len(weight) or not isinstance(placement, QKVHeads):
+        raise UnavailableError
+    at = LEAVES.index(site.leaf)
+    for right_bias in (True, False):
+        own: list[torch.Tensor] = []
+        for rank in range(site.tp):
+            cut = slice(rank * rows, (rank + 1) * rows)
+            fused = linear(
+                site.tap("norm"), weight[cut], placement.shard(bias, rank, site.tp) if right_bias else bias[cut]
+            )
+            own.append(_rotated(site, fused.unflatten(-1, (-1, block.head_dim)).split(local, dim=-2)[at]))
+        yield Guess(own)
+
+
+def kv_modulo(site: Site) -> Iterator[Guess]:
+    """KV head r % kv_heads on rank r, where neighbours share one."""
+    right = site.right
+    heads = right.shape[-2]
+    if site.leaf not in ("k_rope", "value") or site.tp <= heads:
+        raise UnavailableError
+    yield Guess([right[..., rank % heads, None, :] for rank in range(site.tp)])
+
+
+# rotary embedding
+
+
+def interleaved(site: Site) -> Iterator[Guess]:
+    """Pairs (x[2i], x[2i + 1]) rotated, and put back interleaved or as halves."""
+    x, (cos, sin) = unrotated(site), tables(site)
+    first, second = x[..., ::2], x[..., 1::2]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    yield Guess(torch.stack(turned, dim=-1).flatten(-2))
+    yield Guess(torch.cat(turned, dim=-1))
+
+
+def not_applied(site: Site) -> Iterator[Guess]:
+    """Query or key as projected."""
+    yield Guess(unrotated(site), _which(site))
+
+
+def backwards(site: Site) -> Iterator[Guess]:
+    """The angle negated."""
+    cos, sin = tables(site)
+    yield Guess(rotate(unrotated(site), cos, -sin))
+
+
+def offset_by_rank(site: Site) -> Iterator[Guess]:
+    """Positions r higher, lower, or a whole sequence further on rank r."""
+    seq = site.positions.shape[-1]
+    parts = site.shards(unrotated(site))
+    for step in (1, -1, seq, seq // site.tp) if site.tp > 1 else ():
+        turned = (rotate(part, *tables(site, site.positions + step * r)) for r, part in enumerate(parts))
+        yield Guess(list(turned), f"{step} x rank")
+
+
+def positions_ignored(site: Site) -> Iterator[Guess]:
+    """0, 1, ... or 1, 2, ... in each row."""
+    count = torch.arange(site.positions.shape[-1]).expand(site.positions.shape)
+    for start in (0, 1):
+        if not torch.equal(count + start, site.positions):
+            yield Guess(rotate(unrotated(site), *tables(site, count + start)), f"{start}")
+
+
+def no_concentration(site: Site) -> Iterator[Guess]:
+    """Unscaled cos and sin."""
+    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else site.attention.rope
+    if rope.concentration != 1.0:
+        yield Guess(site.right / rope.concentration)
+
+
+def no_interpolation(site: Site) -> Iterator[Guess]:
+    """Plain frequencies, theta^(-2i/d), with and without YaRN's concentration."""
+    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else site.attention.rope
+    half = len(rope.inv_freq)
+    theta = rope.inv_freq[1].item() ** -half  # the fast pairs keep their frequency
+    plain = theta ** -(torch.arange(half, dtype=torch.float64) / half)
+    angle = (site.positions.to(torch.float64)[..., None] * plain).unsqueeze(-2)
+    for factor in (1.0, rope.concentration):
+        yield Guess(rotate(unrotated(site), angle.cos() * factor, angle.sin() * factor))
+
+
+# heads
+
+
+def sinks_dropped(site: Site) -> Iterator[Guess]:
+    """No sink in the softmax, or sinks of 0."""
+    yield Guess(attend(site, sinks=torch.full_like(site.parameter("sinks"), -math.inf)), "left out")
+    yield Guess(attend(site, sinks=torch.zeros_like(site.parameter("sinks"))), "0")
+
+
+def sinks_of_rank_0(site: Site) -> Iterator[Guess]:
+    """Rank 0's sinks on all ranks."""
+    sinks = site.parameter("sinks")
+    if site.tp > 1:
+        yield Guess(attend(site, sinks=sinks[: len(sinks) // site.tp].repeat(site.tp)))
+
+
+def window_missing(site: Site) -> Iterator[Guess]:
+    """Full attention on a layer that has a window."""
+    if site.attention.sliding_window:
+        yield Guess(attend(site, window=0), str(site.attention.sliding_window))
+
+
+def window_length(site: Site) -> Iterator[Guess]:
+    """Another length: a shorter window shows first at that position, a longer one is tried in turn."""
+    right = site.attention.sliding_window
+    right_heads, seen, clean = (x.to(torch.float64) for x in (site.right, site.traced.full, site.traced.baseline))
+    if site.leaf != site.target:
+        raise UnavailableError
+    rows = (seen - right_heads).norm(dim=-1) > 4 * (clean - right_heads).norm(dim=-1).max()
+    first = int(rows.any(dim=0).nonzero()[0]) if rows.any() else 0
+    longer = (right - 1, right + 1, right + 2, 2 * right) if right else ()
+    for window in {w for w in (first, *longer) if 0 < w < site.positions.shape[-1]} - {right}:
+        yield Guess(attend(site, window=window), f"{window} tokens instead of {right or 'all'}")
+
+
+def not_causal(site: Site) -> Iterator[Guess]:
+    """No causal mask; the window, where there is one, stays open to later keys."""
+    yield Guess(attend(site, causal=False))
+
+
+def softmax_scale(site: Site) -> Iterator[Guess]:
+    """Other scales than 1 / sqrt(head_dim)."""
+    block = site.attention
+    dim, heads, hidden = block.head_dim, block.q_dim // block.head_dim, site.tap("norm").shape[-1]
+    wrong = {
+        "1": 1.0,
+        "1 / head_dim": 1 / dim,
+        "1 / sqrt(local heads)": (heads / site.tp) ** -0.5,
+        "1 / sqrt(heads)": heads**-0.5,
+        "1 / sqrt(hidden)": hidden**-0.5,
+        "1 / sqrt(hidden / tp)": (hidden / site.tp) ** -0.5,
+        "1 / sqrt(head_dim / tp)": (dim / site.tp) ** -0.5,
+        "1 / sqrt(head_dim x tp)": (dim * site.tp) ** -0.5,
+        "1 / sqrt(local heads x head_dim)": (heads / site.tp * dim) ** -0.5,
+    }
+    for detail, scale in wrong.items():
+        if not math.isclose(scale, dim**-0.5):
+            yield Guess(attend(site, scale=scale * dim**0.5), detail)
+
+
+def heads_tiled(site: Site) -> Iterator[Guess]:
+    """Query heads 0, 1, 2 with KV heads 0, 1, 0 rather than 0, 0, 0, among those of a rank."""
+    query, key = site.tap("q_rope"), site.tap("k_rope")
+    local, kv = query.shape[-2] // site.tp, key.shape[-2] // site.tp
+    if kv < 2:
+        raise UnavailableError
+    order = torch.arange(local).view(-1, kv).T.flatten()  # position in (kv, group) -> query head
+    across = torch.cat([order + rank * local for rank in range(site.tp)])
+    shuffled = attend(site, query=query[..., across, :])
+    yield Guess(shuffled, "and the heads come out in that order")
+    shape = shuffled.unflatten(-1, (-1, query.shape[-1]))
+    yield Guess(shape[..., across.argsort(), :].flatten(-2))
+
+
+ATTENTION = (
+    Signature(name="qkv bias dropped", sentence="the {detail} bias is not added", on=LEAVES, guess=bias_dropped),
+    Signature(
+        name="qkv bias of rank 0", sentence="all ranks add rank 0's {detail} bias", on=LEAVES, guess=bias_of_rank_0
+    ),
+    Signature(
+        name="qkv cut contiguously",
+        sentence="the fused [query | key | value] rows are cut into {tp} slices instead of by head",
+        on=LEAVES,
+        guess=cut_contiguously,
+    ),
+    Signature(
+        name="kv heads modulo",
+        sentence="rank r has KV head r modulo the number of heads, instead of neighbours sharing one",
+        on=("k_rope", "value"),
+        guess=kv_modulo,
+    ),
+    Signature(
+        name="rope interleaved",
+        sentence="the rotation pairs neighbouring elements instead of the two halves of a head",
+        on=ROTATED,
+        guess=interleaved,
+    ),
+    Signature(name="rope not applied", sentence="the {detail} is not rotated", on=ROTATED, guess=not_applied),
+    Signature(name="rope backwards", sentence="the rotation runs backwards", on=ROTATED, guess=backwards),
+    Signature(name="rope offset by rank", sentence="positions are off by {detail}", on=ROTATED, guess=offset_by_rank),
+    Signature(
+        name="rope positions ignored",
+        sentence="position_ids are ignored: positions count from {detail}",
+        on=ROTATED,
+        guess=positions_ignored,
+    ),
+    Signature(
+        name="yarn concentration missing",
+        sentence="cos and sin lack YaRN's concentration, 0.1 ln(scaling factor) + 1",
+        on=ROTATED,
+        guess=no_concentration,
+    ),
+    Signature(
+        name="yarn missing",
+        sentence="the frequencies are plain RoPE's, without YaRN's interpolation",
+        on=ROTATED,
+        guess=no_interpolation,
+    ),
+    Signature(name="sinks dropped", sentence="the sinks are {detail}", on=("heads",), guess=sinks_dropped),
+    Signature(name="sinks of rank 0", sentence="all ranks use rank 0's sinks", on=("heads",), guess=sinks_of_rank_0),
+    Signature(
+        name="window missing", sentence="the window of {detail} tokens is missing", on=("heads",), guess=window_missing
+    ),
+    Signature(name="window length", sentence="the window is {detail}", on=("heads",), guess=window_length),
+    Signature(name="not causal", sentence="queries see later keys", on=("heads",), guess=not_causal),
+    Signature(
+        name="softmax scale",
+        sentence="scores are scaled by {detail} instead of 1 / sqrt(head_dim)",
+        on=("heads",),
+        guess=softmax_scale,
+    ),
+    Signature(
+        name="kv heads tiled",
+        sentence="a rank's query heads take its KV heads in turn instead of in blocks {detail}",
+        on=("heads",),
+        guess=heads_tiled,
+    ),
+)

@@ -1,0 +1,217 @@
+"""Signatures that need no tap: factors, biases, reductions and permutations, for any module.
+
+Where the summands of every rank are known (a tap `partial`), those of a reduction are in sums.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..placements import Replicate
+from ..rank import digest
+from .signature import Guess, Signature
+from .site import Site, UnavailableError
+
+
+def scaled(site: Site) -> float:
+    """The factor between what is seen and what is right, by least squares."""
+    full, right = site.traced.full.to(torch.float64), site.traced.expected
+    return ((full * right).sum() / right.square().sum()).item()
+
+
+def times_tp(site: Site) -> Iterator[Guess]:
+    """Summed once too often."""
+    if site.tp > 1:
+        yield Guess(site.right * site.tp, str(site.tp))
+
+
+def divided_by_tp(site: Site) -> Iterator[Guess]:
+    """A mean."""
+    if site.tp > 1:
+        yield Guess(site.right / site.tp, str(site.tp))
+
+
+def by_a_factor(site: Site) -> Iterator[Guess]:
+    """Any other factor."""
+    factor = scaled(site)
+    if abs(factor - 1) > 1e-6 and factor:
+        yield Guess(site.right * factor, f"{factor:.6g}")
+
+
+def biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
+    """Replicated vectors as long as a token is wide: what a module may add to its output."""
+    width = site.traced.expected.shape[-1]
+    for name, parameter in site.tapped.reference.named_parameters():
+        placement = site.evidence.case.plan.get(name, Replicate())
+        if parameter.shape == (width,) and isinstance(placement, Replicate):
+            yield name, parameter.detach().to(torch.float64)
+
+
+def bias_times_tp(site: Site) -> Iterator[Guess]:
+    """A replicated vector added by every rank before the reduction."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right + (site.tp - 1) * bias, name)
+
+
+def bias_dropped(site: Site) -> Iterator[Guess]:
+    """A replicated vector left out."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right - bias, name)
+
+
+def bias_divided_by_tp(site: Site) -> Iterator[Guess]:
+    """A share of a replicated vector, added once."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right - (1 - 1 / site.tp) * bias, name)
+
+
+def _output_biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from biases(site) if site.tp > 1 else ()
+
+
+def summands_left(site: Site) -> Iterator[Guess]:
+    """Ranks that differ, and whose outputs add up to the right one, but for what each of them added."""
+    classes = _classes(site)
+    if len(classes) == site.tp:
+        yield from _add_up(site, classes, "")
+
+
+def groups_left(site: Site) -> Iterator[Guess]:
+    """Groups of ranks that agree inside, and whose outputs add up to the right one."""
+    classes = _classes(site)
+    sizes = {len(ranks) for ranks in classes}
+    if 1 < len(classes) < site.tp and len(sizes) == 1:
+        yield from _add_up(site, classes, f"groups of {sizes.pop()} ranks, such as {classes[0]}")
+
+
+def _add_up(site: Site, classes: list[list[int]], detail: str) -> Iterator[Guess]:
+    total = torch.stack([site.traced.shards[ranks[0]].to(torch.float64) for ranks in classes]).sum(dim=0)
+    yield Guess(site.right, detail, seen=total)
+    for name, bias in biases(site):
+        value = site.right + (len(classes) - 1) * bias
+        yield Guess(value, f"{detail}; each has added {name}".lstrip("; "), seen=total)
+
+
+def _classes(site: Site) -> list[list[int]]:
+    """Ranks that hold the same bits of what all should hold."""
+    if not isinstance(site.traced.placement, Replicate) or site.leaf != "output":
+        raise UnavailableError
+    classes: dict[str, list[int]] = {}
+    for rank, shard in enumerate(site.traced.shards):
+        classes.setdefault(digest(shard), []).append(rank)
+    return list(classes.values())
+
+
+def permuted(site: Site) -> Iterator[Guess]:
+    """Blocks of ranks in other places: every block seen is some rank's right block."""
+    mapping = block_mapping(site)
+    if len(set(mapping)) > 1 and mapping != list(range(site.tp)):
+        yield Guess(from_mapping(site, mapping), told(mapping))
+
+
+def rank_0_everywhere(site: Site) -> Iterator[Guess]:
+    """All ranks hold what rank 0 should."""
+    if site.tp > 1:
+        yield Guess(from_mapping(site, [0] * site.tp))
+
+
+def axes_swapped(site: Site) -> Iterator[Guess]:
+    """Batch and sequence exchanged, the shape kept."""
+    right = site.right
+    if right.ndim < 3 or 1 in right.shape[:2] or site.traced.summed:
+        raise UnavailableError
+    batch, seq = right.shape[:2]
+    yield Guess(right.transpose(0, 1).reshape(right.shape), "written as (sequence, batch), read as (batch, sequence)")
+    yield Guess(right.reshape(seq, batch, *right.shape[2:]).transpose(0, 1), "read as (sequence, batch)")
+
+
+def block_mapping(site: Site) -> list[int]:
+    """For each rank, whose right block its own is nearest to."""
+    seen, right = (torch.stack([b.flatten() for b in blocks(site, x)]) for x in ("seen", "right"))
+    distances = torch.cdist(seen, right, compute_mode="donot_use_mm_for_euclid_dist")
+    own = torch.arange(site.tp)
+    nearest = distances.argmin(dim=1)
+    tied = distances[own, own] <= distances[own, nearest] * (1 + 1e-6)  # replicas: its own, rather than a copy's
+    return torch.where(tied, own, nearest).tolist()
+
+
+def blocks(site: Site, which: str) -> list[torch.Tensor]:
+    """One block per rank: its shard or, in a whole tensor, its share of the features."""
+    traced = site.traced
+    if traced.summed or site.tp == 1 or not traced.expected.is_floating_point():
+        raise UnavailableError
+    if not isinstance(traced.placement, Replicate):
+        shards = traced.shards if which == "seen" else site.shards(site.right)
+        return [shard.to(torch.float64) for shard in shards]
+    if traced.expected.shape[-1] % site.tp:
+        raise UnavailableError
+    whole = traced.full if which == "seen" else site.right
+    return list(whole.to(torch.float64).chunk(site.tp, dim=-1))
+
+
+def from_mapping(site: Site, mapping: list[int]) -> torch.Tensor | list[torch.Tensor]:
+    """The tensor in which rank r has the right block of rank `mapping[r]`."""
+    right = blocks(site, "right")
+    if right[0].shape != right[-1].shape:
+        raise UnavailableError
+    parts = [right[of] for of in mapping]
+    return torch.cat(parts, dim=-1) if isinstance(site.traced.placement, Replicate) else parts
+
+
+def told(mapping: list[int]) -> str:
+    """A mapping in words where it has some."""
+    size = len(mapping)
+    forms = {
+        f"rank r has that of rank r {step:+d} (modulo {size})": [(r + step) % size for r in range(size)]
+        for step in (1, -1)
+    }
+    forms["in reverse order"] = list(range(size))[::-1]
+    known = next((words for words, form in forms.items() if form == mapping), None)
+    return known or f"ranks 0-{size - 1} have those of {', '.join(map(str, mapping))}"
+
+
+COMMON = (
+    Signature(
+        name="times tp",
+        sentence="it is {detail} times what it should be: reduced twice, or whole values were summed",
+        guess=times_tp,
+        level=1,
+    ),
+    Signature(
+        name="divided by tp",
+        sentence="it is what it should be divided by {detail}: a mean where a sum was meant",
+        guess=divided_by_tp,
+        level=1,
+    ),
+    Signature(name="scaled", sentence="it is {detail} times what it should be", guess=by_a_factor, level=2),
+    Signature(
+        name="bias x tp",
+        sentence="{detail} is added by every rank before the reduction, {tp} times instead of once",
+        on=("output",),
+        guess=bias_times_tp,
+    ),
+    Signature(name="bias dropped", sentence="{detail} is not added", on=("output",), guess=bias_dropped),
+    Signature(
+        name="bias / tp",
+        sentence="{detail} is divided by {tp} and added once",
+        on=("output",),
+        guess=bias_divided_by_tp,
+    ),
+    Signature(
+        name="all-reduce missing",
+        sentence="the ranks' values add up to the right one: an all_reduce is missing {detail}",
+        on=("output",),
+        guess=summands_left,
+    ),
+    Signature(
+        name="reduced in subgroups",
+        sentence="the reduction ran inside {detail}; their values add up to the right one",
+        on=("output",),
+        guess=groups_left,
+    ),
+    Signature(name="blocks permuted", sentence="the ranks' blocks are permuted: {detail}", guess=permuted, level=1),
+    Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
+    Signature(name="axes swapped", sentence="batch and sequence are exchanged: {detail}", guess=axes_swapped, level=1),
+)

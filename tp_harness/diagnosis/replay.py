@@ -1,0 +1,164 @@
+"""The reference's steps one at a time, in float64: from one tap's value to the next.
+
+Signatures use them to compute what a mistake makes of the right values before it, and to carry a wrong value on to the
+tensor that was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.nn.functional import linear
+
+from ..gather import join
+from ..reference import gpt_oss
+from .site import Site, UnavailableError
+
+Value = torch.Tensor | Sequence[torch.Tensor]
+
+
+# attention
+
+
+def projected(site: Site, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Query, key and value before rotation, (..., heads, head_dim) each, of the oracle's normed input."""
+    block = site.attention
+    weight = site.parameter("qkv.weight") if weight is None else weight
+    bias = site.parameter("qkv.bias") if bias is None else bias
+    fused = linear(site.tap("norm"), weight, bias)
+    parts = fused.split([block.q_dim, block.kv_dim, block.kv_dim], dim=-1)
+    return [part.unflatten(-1, (-1, block.head_dim)) for part in parts]
+
+
+def attend(
+    site: Site,
+    *,
+    sinks: torch.Tensor | None = None,
+    window: int | None = None,
+    scale: float = 1.0,
+    causal: bool = True,
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+    query: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`heads` from the oracle's query, key and value, with what is given changed; `scale` multiplies the scores."""
+    query = site.tap("q_rope") if query is None else query
+    key = site.tap("k_rope") if key is None else key
+    value = site.tap("value") if value is None else value
+    sinks = site.parameter("sinks") if sinks is None else sinks
+    window = site.attention.sliding_window if window is None else window
+    mask = gpt_oss.visible(site.positions, window)
+    mask = mask if causal else torch.ones_like(mask)
+    grouped = query.unflatten(-2, (key.shape[-2], -1)) * scale
+    return gpt_oss.sink_attention(grouped, key, value, sinks, mask)
+
+
+def projection_parts(site: Site, heads: torch.Tensor, of_rank: Callable[[int], int]) -> list[torch.Tensor]:
+    """Every rank's summand of the output projection, rank r with the weights of rank `of_rank(r)`."""
+    columns = site.parameter("out.weight").chunk(site.tp, dim=1)
+    return [linear(part, columns[of_rank(r)]) for r, part in enumerate(heads.chunk(site.tp, dim=-1))]
+
+
+# experts
+
+
+def pairs(site: Site) -> list[tuple[int, torch.Tensor]]:
+    """(expert, its tokens) in the order in which experts are computed."""
+    chosen = site.tap("chosen").flatten(0, -2)
+    found = ((e, (chosen == e).any(-1).nonzero()[:, 0]) for e in range(site.experts.mlp1_weight.shape[0]))
+    return [(expert, tokens) for expert, tokens in found if len(tokens)]
+
+
+def router_weights(site: Site, softmax: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """[tokens, experts]; `softmax` maps all logits to weights where the reference takes the chosen ones' softmax."""
+    logits, chosen = (site.tap(leaf).flatten(0, -2) for leaf in ("router_logits", "chosen"))
+    own = torch.softmax(logits.gather(-1, chosen), dim=-1)
+    weights = own if softmax is None else softmax(logits).gather(-1, chosen)
+    return torch.zeros_like(logits).scatter(-1, chosen, weights)
+
+
+def gate_ups(site: Site, product: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Rows of all experts in turn: `product(expert, its normed tokens)`."""
+    tokens = site.tap("norm").flatten(0, -2)
+    return torch.cat([product(expert, tokens[rows]) for expert, rows in pairs(site)])
+
+
+def expert_parts(
+    site: Site, activation: torch.Tensor, weights: torch.Tensor, of_rank: Callable[[int], int]
+) -> list[torch.Tensor]:
+    """Every rank's summand, (tokens, hidden), rank r with the down columns of rank `of_rank(r)`."""
+    shape = (len(weights), site.experts.mlp2_weight.shape[1])
+    parts = [torch.zeros(shape, dtype=torch.float64) for _ in range(site.tp)]
+    split = activation.split([len(rows) for _, rows in pairs(site)])
+    for (expert, rows), act in zip(pairs(site), split, strict=True):
+        columns = site.experts.mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
+        for rank, own in enumerate(act.chunk(site.tp, dim=-1)):
+            down = linear(own, columns[of_rank(rank)])
+            parts[rank].index_add_(0, rows, down * weights[rows, expert, None])
+    return parts
+
+
+def weighted_bias(site: Site, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The down biases of a token's experts, weighted, in the form of `combined`."""
+    weights = router_weights(site) if weights is None else weights
+    return (weights @ site.parameter("mlp2_bias")).view_as(site.tap("combined"))
+
+
+# carrying a wrong value on
+
+
+def added_bias(site: Site) -> torch.Tensor:
+    """What the block adds to its sum over ranks."""
+    return weighted_bias(site) if isinstance(site.module, gpt_oss.MLPBlock) else site.parameter("out.bias")
+
+
+def _steps(site: Site) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
+    """Leaf -> (next leaf, how its full value follows)."""
+
+    def same(value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    experts = isinstance(site.module, gpt_oss.MLPBlock)
+    shared: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+        "partial": ("total", same),
+        "total": ("combined" if experts else "reduced", lambda total: total + added_bias(site)),
+        "reduced": ("residual", lambda reduced: site.input + reduced),
+        "combined": ("residual", lambda combined: site.input + combined),
+    }
+    if isinstance(site.module, gpt_oss.AttentionBlock):
+        return shared | {
+            "q_rope": ("heads", lambda query: attend(site, query=query)),
+            "k_rope": ("heads", lambda key: attend(site, key=key)),
+            "value": ("heads", lambda value: attend(site, value=value)),
+            "heads": ("partial", lambda heads: linear(heads, site.parameter("out.weight"))),
+        }
+    if isinstance(site.module, gpt_oss.MLPBlock):
+        limit = site.module.swiglu_limit
+        return shared | {
+            "gate_up": ("activation", lambda x: gpt_oss.swiglu(x, limit=limit)),
+            "activation": ("partial", lambda x: sum_of(expert_parts(site, x, router_weights(site), lambda r: r))),
+        }
+    return shared
+
+
+def carry(site: Site, value: Value) -> Value:
+    """A guess at the site's leaf, as it shows in the tensor that was looked at."""
+    if site.leaf == site.target:
+        return value
+    leaf, full = site.leaf, value
+    if not isinstance(full, torch.Tensor):
+        full = join(site.evidence.case.taps[site.name(leaf)], list(full)).full
+    steps = _steps(site)
+    while leaf != site.target:
+        if leaf not in steps:
+            raise UnavailableError
+        step = steps[leaf][1]
+        full = step(full.reshape(site.tap(leaf).shape))
+        leaf = steps[leaf][0]
+    return full
+
+
+def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of all ranks' parts."""
+    return torch.stack(list(parts)).sum(dim=0)

@@ -1,0 +1,205 @@
+"""What a known mistake would have given, and whether it is what was seen.
+
+A signature computes the wrong tensor that its mistake makes, from the oracle's values before it and the parameters. It
+is named only if the ranks' numbers lie within the clean error of that tensor: reproduced, not resembled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+
+from .. import compare, verdict
+from ..placements import PlacementError
+from ..result import Cause, Distance, Gate
+from .replay import carry
+from .site import Site, UnavailableError
+
+EXPLAINED = 0.9  # the least share of the squared error: the rest, at most a third of the error, is rounding
+AMPLIFIED = 8.0  # a mistake may carry rounding this many times further than the right code
+EQUALLY = 2.0  # of several that reproduce the numbers, those with up to this many times the least residual are named
+
+
+class Guess(NamedTuple):
+    """A wrong tensor: full, or one per rank; `detail` says which of the mistake's forms made it.
+
+    `seen` is what it is compared with, where that is not the tensor itself (the sum over ranks, say).
+    """
+
+    value: torch.Tensor | Sequence[torch.Tensor]
+    detail: str = ""
+    seen: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A known mistake.
+
+    Args:
+        name: what results call it.
+        sentence: what a user reads as the cause; `{detail}` is the guess's, `{tp}` the degree.
+        on: the leaves it speaks of (`heads` of an attention block); none means any.
+        guess: (site) -> the wrong tensors it could give at the site's leaf; may raise UnavailableError.
+        level: 0 a mistake in one place, 1 one that many places can have, 2 a description of the numbers. Of those that
+            fit, the lowest level is told.
+    """
+
+    name: str
+    sentence: str
+    guess: Callable[[Site], Iterator[Guess]]
+    on: tuple[str, ...] = ()
+    level: int = 0
+
+
+class Fit(NamedTuple):
+    """How near a guess is to what was seen."""
+
+    gates: tuple[Gate, ...]
+    explained: float
+
+    @property
+    def reproduces(self) -> bool:
+        """Within the clean error, which is a small part of what is to be explained."""
+        return all(gate.passed for gate in self.gates) and self.explained >= EXPLAINED
+
+
+class Tried(NamedTuple):
+    """A guess, by which signature, for which leaf, and as its how-manieth."""
+
+    signature: Signature
+    place: Site
+    number: int
+    guess: Guess
+
+
+def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> tuple[tuple[Cause, ...], int]:
+    """The signatures that reproduce the wrong tensor, nearest first, and how many guesses were tried.
+
+    Args:
+        site: where the first wrong tensor is.
+        leaves: its own leaf, and those just before it that nobody looked at.
+        signatures: the known mistakes.
+    """
+    fits = [(tried, _fit(tried)) for tried in _guesses(site, leaves, signatures)]
+    found = [(tried, fit) for tried, fit in fits if fit and fit.reproduces]
+    lowest = min((tried.signature.level for tried, _ in found), default=0)
+    causes = [_cause(tried, fit) for tried, fit in found if tried.signature.level == lowest]
+    causes.sort(key=lambda cause: cause.residual)
+    near = [cause for cause in causes if cause.residual <= EQUALLY * causes[0].residual]
+    named: dict[str, Cause] = {}
+    for cause in near:
+        named.setdefault(cause.name, cause)
+    return tuple(named.values()), len(fits)
+
+
+def _guesses(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> Iterator[Tried]:
+    for leaf in leaves:
+        for signature in signatures:
+            if leaf in signature.on or (not signature.on and leaf == site.target):
+                place = site.at(leaf)
+                try:
+                    for number, guess in enumerate(signature.guess(place)):
+                        yield Tried(signature, place, number, guess)
+                except (UnavailableError, PlacementError):
+                    continue
+
+
+def _cause(tried: Tried, fit: Fit) -> Cause:
+    return Cause(
+        name=tried.signature.name,
+        sentence=tried.signature.sentence.format(detail=tried.guess.detail, tp=tried.place.tp).strip(),
+        explained=fit.explained,
+        residual=fit.gates[0].value,
+        limit=fit.gates[0].limit,
+    )
+
+
+def _fit(tried: Tried) -> Fit | None:
+    """What the ranks hold against a guess, all ranks as one; None where the guess has another size."""
+    place, guess = tried.place, tried.guess
+    sides = _sides(place, guess)
+    mismatch = _mismatch(place.at(place.target))
+    if sides is None or mismatch == 0.0:
+        return None
+    actual, guessed = sides
+    left = (actual - guessed).sum(dim=0) if place.traced.summed else actual - guessed
+    explained = 1 - (left.norm() / mismatch).square().item()
+    fit = Fit(_gates(place, actual, guessed, None), explained)
+    if fit.reproduces or explained < EXPLAINED:
+        return fit
+    rounded = _rounded(tried)
+    return fit if rounded is None else Fit(_gates(place, actual, guessed, rounded), explained)
+
+
+def _sides(place: Site, guess: Guess) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What is seen and what is guessed, of all ranks, stacked."""
+    try:
+        value = carry(place, guess.value)
+    except (UnavailableError, PlacementError):
+        return None
+    traced, seen = place.traced, list(place.traced.shards)
+    if guess.seen is not None:
+        assert isinstance(value, torch.Tensor)  # what is seen is one tensor
+        seen, value = [guess.seen], [value]
+    elif isinstance(value, torch.Tensor):
+        if value.numel() != traced.expected.numel():
+            return None
+        value = value.reshape(traced.expected.shape)
+        if traced.summed:  # what a rank's summand must be is not known, the sum is
+            seen, value = [traced.full], [value]
+        else:
+            value = place.at(place.target).shards(value)
+    if len(value) != len(seen) or any(v.numel() != s.numel() for v, s in zip(value, seen, strict=True)):
+        return None
+    guessed = [v.to(torch.float64).reshape(s.shape) for v, s in zip(value, seen, strict=True)]
+    return torch.stack([s.to(torch.float64) for s in seen]), torch.stack(guessed)
+
+
+def _rounded(tried: Tried) -> torch.Tensor | None:
+    """The same guess made of rounded values: a mistake may carry rounding further than the right code does."""
+    place = replace(tried.place, rounded=True)
+    guess = next(islice(tried.signature.guess(place), tried.number, None), None)
+    sides = guess and _sides(place, guess)
+    return sides[1] if sides else None
+
+
+def _mismatch(place: Site) -> float:
+    """The norm of all ranks' errors; of summands, that of their sum."""
+    traced = place.traced
+    if traced.summed:
+        return (traced.full - traced.expected).norm().item()
+    pairs = zip(traced.shards, place.shards(traced.expected), strict=True)
+    return torch.stack([(shard.to(torch.float64) - right).norm() for shard, right in pairs]).norm().item()
+
+
+def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: torch.Tensor | None) -> tuple[Gate, ...]:
+    """The clean error's limits, with the guess in the oracle's place."""
+    traced, evidence = place.traced, place.evidence
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> Distance:
+        if getattr(traced.placement, "dim", -1) == -2:  # whole heads as features
+            one, other = one.flatten(-2), other.flatten(-2)
+        return compare.distance(one, other, place.tp)
+
+    found, base = distance(actual, guessed), distance(traced.baseline, traced.expected)
+    if rounded is not None and rounded.shape == guessed.shape:
+        base = _wider(base, distance(rounded, guessed))
+    if evidence.dtype == "float32":
+        return verdict.float32_gates(traced.name, found, base, evidence.reduction)
+    ratio = verdict.bfloat16_gate(traced.name, found, base, 1)
+    limit = ratio.limit * base.rel_l2
+    return (Gate(metric=f"rel_L2 of {traced.name}", value=found.rel_l2, limit=limit, reason=ratio.reason),)
+
+
+def _wider(clean: Distance, guess: Distance) -> Distance:
+    """The larger errors, those of a guess bounded: one that carries rounding further could be anything."""
+
+    def wider(name: str) -> float:
+        own: float = getattr(clean, name)
+        return max(own, min(getattr(guess, name), AMPLIFIED * own))
+
+    return replace(clean, rel_l2=wider("rel_l2"), token=wider("token"), block=wider("block"))

@@ -1,0 +1,158 @@
+"""The place of a mismatch, seen from a signature: what went in, what came out of every rank, and the parameters.
+
+All values are float64. What is not known here raises `UnavailableError`, and the signature that asked does not apply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ..evidence import Evidence
+from ..oracle import Run, Tapped
+from ..placements import Placement, Replicate
+from ..reference import gpt_oss, rotary
+from ..taps import tap_key
+from ..trace import Traced
+
+
+class UnavailableError(Exception):
+    """A tensor, parameter or module that this place does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where to explain: `traced` is the first wrong tensor, leaf `target` of module `owner`.
+
+    A signature speaks of `leaf`: the same, unless tensors just before the wrong one were not tapped, in which a mistake
+    may lie, too. `rounded`: the values before it are the single-core reference's in the dtype under test instead of the
+    oracle's, so that a signature shows how far rounding moves what its mistake makes.
+    """
+
+    evidence: Evidence
+    tapped: Tapped
+    traced: Traced
+    owner: str
+    leaf: str
+    target: str
+    rounded: bool = False
+
+    @property
+    def tp(self) -> int:
+        """Number of ranks."""
+        return self.evidence.tp
+
+    @property
+    def run(self) -> Run:
+        """The single-core run whose values a signature is given."""
+        return self.tapped.baseline if self.rounded else self.tapped.oracle
+
+    def at(self, leaf: str) -> Site:
+        """The same wrong tensor, to be explained by a mistake at another leaf of the same module."""
+        return replace(self, leaf=leaf)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The reference's module that the tensor belongs to."""
+        return self.tapped.reference.get_submodule(self.owner)
+
+    @property
+    def attention(self) -> gpt_oss.AttentionBlock:
+        """The module, which must be an attention block."""
+        if not isinstance(self.module, gpt_oss.AttentionBlock):
+            raise UnavailableError
+        return self.module
+
+    @property
+    def experts(self) -> gpt_oss.MLPBlock:
+        """The module, which must be a mixture of experts."""
+        if not isinstance(self.module, gpt_oss.MLPBlock):
+            raise UnavailableError
+        return self.module
+
+    def name(self, leaf: str) -> str:
+        """The tap's full name."""
+        return f"{self.owner}.{leaf}" if self.owner else leaf
+
+    def tap(self, leaf: str) -> torch.Tensor:
+        """What the single-core run has at a tap of this module."""
+        found = self.run.taps.get(self.name(leaf))
+        if found is None:
+            raise UnavailableError
+        return found.to(torch.float64) if found.is_floating_point() else found
+
+    def ranks(self, leaf: str) -> list[torch.Tensor]:
+        """What every rank had at a tap of this module, in the oracle's form where ranks hold whole tensors."""
+        key = tap_key(self.evidence.dtype, self.name(leaf))
+        if any(key not in output.tensors for output in self.evidence.ranks.values()):
+            raise UnavailableError
+        return [self.evidence.ranks[r].tensors[key].to(torch.float64) for r in sorted(self.evidence.ranks)]
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """A parameter of this module."""
+        found = dict(self.module.named_parameters()).get(name)
+        if found is None:
+            raise UnavailableError
+        return found.detach().to(torch.float64)
+
+    def placement(self, parameter: str) -> Placement:
+        """The plan's placement of a parameter of this module."""
+        return self.evidence.case.plan.get(self.name(parameter), Replicate())
+
+    @property
+    def right(self) -> torch.Tensor:
+        """What the leaf must be."""
+        if self.leaf != self.target:
+            return self.tap(self.leaf)
+        return (self.traced.baseline if self.rounded else self.traced.expected).to(torch.float64)
+
+    def shards(self, full: torch.Tensor) -> list[torch.Tensor]:
+        """A full tensor as the ranks should hold it at the leaf; of a sum over ranks, the whole."""
+        if self.leaf == self.target:
+            return [self.traced.shard_of(full, rank) for rank in range(self.tp)]
+        return list(self.evidence.case.taps[self.name(self.leaf)].split(full, self.tp))
+
+    @cached_property
+    def input(self) -> torch.Tensor:
+        """What the module was given: the residual stream where it begins, or the inputs of the case."""
+        names = list(self.evidence.case.taps)
+        own = [i for i, name in enumerate(names) if name == self.owner or name.startswith(f"{self.owner}.")]
+        before = names[: own[0]] if self.owner and own else []
+        streams = [name for name in before if name.endswith(("residual", "embedding.total")) and name in self.run.taps]
+        given = self.run.taps[streams[-1]] if streams else self.tapped.inputs[0]
+        return given.to(torch.float64) if given.is_floating_point() else given
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(batch, seq) int64."""
+        if len(self.tapped.inputs) < 2 or self.tapped.inputs[-1].is_floating_point():
+            raise UnavailableError
+        return self.tapped.inputs[-1]
+
+
+def site_of(evidence: Evidence, tapped: Tapped, traced: Traced) -> Site:
+    """The place of a tensor; an output of a built-in module counts as the last tap of what made it."""
+    owner, _, leaf = traced.name.rpartition(".")
+    if owner == "output":
+        owner, leaf = _maker(tapped.reference, int(leaf))
+    elif leaf == "norm" and not owner and isinstance(tapped.reference, gpt_oss.Transformer):
+        owner, leaf = "norm", "norm"
+    return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf)
+
+
+def _maker(reference: nn.Module, output: int) -> tuple[str, str]:
+    """The submodule and leaf whose value an output is; an unknown module's is `output`."""
+    makers: dict[type[nn.Module], tuple[str, str]] = {
+        gpt_oss.RMSNorm: ("", "norm"),
+        rotary.RotaryEmbedding: ("", ("q_rope", "k_rope")[output % 2]),
+        gpt_oss.AttentionBlock: ("", "residual"),
+        gpt_oss.MLPBlock: ("", "residual"),
+        gpt_oss.TransformerBlock: ("mlp", "residual"),
+        gpt_oss.Embedding: ("", "total"),
+        gpt_oss.Unembedding: ("", "logits"),
+        gpt_oss.Transformer: ("unembedding", "logits"),
+    }
+    return makers.get(type(reference), ("", "output"))

@@ -1,0 +1,108 @@
+"""Signatures of a reduction whose summands are known: what came out of it, given what every rank put in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .signature import Guess, Signature
+from .site import Site, UnavailableError
+
+
+def summands(site: Site) -> list[torch.Tensor]:
+    """What every rank put in, in the form of what came out."""
+    if site.tp == 1:
+        raise UnavailableError
+    return [part.reshape(site.traced.expected.shape) for part in site.ranks("partial")]
+
+
+def not_reduced(site: Site) -> Iterator[Guess]:
+    """Every rank goes on with its own summand."""
+    yield Guess(summands(site))
+
+
+def in_subgroups(site: Site) -> Iterator[Guess]:
+    """Groups of neighbours, or of ranks a stride apart, sum among themselves."""
+    parts = torch.stack(summands(site))
+    for size in (n for n in range(2, site.tp) if site.tp % n == 0):
+        blocks = parts.unflatten(0, (-1, size))
+        neighbours = blocks.sum(1, keepdim=True).expand(blocks.shape).flatten(0, 1)
+        yield Guess(list(neighbours), f"groups of {size} neighbouring ranks")
+        apart = parts.unflatten(0, (size, -1))
+        strided = apart.sum(0, keepdim=True).expand(apart.shape).flatten(0, 1)
+        yield Guess(list(strided), f"groups of {size} ranks, {site.tp // size} apart")
+
+
+def rank_dropped(site: Site) -> Iterator[Guess]:
+    """The sum without one rank's part: the one that the difference is most like."""
+    parts = summands(site)
+    rank = _most_like(site, parts, sign=-1)
+    yield Guess(sum(parts) - parts[rank], str(rank))
+
+
+def rank_twice(site: Site) -> Iterator[Guess]:
+    """The sum with one rank's part counted twice."""
+    parts = summands(site)
+    rank = _most_like(site, parts, sign=1)
+    yield Guess(sum(parts) + parts[rank], str(rank))
+
+
+def maximum(site: Site) -> Iterator[Guess]:
+    """Another reduction."""
+    yield Guess(torch.stack(summands(site)).amax(dim=0), "max")
+    yield Guess(torch.stack(summands(site)).amin(dim=0), "min")
+
+
+def broadcast(site: Site) -> Iterator[Guess]:
+    """One rank's summand, given to all."""
+    parts = summands(site)
+    if site.tp > 2:  # of two, it is a part that was dropped
+        yield Guess(parts[0], "0")
+        yield Guess(parts[-1], str(site.tp - 1))
+
+
+def in_16_bits(site: Site) -> Iterator[Guess]:
+    """Summands and running sums rounded to bfloat16, in rank order."""
+    total = torch.zeros_like(summands(site)[0], dtype=torch.bfloat16)
+    for part in summands(site):
+        total += part.to(torch.bfloat16)
+    yield Guess(total)
+
+
+def _most_like(site: Site, parts: list[torch.Tensor], *, sign: int) -> int:
+    """The rank whose part is nearest to `sign` times the difference between what is seen and the sum."""
+    difference = site.traced.full.to(torch.float64) - sum(parts)
+    return min(range(site.tp), key=lambda rank: (difference - sign * parts[rank]).norm().item())
+
+
+SUMS = (
+    Signature(
+        name="all-reduce missing",
+        sentence="every rank goes on with its own summand: an all_reduce is missing",
+        on=("total",),
+        guess=not_reduced,
+    ),
+    Signature(
+        name="reduced in subgroups",
+        sentence="the sum runs over {detail} instead of all {tp}",
+        on=("total",),
+        guess=in_subgroups,
+    ),
+    Signature(
+        name="rank dropped", sentence="rank {detail}'s part is not in the sum", on=("total",), guess=rank_dropped
+    ),
+    Signature(
+        name="rank counted twice", sentence="rank {detail}'s part is in the sum twice", on=("total",), guess=rank_twice
+    ),
+    Signature(
+        name="other reduction", sentence="the ranks' parts are reduced by {detail}", on=("total",), guess=maximum
+    ),
+    Signature(
+        name="broadcast instead of sum",
+        sentence="all ranks have the part of rank {detail}: a broadcast instead of a sum",
+        on=("total",),
+        guess=broadcast,
+    ),
+    Signature(name="reduced in 16 bits", sentence="the parts are summed in bfloat16", on=("total",), guess=in_16_bits),
+)
