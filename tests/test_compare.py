@@ -77,7 +77,7 @@ REGRESSIONS: dict[str, tuple[Result, tuple[str, str]]] = {
     "no-check": (result(checks=()), ("checks", "schedule")),
     "no-gate": (result(gates=(ERROR,)), ("checks", RATIO.metric)),
     "limit": (result(gates=(replace(ERROR, limit=1.2e-6), RATIO)), ("checks", LIMIT)),
-    "latency": (timed(*(1.2 * t for t in TIMES)), ("latency", LATENCY)),
+    "latency": (timed(*(1.3 * t for t in TIMES)), ("latency", LATENCY)),
     "weights": (on_ranks(weight_bytes=5001), ("memory", WEIGHTS)),
     "peak": (on_ranks(peak_bytes=341 * MIB + MEMORY_FLOOR), ("memory", PEAK)),
     "more-calls": (on_ranks(collectives=(CALL, CALL)), SCHEDULE),
@@ -97,8 +97,8 @@ NO_CHANGE: dict[str, Result] = {
     "same": result(),
     "other-reason": result(reason="rel_L2 of output.0 is 2e-07"),
     "rounding": result(gates=(replace(ERROR, value=2.9e-7, limit=1.05e-6), replace(RATIO, value=1.09))),
-    "a-tenth-slower": timed(*(1.09 * t for t in TIMES)),
-    "noisy": timed(0.9e-3, 1.0e-3, 1.3e-3, 1.5e-3, 1.6e-3),  # the median is 0.3 ms more, the scatter 0.6 ms
+    "a-fifth-slower": timed(*(1.2 * t for t in TIMES)),
+    "noisy": timed(0.9e-3, 1.0e-3, 1.3e-3, 1.5e-3, 1.6e-3),  # the median is 0.3 ms more, the scatter 0.7 ms
     "too-few-repeats": timed(*[9.0] * (LEAST_REPEATS - 1)),
     "cold": timed(9.0, warm=False),
     "not-timed": on_ranks(forwards=None),
@@ -143,7 +143,9 @@ def test_latency_is_wall_time_of_the_slowest_rank_on_neuron_cores_and_cpu_time_e
     waiting = result(ranks=tuple(rank(i, forwards=f) for i, f in enumerate(waits)))
     assert compare(record(slow), record(waiting)).changes == ()
     [change] = compare(record(slow, backend="neuron"), record(waiting, backend="neuron")).changes
-    assert (change.what, change.before, change.after) == ("wall time of the slowest rank", "2e+03 ms", "9e+03 ms")
+    assert (change.what, change.before, change.after) == ("wall time of the slowest rank", "2 s", "9 s")
+    fifth = timed(*(1.2 * t for t in TIMES))  # a device's time is steadier
+    assert [c.kind for c in compare(record(backend="neuron"), record(fifth, backend="neuron")).changes] == ["latency"]
 
 
 # ------------------------------------------------------------------------------------------- different runs
@@ -222,7 +224,7 @@ def test_the_markdown_says_it_all() -> None:
 | row | kind | what | before | after | why |
 | --- | --- | --- | --- | --- | --- |
 | rope layer 0 tp 2 float32 | latency | CPU time of all ranks | 2 ms | 1 ms | \
-more than the noise of 0.2 ms (p10 to p90 of 5 and 5 repeats) |
+more than the noise of 0.5 ms (5 and 5 repeats) |
 """
     )
 

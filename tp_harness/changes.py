@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import median
 
 from .result import Collective, Gate, RankRecord, Result, Status
 
 ERROR_FACTOR = 1.5  # sharding reorders sums: 1.02 x at most in 576 clean runs; the weakest fault is 4.4 x
 RATIO_FACTOR = 1.1  # bfloat16's R: clean runs with locked routing lie between 0.95 and 1.09
 LIMIT_FACTOR = 1.1  # limits follow the single-core error, which another CPU rounds a little differently
-LATENCY_FACTOR = 0.1  # below a tenth, other work on the machine decides
+WALL_FACTOR = 0.1  # of a device's own time; what a host adds to a launch differs by less
+# On shared cores other work slows a whole run down. Five runs of one program on two cores with about ten processes
+# waiting, compared in pairs (600 rows): 1 row was a quarter slower beyond both scatters, 4 were faster.
+CPU_FACTOR = 0.25
 LEAST_REPEATS = 5  # fewer say nothing of noise
 MEMORY_FACTOR = 0.1  # of what a forward adds to a rank: allocators keep freed pages or give them back
 MEMORY_FLOOR = 16 << 20  # bytes; one arena of malloc more or less
@@ -69,7 +72,7 @@ def error_changes(before: Result, after: Result) -> Iterator[Change]:
 
 
 def latency_changes(before: Result, after: Result, *, wall: bool) -> Iterator[Change]:
-    """Median time of a forward, where it moved by more than a tenth and more than its repeats scatter.
+    """Median time of a forward, where it moved by more than its factor and more than the repeats of both runs scatter.
 
     With `wall` a forward takes as long as its slowest rank; without, what counts is the CPU time of all ranks, because
     ranks that share cores wait for each other.
@@ -77,11 +80,11 @@ def latency_changes(before: Result, after: Result, *, wall: bool) -> Iterator[Ch
     was, now = forward_seconds(before, wall=wall), forward_seconds(after, wall=wall)
     if was is None or now is None:
         return
-    noise = max(LATENCY_FACTOR * median(was), _scatter(was), _scatter(now))
+    noise = max((WALL_FACTOR if wall else CPU_FACTOR) * median(was), _scatter(was) + _scatter(now))
     moved = median(now) - median(was)
     if abs(moved) > noise:
         what = "wall time of the slowest rank" if wall else "CPU time of all ranks"
-        reason = f"more than the noise of {noise * 1e3:.3g} ms (p10 to p90 of {len(was)} and {len(now)} repeats)"
+        reason = f"more than the noise of {_ms(noise)} ({len(was)} and {len(now)} repeats)"
         yield _change(after, "latency", what, _ms(median(was)), _ms(median(now)), worse=moved > 0, reason=reason)
 
 
@@ -149,9 +152,7 @@ def _same_gates(before: Result, after: Result) -> Iterator[tuple[Gate, Gate]]:
 
 
 def _scatter(seconds: Sequence[float]) -> float:
-    """From the 10th to the 90th percentile."""
-    tenths = quantiles(seconds, n=10, method="inclusive")
-    return tenths[-1] - tenths[0]
+    return max(seconds) - min(seconds)
 
 
 def _added(rank: RankRecord) -> int:
@@ -175,7 +176,7 @@ def _short(value: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
 
 
 def _bytes(size: float) -> str:
