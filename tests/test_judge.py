@@ -14,6 +14,7 @@ from ladder import TARGETS, Ladder, Ranks, after_build, put
 
 from tp_harness import components, rank, sampling
 from tp_harness.evidence import Evidence
+from tp_harness.group import Group
 from tp_harness.modules import attention, mlp
 from tp_harness.oracle import Run
 from tp_harness.placements import Placement, Replicate, Shard
@@ -220,6 +221,30 @@ def test_a_wrong_choice_that_locked_routing_hides(ladder: Ladder, monkeypatch: P
     assert all(x.passed for x in (*result.checks, *result.gates)), "the locked run is right"
     assert result.reason.startswith("router mlp: token ")
     assert max(flip.margin for flip in result.flips) > 10 * result.flips[0].limit
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_another_number_of_experts_per_token(ladder: Ladder, monkeypatch: Patch, count: int, wrong: int) -> None:
+    """On one rank; its choice cannot be locked to the oracle's."""
+
+    def edit(module: Any, _case: object, _checkpoint: object, group: Group) -> None:
+        if group.rank == wrong:
+            module.experts_per_token = count
+
+    after_build(monkeypatch, edit)
+    result = ladder.run("mlp", 8)
+    assert result.status is Status.SHAPE
+    assert result.reason == f"chosen of rank {wrong} has {count} experts per token instead of 4"
+
+
+def test_logits_of_fewer_experts(ladder: Ladder) -> None:
+    def spoil(ranks: Ranks) -> None:
+        ranks[1].tensors["float32.locked.router_logits"] = torch.zeros(48, 7)
+
+    result = ladder.run("mlp", 2, spoil=spoil)
+    assert result.status is Status.SHAPE
+    assert result.reason == "router_logits of rank 1 has logits of 7 experts per token instead of 8"
 
 
 def test_router_logits_have_limits_of_their_own(ladder: Ladder, monkeypatch: Patch) -> None:

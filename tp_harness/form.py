@@ -10,6 +10,7 @@ from .evidence import Evidence
 from .gather import output_names
 from .placements import shape_only
 from .result import Status
+from .taps import CHOSEN, LOGITS, tap_name
 
 
 def presence(evidence: Evidence) -> tuple[Status, str] | None:
@@ -45,6 +46,22 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
         )
         if bad:
             return bad
+    return _router_form(evidence)
+
+
+def _router_form(evidence: Evidence) -> tuple[Status, str] | None:
+    """Every rank's router gave logits for the oracle's tokens and experts, and chose as many of these."""
+    for router in evidence.case.routing:
+        for tap in (LOGITS, CHOSEN):
+            name = tap_name(router, tap)
+            right = tuple(evidence.expectation.oracle.routing[name].shape)
+            for rank, own in enumerate(evidence.shards(name)):
+                if tuple(own.shape) != right:
+                    what = f"{own.shape[-1]} experts per token instead of {right[-1]}"
+                    what = what if tap == CHOSEN else f"logits of {what}"
+                    same_tokens = own.shape[:-1] == right[:-1]
+                    detail = what if same_tokens else f"shape {list(own.shape)} instead of {list(right)}"
+                    return Status.SHAPE, f"{name} of rank {rank} has {detail}"
     return None
 
 

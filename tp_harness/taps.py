@@ -32,14 +32,16 @@ def routing(
     """Record every router's logits [tokens, experts] and own choice [tokens, k]; lock the choice if asked.
 
     Yields a dict that fills as the module runs: `mlp.router_logits`, `mlp.chosen`, ... `locks` maps the latter
-    names to what shall be used instead of the module's own choice.
+    names to what shall be used instead of the module's own choice. A choice of another number of experts stays as it
+    is: a lock of the right one would hide it, and the verdict says it.
     """
     record: dict[str, torch.Tensor] = {}
 
     def listen(name: str, lock: torch.Tensor | None) -> torch.utils.hooks.RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor | None:
             record[name] = output.detach().flatten(0, -2)
-            return None if lock is None else lock.view(output.shape)
+            fits = lock is not None and lock.numel() == output.numel()
+            return lock.view(output.shape) if lock is not None and fits else None
 
         return module.get_submodule(name).register_forward_hook(hook)
 
