@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,4 +143,15 @@ def run_verify(options: Resolved, backend: Backend, console: Console, record: Ru
                 options, backend, command_line(), lambda text: status.update(Text(printable(text))), record=record
             )
     print_summary(record, console)
+    _leave_pages(record, console)
     return record.exit_code
+
+
+def _leave_pages(record: RunRecord, console: Console) -> None:
+    """Write the pages and name the one to open; a verdict stands without them."""
+    from ..report import write_pages  # noqa: PLC0415
+
+    try:
+        console.print(Text(str(write_pages(record)[0]), style="dim"), soft_wrap=True)
+    except UsageError as error:
+        print(f"tp-harness: {error}", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""A headless Chromium on one file, with everything that it asks for or complains about on record."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox",  # of a container; the page is our own file
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def lacking() -> str | None:
+    """Why no browser can be had here, or None."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "playwright is not installed"
+    return None if CHROMIUM else "no Chromium: apt-get install chromium"
+
+
+class Opened:
+    """A page, and what it did: `problems` (console errors, exceptions) and `requests` beyond its own file."""
+
+    def __init__(self, page: Page, path: Path) -> None:
+        self.page = page
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("data:") or self.requests.append(request.url))
+        page.goto(path.resolve().as_uri(), wait_until="load")
+
+
+@contextmanager
+def opened(
+    path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True
+) -> Iterator[Opened]:
+    """The page in a browser of its own with a new profile."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+            reduced_motion="reduce",
+        )
+        try:
+            yield Opened(context.pages[0], path)
+        finally:
+            context.close()

@@ -1,0 +1,88 @@
+"""The cost tables as cells of text, for HTML and for Markdown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..record import RunRecord
+from .costs import Cost, Scaling, costs, scaling
+from .view import ratio, seconds, size, wall_time_counts
+
+CostRow = tuple[str, int, str, list[tuple[Cost, Scaling]]]
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # headers, rows
+
+
+def cost_rows(record: RunRecord) -> list[CostRow]:
+    """Component, layer, dtype, and per degree what it costs and how that compares with degree 1."""
+    return [
+        (*key, [(cost, scaling(by_degree, tp)) for tp, cost in sorted(by_degree.items())])
+        for key, by_degree in costs(record.results).items()
+    ]
+
+
+def replication(rows: Sequence[CostRow], degrees: Iterable[int]) -> Table:
+    """Sums over ranks over degree 1's, FLOPs and weights; the dtypes of a component have the same."""
+    degrees = list(degrees)
+    cells: dict[tuple[str, int], dict[int, str]] = {}
+    for component, layer, _dtype, by_degree in rows:
+        line = {cost.tp: f"{ratio(scale.flops)} / {ratio(scale.weights)}" for cost, scale in by_degree}
+        cells.setdefault((component, layer), {}).update(line)
+    return (
+        ("component", "layer", *(f"tp {tp}: FLOPs / weights" for tp in degrees)),
+        [(component, str(layer), *(line.get(tp, "-") for tp in degrees)) for (component, layer), line in cells.items()],
+    )
+
+
+def every_cost(record: RunRecord, rows: Sequence[CostRow]) -> Table:
+    """A line per component, layer, dtype and degree."""
+    wall = wall_time_counts(record)
+    headers = ("component", "layer", "dtype", "tp", "latency (p10-p90)", "forwards", "CPU of busiest rank", "imbalance",
+               *(("speed-up", "efficiency") if wall else ("CPU: T1 / T", "CPU: T1 / (tp T)")),
+               "in collectives", "weights per rank", "peak memory per rank", "FLOPs per rank")  # fmt: skip
+    return headers, [
+        (component, str(layer), dtype, *_cost_cells(cost, scale, wall=wall))
+        for component, layer, dtype, by_degree in rows
+        for cost, scale in by_degree
+    ]
+
+
+def _cost_cells(cost: Cost, scale: Scaling, *, wall: bool) -> tuple[str, ...]:
+    spread = f" ({seconds(cost.low_s)}-{seconds(cost.high_s)})" if cost.timed > 1 else ""
+    speed_up, efficiency = (scale.speed_up, scale.efficiency) if wall else (scale.cpu_speed_up, scale.cpu_efficiency)
+    return (
+        str(cost.tp),
+        seconds(cost.latency_s) + spread,
+        f"{cost.timed} {'warm' if cost.warm else 'cold'}",
+        seconds(max(cost.cpu_s)),
+        ratio(cost.imbalance, 2),
+        ratio(speed_up, 2),
+        ratio(efficiency, 2),
+        "-" if cost.communication is None else f"{cost.communication:.0%}",
+        size(max(cost.weight_bytes)),
+        size(max(cost.peak_bytes)),
+        f"{max(cost.flops):,}" if cost.flops else "-",
+    )
+
+
+def collectives(rows: Sequence[CostRow]) -> Table:
+    """Every kind of collective of one forward, per rank."""
+    headers = ("component", "layer", "dtype", "tp", "kind", "of dtype", "ranks", "count", "bytes", "time (median rank)")
+    return headers, [
+        (component, str(layer), dtype, str(cost.tp), calls.kind, calls.dtype, str(calls.group_size), str(calls.count),
+         size(calls.bytes), seconds(calls.seconds))
+        for component, layer, dtype, by_degree in rows
+        for cost, _scale in by_degree
+        for calls in cost.calls
+    ]  # fmt: skip
+
+
+def counted_and_warm(rows: Sequence[CostRow]) -> str:
+    """How the times came about, and what was not counted."""
+    found = [cost for *_key, by_degree in rows for cost, _scale in by_degree]
+    if all(cost.warm for cost in found):
+        number = min(cost.timed for cost in found)
+        return f"Times are medians (p10-p90) of {number} forwards after a warm-up."
+    return (
+        "Times are those of the one forward that was judged, cold: they hold its first allocations. "
+        "`--repeats 5` times warm ones and counts FLOPs."
+    )

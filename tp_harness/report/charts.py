@@ -1,0 +1,235 @@
+"""The charts of a run as data: what is drawn, with no word on how. `svg` and `plotly` draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import printable
+from ..record import RunRecord
+from ..result import Gate, Result, Status
+from .costs import Cost, Key, costs, scaling
+from .view import components, matrix, wall_time_counts
+
+CORE_BYTES = 16 * 2**30  # HBM of one NeuronCore of a trn1.32xlarge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line or stack: a value per x, None where there is none. `group` joins what a legend entry toggles."""
+
+    name: str
+    values: tuple[float | None, ...]
+    colour: int
+    variant: int = 0
+    dashed: bool = False
+    listed: bool = True
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A horizontal line with a meaning."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """`x` are labels. `unit` is what a value is in: "", "s", "B" or "%" (values between 0 and 1)."""
+
+    id: str
+    title: str
+    caption: str
+    x_title: str
+    y_title: str
+    x: tuple[str, ...]
+    series: tuple[Series, ...]
+    lines: tuple[Line, ...] = ()
+    kind: Literal["lines", "stack"] = "lines"
+    log: bool = False
+    from_zero: bool = True
+    unit: str = ""
+
+    def drawable(self, value: float) -> bool:
+        """Whether a value has a place: it is finite, and not 0 on an axis that does not hold it."""
+        return math.isfinite(value) and (self.from_zero or value > 0)
+
+
+def accuracy_charts(record: RunRecord) -> list[Chart]:
+    """Error against degree with its limits: rel_L2 in float32, R in bfloat16."""
+    wanted = {
+        "float32": ("error-float32", "float32 error against degree", "relative L2 error", True),
+        "bfloat16": ("error-bfloat16", "bfloat16 error against degree", "R", False),
+    }
+    captions = {
+        "float32": "Relative L2 error of the output against the float64 oracle, worst draw; dashed: the limit of the "
+        "same colour. An error of exactly 0 has no place on a logarithmic axis.",
+        "bfloat16": "R: error of the sharded run over the error of the single-core bfloat16 run, routing locked. "
+        "1 is as exact as one core; dashed: the limit. An exact output (R 0) is not drawn.",
+    }
+    charts = []
+    for dtype, (name, title, y_title, log) in wanted.items():
+        limits = {r.gates[0].limit for r in record.results if r.dtype == dtype and r.gates}
+        one = limits.pop() if len(limits) == 1 else None
+        series = tuple(_error_series(record, dtype, with_limits=one is None))
+        if series:
+            charts.append(
+                Chart(
+                    id=name,
+                    title=title,
+                    caption=captions[dtype],
+                    x_title="tp_degree",
+                    y_title=y_title,
+                    x=_labels(record),
+                    series=series,
+                    lines=() if one is None else (Line(name=f"limit {one:g}", value=one),),
+                    log=log,
+                    from_zero=False,
+                )
+            )
+    return charts
+
+
+def _error_series(record: RunRecord, dtype: str, *, with_limits: bool) -> Iterable[Series]:
+    palette = _Palette(record)
+    for (component, layer, of), row in matrix(record.results).items():
+        gates = [_first_gate(row.get(tp)) for tp in _degrees(record)]
+        if of != dtype or not any(gates):
+            continue
+        name = f"{printable(component)} {layer}"
+        look = {"colour": palette.colour(component), "variant": palette.variant(component, layer), "group": name}
+        yield Series(name=name, values=tuple(g.value if g else None for g in gates), **look)  # type: ignore[arg-type]
+        if with_limits:
+            limits = tuple(g.limit if g else None for g in gates)
+            yield Series(name=f"limit of {name}", values=limits, dashed=True, listed=False, **look)  # type: ignore[arg-type]
+
+
+def _first_gate(result: Result | None) -> Gate | None:
+    return result.gates[0] if result and result.gates else None
+
+
+def time_charts(record: RunRecord) -> list[Chart]:
+    """One chart per component, layer and dtype: the time of each rank at each degree, compute and collectives."""
+    charts: list[Chart] = []
+    found = costs(record.results)
+    for component, layer, dtype in _one_dtype(found):
+        by_degree = found[component, layer, dtype]
+        timed = {tp: cost for tp, cost in sorted(by_degree.items()) if cost.collective_s}
+        if not timed:
+            continue
+        compute = [s for cost in timed.values() for s in cost.compute_s]
+        inside = [s for cost in timed.values() for s in cost.collective_s]
+        charts.append(
+            Chart(
+                id=f"time-{len(charts)}",
+                title=f"{printable(component)} layer {layer} {dtype}",
+                caption="Median wall time of one forward on each rank: outside collectives, and inside them "
+                "(waiting for other ranks included).",
+                x_title="rank at tp_degree",
+                y_title="seconds",
+                x=tuple(f"{rank}@{tp}" for tp, cost in timed.items() for rank in range(len(cost.wall_s))),
+                series=(
+                    Series(name="compute", values=tuple(compute), colour=0),
+                    Series(name="collectives", values=tuple(inside), colour=1),
+                ),
+                kind="stack",
+                unit="s",
+            )
+        )
+    return charts
+
+
+def cost_charts(record: RunRecord) -> list[Chart]:
+    """Communication share, efficiency, and weights per core against the degree."""
+    wall = wall_time_counts(record)
+    what, of = ("wall time", "wall") if wall else ("CPU time of the busiest rank", "CPU")
+    charts = [
+        Chart(
+            id="communication",
+            title="Communication share against degree",
+            caption="Share of the ranks' wall time spent inside collectives, waiting for other ranks included.",
+            x_title="tp_degree",
+            y_title="share of wall time",
+            x=_labels(record),
+            series=_cost_series(record, lambda _by_degree, cost: cost.communication),
+            unit="%",
+        ),
+        Chart(
+            id="efficiency",
+            title=f"Efficiency against degree, from {of} time",
+            caption=f"T1 / (tp x T_tp), T being the {what}. 100 %: the work is divided evenly, nothing is done twice.",
+            x_title="tp_degree",
+            y_title="T1 / (tp x T_tp)",
+            x=_labels(record),
+            series=_cost_series(record, lambda by_degree, cost: _efficiency(by_degree, cost.tp, wall=wall)),
+            lines=(Line(name="ideal", value=1.0),),
+            unit="%",
+        ),
+        Chart(
+            id="memory",
+            title="Weights per core against degree",
+            caption="Bytes of weights, as stored, that the fullest rank holds, against the 16 GiB of a NeuronCore of "
+            "Trn1. Cache and activations come on top: see the model.",
+            x_title="tp_degree",
+            y_title="bytes per core",
+            x=_labels(record),
+            series=_cost_series(record, lambda _by_degree, cost: max(cost.weight_bytes) or None),
+            lines=(Line(name="16 GiB, one NeuronCore", value=CORE_BYTES),),
+            log=True,
+            from_zero=False,
+            unit="B",
+        ),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _efficiency(by_degree: dict[int, Cost], tp: int, *, wall: bool) -> float | None:
+    scale = scaling(by_degree, tp)
+    return scale.efficiency if wall else scale.cpu_efficiency
+
+
+def _cost_series(record: RunRecord, value: Callable[[dict[int, Cost], Cost], float | None]) -> tuple[Series, ...]:
+    """A line per component and layer, of the dtype that real weights have, where it was run."""
+    palette, found, lines = _Palette(record), costs(record.results), []
+    for component, layer, dtype in _one_dtype(found):
+        by_degree = found[component, layer, dtype]
+        values = [value(by_degree, by_degree[tp]) if tp in by_degree else None for tp in _degrees(record)]
+        if any(v is not None for v in values):
+            name = f"{printable(component)} {layer}"
+            colour, variant = palette.colour(component), palette.variant(component, layer)
+            lines.append(Series(name=name, values=tuple(values), colour=colour, variant=variant, group=name))
+    return tuple(lines)
+
+
+def _one_dtype(found: Iterable[Key]) -> list[Key]:
+    keys = list(found)
+    dtypes = {dtype for _, _, dtype in keys}
+    chosen = "bfloat16" if "bfloat16" in dtypes else next(iter(sorted(dtypes)), "")
+    return [key for key in keys if key[2] == chosen]
+
+
+class _Palette:
+    """A colour per component and a variant per layer of it, the same in all charts of a run."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.layers: dict[str, list[int]] = {}
+        for component, layer in components(record.results):
+            self.layers.setdefault(component, []).append(layer)
+
+    def colour(self, component: str) -> int:
+        return list(self.layers).index(component)
+
+    def variant(self, component: str, layer: int) -> int:
+        return self.layers[component].index(layer)
+
+
+def _degrees(record: RunRecord) -> list[int]:
+    return sorted({result.tp for result in record.results if result.status is not Status.SKIPPED})
+
+
+def _labels(record: RunRecord) -> tuple[str, ...]:
+    return tuple(str(tp) for tp in _degrees(record))

@@ -1,0 +1,72 @@
+"""junit.xml: the run for a CI system's test view. A case per result, a suite per component. Pure."""
+
+from __future__ import annotations
+
+import re
+import time
+from xml.etree import ElementTree as ET
+
+from ..record import RunRecord
+from ..result import Result, Status
+from ..table import divergence_text
+from . import view
+
+_ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
+
+
+def render(record: RunRecord) -> str:
+    """The document."""
+    root = ET.Element("testsuites", {"name": "tp-harness", **_counts(record.results)})
+    by_component: dict[str, list[Result]] = {}
+    for result in record.results:
+        by_component.setdefault(result.component, []).append(result)
+    for component, results in by_component.items():
+        attributes = {"name": _clean(component), **_counts(results)}
+        attributes["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.started))
+        suite = ET.SubElement(root, "testsuite", attributes)
+        for result in results:
+            _case(suite, record, result)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
+    name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
+    attributes = {"classname": _clean(result.component), "name": name, "time": f"{_seconds([result]):.3f}"}
+    case = ET.SubElement(suite, "testcase", attributes)
+    if result.status is Status.SKIPPED:
+        ET.SubElement(case, "skipped", {"message": _clean(result.reason)})
+    elif result.status is not Status.PASS:
+        kind = "error" if result.status in _ERRORS else "failure"
+        child = ET.SubElement(case, kind, {"type": result.status.value, "message": _clean(result.reason)})
+        child.text = _clean("\n".join(_details(record, result)))
+
+
+def _details(record: RunRecord, result: Result) -> list[str]:
+    lines = [result.reason]
+    if result.first_divergence:
+        lines.append(f"first wrong tensor: {divergence_text(result.first_divergence)}")
+    lines += [f"cause: {cause.name}: {cause.sentence}" for cause in result.diagnosis]
+    lines += [f"log of {label}: {path}" for label, path in view.logs(record, result)[:1]]
+    lines.append(f"repeat: {view.command(record, result)}")
+    return [*lines, result.traceback] if result.traceback else lines
+
+
+def _counts(results: list[Result]) -> dict[str, str]:
+    errors = sum(r.status in _ERRORS for r in results)
+    skipped = sum(r.status is Status.SKIPPED for r in results)
+    failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
+    numbers = {"tests": len(results), "failures": failed, "errors": errors, "skipped": skipped}
+    return {name: str(number) for name, number in numbers.items()} | {"time": f"{_seconds(results):.3f}"}
+
+
+def _seconds(results: list[Result]) -> float:
+    """Wall time of the slowest rank of each task; the dtypes of a task ran in one, and share it."""
+    tasks = {(r.component, r.layer, r.tp): max((rank.wall_s for rank in r.ranks), default=0.0) for r in results}
+    return sum(tasks.values())
+
+
+def _clean(text: str) -> str:
+    """Without what XML cannot hold, terminal escapes among it."""
+    return _NO_XML.sub("\ufffd", text)

@@ -1,0 +1,81 @@
+"""What the Trn1 model says beside a run: predictions, and charts that carry their mark. Nothing here was measured."""
+
+from __future__ import annotations
+
+import re
+
+from ..config import PRESETS, ModelConfig
+from ..errors import UsageError
+from ..record import RunRecord
+from ..trn1 import MODELLED
+from ..trn1.constants import CORE_BYTES
+from ..trn1.predict import Prediction, predict
+from .charts import Chart, Line, Series
+
+SMALL = 512  # hidden size below which a model only exists to be verified: its Trn1 times would mislead
+
+
+def predictions(record: RunRecord) -> list[Prediction]:
+    """The run's model at degrees 1, 2, 8 and 32, or both gpt-oss sizes where the run's stands in for them.
+
+    A user's own modules have no model.
+    """
+    if record.options.get("case"):
+        return []
+    try:
+        config = ModelConfig(**record.options["model"])
+        if config.hidden_size > SMALL:
+            return [predict(config, name=str(record.options.get("model_name", "model")))]
+        return [predict(PRESETS[name], name=name) for name in PRESETS if PRESETS[name].hidden_size > SMALL]
+    except (KeyError, TypeError, UsageError):  # of an older run: a config that this version does not know
+        return []
+
+
+def model_charts(prediction: Prediction) -> list[Chart]:
+    """Memory per core against the line, and the time of a token."""
+    memory = prediction.memory
+    parts = ("weights", "cache", "activations")
+    values = ([m.weight_bytes for m in memory], [m.cache_bytes for m in memory], [m.workspace_bytes for m in memory])
+    return [
+        Chart(
+            id=f"memory-{_slug(prediction)}",
+            title=f"{prediction.model}: memory per core ({MODELLED})",
+            caption=f"Bytes on each core, batch {prediction.batch}, {prediction.seq} tokens, against the 16 GiB of a "
+            "NeuronCore.",
+            x_title="stored as, at tp_degree",
+            y_title="bytes per core",
+            x=tuple(f"{m.storage} @{m.tp}" for m in memory),
+            series=tuple(
+                Series(name=n, values=tuple(v), colour=i) for i, (n, v) in enumerate(zip(parts, values, strict=True))
+            ),
+            lines=(Line(name="16 GiB, one NeuronCore", value=CORE_BYTES.value),),
+            kind="stack",
+            unit="B",
+        ),
+        _terms_chart(prediction),
+    ]
+
+
+def _slug(prediction: Prediction) -> str:
+    return re.sub(r"[^\w-]+", "-", prediction.model)
+
+
+def _terms_chart(prediction: Prediction) -> Chart:
+    """What bounds the whole model: the terms of the roofline, prefill and decode apart."""
+    rows = [row for row in prediction.components if row.component == "transformer" and row.phase == "decode"]
+    terms = (("compute", "compute_s"), ("HBM", "hbm_s"), ("NeuronLink", "link_s"))
+    return Chart(
+        id=f"decode-{_slug(prediction)}",
+        title=f"{prediction.model}: one decode step ({MODELLED})",
+        caption=f"Time of one further token by what bounds it, bfloat16, batch {prediction.batch}, "
+        f"{prediction.seq} tokens in the cache.",
+        x_title="tp_degree",
+        y_title="seconds",
+        x=tuple(str(row.tp) for row in rows),
+        series=tuple(
+            Series(name=name, values=tuple(getattr(row, field) for row in rows), colour=i)
+            for i, (name, field) in enumerate(terms)
+        ),
+        kind="stack",
+        unit="s",
+    )

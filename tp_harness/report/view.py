@@ -1,0 +1,215 @@
+"""What pages say of a run, in words and numbers, before any markup."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ..record import RunRecord
+from ..result import Gate, Result, Status
+
+# Exit code -> what it says of the run.
+HEADLINES = {
+    0: "Every sharded component is the same function as its reference",
+    1: "Something differs from the reference",
+    3: "Incomplete: a rank crashed, hung or went missing",
+    4: "Void: this run proves nothing",
+}
+WALL_TIME_BACKENDS = ("neuron",)  # elsewhere ranks share the cores of one CPU
+
+Row = tuple[str, int, str]  # component, layer, dtype
+
+
+def headline(record: RunRecord) -> str:
+    """The verdict in one sentence."""
+    return HEADLINES[record.exit_code] if record.finished else "Unfinished: the run did not end by itself"
+
+
+def word(record: RunRecord) -> str:
+    """The verdict in one word, for a style or a badge."""
+    if not record.finished:
+        return "UNFINISHED"
+    return {0: "PASS", 1: "MISMATCH", 3: "INCOMPLETE", 4: "VOID"}[record.exit_code]
+
+
+def counts(results: Sequence[Result]) -> str:
+    """`78 PASS, 2 MISMATCH`."""
+    numbers = {status: sum(r.status is status for r in results) for status in Status}
+    return ", ".join(f"{count} {status.value}" for status, count in numbers.items() if count) or "nothing was run"
+
+
+def degrees(results: Sequence[Result]) -> list[int]:
+    """Every degree of the run, ascending."""
+    return sorted({result.tp for result in results})
+
+
+def components(results: Sequence[Result]) -> list[tuple[str, int]]:
+    """Every component and layer, in the order of the run."""
+    return list(dict.fromkeys((result.component, result.layer) for result in results))
+
+
+def dtypes(results: Sequence[Result]) -> list[str]:
+    """Every dtype, in the order of the run."""
+    return list(dict.fromkeys(result.dtype for result in results))
+
+
+def matrix(results: Sequence[Result]) -> dict[Row, dict[int, Result]]:
+    """Component, layer and dtype -> degree -> result, in the order of the run."""
+    rows: dict[Row, dict[int, Result]] = {}
+    for result in results:
+        rows.setdefault((result.component, result.layer, result.dtype), {})[result.tp] = result
+    return rows
+
+
+def failures(results: Sequence[Result]) -> list[Result]:
+    """Everything that did not pass, in the order of the run."""
+    return [result for result in results if result.status is not Status.PASS]
+
+
+def measure(result: Result) -> str:
+    """The number a cell shows: rel_L2 in float32, R in bfloat16, "exact" for 0; "" where nothing could be compared."""
+    if not result.gates:
+        return ""
+    value = result.gates[0].value
+    if value == 0:
+        return "exact"
+    return f"{value:.1e}" if result.dtype == "float32" else f"R {value:.2f}"
+
+
+def gate_text(gate: Gate) -> str:
+    """A number beside its limit, and the limit's reason."""
+    return f"{gate.metric} is {gate.value:.3g}, limit {gate.limit:.3g}: {gate.reason}"
+
+
+def logs(record: RunRecord, result: Result) -> list[tuple[str, str]]:
+    """(label, path relative to the run's folder) of rank logs, those of the ranks that went wrong first."""
+    parts = PurePath(result.log_dir).parts
+    if "logs" not in parts:
+        return []
+    folder = "/".join(parts[len(parts) - parts[::-1].index("logs") - 1 :])
+    wrong = result.first_divergence.ranks if result.first_divergence else ()
+    wrong = wrong or ((result.worst.rank,) if result.worst else ())
+    order = dict.fromkeys((*wrong, *range(result.tp)))
+    return [(f"rank {rank}", f"{folder}/rank{rank}.log") for rank in order if rank < result.tp]
+
+
+# run.json's options -> the flags that ask for them again.
+_FLAGS = (
+    ("batch", "--batch"),
+    ("seq", "--seq"),
+    ("seed", "--seed"),
+    ("draws", "--draws"),
+    ("init", "--init"),
+    ("kernels", "--kernels"),
+    ("repeats", "--repeats"),
+    ("checkpoint", "--checkpoint"),
+    ("fault", "--fault"),
+    ("timeout", "--timeout"),
+)
+_LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
+_NOT_OF_A_CASE = ("batch", "seq", "checkpoint")  # it brings its own inputs
+_LAYERED = ("attention", "mlp", "transformer_block")
+
+
+def command(record: RunRecord, result: Result) -> str:
+    """The command that runs this row again: the same weights, inputs and draws, nothing else."""
+    options = record.options
+    words = ["tp-harness", "verify"]
+    if options.get("case"):
+        words += ["--case", str(options["case"])]
+    else:
+        words += ["--component", result.component, "--model", str(options.get("model_name", "tiny"))]
+    if not options.get("case") and result.component in _LAYERED:
+        words += ["--layer", str(result.layer)]
+    words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
+    for key, flag in _FLAGS:
+        value = None if options.get("case") and key in _NOT_OF_A_CASE else options.get(key)
+        if value not in (None, "", _LEFT_OUT.get(key)):
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def wall_time_counts(record: RunRecord) -> bool:
+    """Whether wall time says what a degree costs: every rank has a core of its own."""
+    return record.backend in WALL_TIME_BACKENDS
+
+
+def time_note(record: RunRecord) -> str:
+    """What the times of this run are worth."""
+    if wall_time_counts(record):
+        return "Each rank has a NeuronCore of its own: wall time says what a degree costs."
+    cpus = record.environment.get("cpus", "unknown")
+    return (
+        f"The ranks share the {cpus} cores of one CPU, so wall-clock speed-up means nothing here and none is shown. "
+        "Per-rank CPU time says how much work sharding leaves each rank; time in collectives is mostly waiting for "
+        "ranks that have no core. For Trn1 see the model, which is not a measurement."
+    )
+
+
+def seconds(value: float | None) -> str:
+    """A time with its unit, three digits."""
+    if value is None:
+        return "-"
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if value * factor >= 0.9995:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.2f} us" if value else "0 s"
+
+
+def size(value: float | None) -> str:
+    """A number of bytes with its binary unit."""
+    if value is None:
+        return "-"
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            number = value / 1024**power
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def ratio(value: float | None, digits: int = 3) -> str:
+    """A ratio, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def subject(record: RunRecord) -> str:
+    """What was verified, on what input."""
+    options = record.options
+    name = f"case {options['case']}" if options.get("case") else f"model {options.get('model_name', 'unknown')}"
+    sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
+    draws = max((result.draws for result in record.results), default=0)
+    return ", ".join(part for part in (name, sizes, f"{draws} draw{'s' if draws != 1 else ''}") if part)
+
+
+def started(record: RunRecord) -> str:
+    """When it began, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started))
+
+
+def environment(record: RunRecord) -> list[tuple[str, str]]:
+    """The machine and the versions, one line each."""
+    return [*_flat(record.environment), ("backend", record.backend), ("command", record.command)]
+
+
+def options(record: RunRecord) -> list[tuple[str, str]]:
+    """The resolved options, one line each."""
+    return _flat(record.options)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            lines.append((f"{prefix}{key}", _words(value)))
+    return lines
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(" ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for v in value)
+    return str(value)
