@@ -26,11 +26,14 @@ ORDER = (
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers judge trace localise diagnosis explain "
     "texttable scoreboard bench trial killscore trn1 record resume todo changes comparison comparison_text "
-    "table report run served testing api listing commands cli __main__ launch.tp_test"
+    "table report run served "
+    "nxd "
+    "testing api listing commands cli __main__ launch.tp_test"
 )
 TORCH_FREE = (
     "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
-    "neuron_env changes comparison comparison_text texttable report"
+    "neuron_env changes comparison comparison_text texttable report "
+    "neuron_ls neuron_devices symptoms doctor.facts doctor.findings doctor.show commands.doctor"
 )
 
 

@@ -138,6 +138,13 @@ def join_devices(
     return tuple(devices)
 
 
+def on_neuron(environment: Mapping[str, str], roots: Roots = SYSTEM) -> bool:
+    """Whether modules are to run on NeuronCores: there are some, and PJRT_DEVICE=CPU does not say otherwise."""
+    if environment.get("PJRT_DEVICE") == "CPU":
+        return False
+    return bool(neuron_files(read_text(roots.proc / "devices"), tuple(device_files(roots.dev))))
+
+
 def read_machine(roots: Roots = SYSTEM, *, neuron_ls: Callable[[], str | None] = run_neuron_ls) -> Machine:
     """Read everything; what cannot be read becomes a note, never an exception.
 

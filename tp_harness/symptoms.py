@@ -84,6 +84,12 @@ SYMPTOMS = (
         sentence="Trn1 has no collectives for this number of cores: use tp 1, 2, 8 or 32, starting at a multiple of it",
     ),
     Symptom(
+        name="worlds of their own",
+        pattern=r"(?P<ranks>\d+) ranks were started, but torch-xla sees (?P<world>\d+)",
+        sentence="torch-xla put {world} of {ranks} ranks into one world, where a sum over ranks is none: without "
+        "NeuronCores every process is a world of its own, and --backend xla has all ranks in one",
+    ),
+    Symptom(
         name="world size changed",
         pattern=r"World size of neff (?P<neff>\d+) is greater than world size of global communicator (?P<world>\d+)",
         sentence="a program for {neff} ranks was loaded in a process that had begun with {world}: every degree needs "

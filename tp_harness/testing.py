@@ -1,13 +1,14 @@
 """build_module and validate_accuracy, with the signatures of neuronx_distributed_inference.utils.testing.
 
-Tests written for those run unchanged, on gloo ranks here. What differs: a checkpoint is opened with weights_only,
-so a pickle never runs; replicated outputs must agree on all ranks, not only on rank 0; and validate_accuracy always
-rejects wrong shapes, dtypes, NaN, infinities and emptiness.
+Tests written for those run unchanged, on gloo ranks where there is no NeuronCore. What differs: a checkpoint is
+opened with weights_only, so a pickle never runs; replicated outputs must agree on all ranks, not only on rank 0; and
+validate_accuracy always rejects wrong shapes, dtypes, NaN, infinities and emptiness.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,9 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from . import nxd
 from .closeness import assert_close
 from .errors import UsageError
 from .group import TorchGroup
+from .neuron_devices import on_neuron
 from .placements import Placement, Replicate
 from .plan import module_placement
 from .served import ShardedModule
@@ -74,8 +77,11 @@ def build_module(  # noqa: PLR0917  (the public signature)
     logical_nc_config: int = 1,
     dry_run: bool = False,
     checkpoint_loader_fn: Callable[[str], StateDict] = load_checkpoint,
-) -> ShardedModule | None:
+) -> ShardedModule | nxd.BuiltModel | None:
     """Build the module on `tp_degree` ranks, each with its shard of the checkpoint, and keep them alive.
+
+    On NeuronCores neuronx-distributed's ModelBuilder compiles and loads it (nxd.py); elsewhere, and with
+    PJRT_DEVICE=CPU, ranks are gloo processes.
 
     Every parameter is sharded by the module's own `plan` (a mapping, or a function of the config), else by the
     attributes neuronx-distributed sets on parameters (partition_dim, partition_stride), else by comparing full and
@@ -87,7 +93,7 @@ def build_module(  # noqa: PLR0917  (the public signature)
         module_init_kwargs: its arguments.
         tp_degree: number of ranks.
         world_size: must equal tp_degree if given; likewise local_ranks_size.
-        compiler_args, compiler_workdir, priority_model_idx, logical_nc_config: for the Neuron compiler; unused here.
+        compiler_args, compiler_workdir, priority_model_idx, logical_nc_config: for Neuron's compiler alone.
         checkpoint_path: a full state dict; made from the module with seed 0 when absent.
         dry_run: build on all ranks, then end them and return None.
         checkpoint_loader_fn: path -> full state dict.
@@ -99,7 +105,6 @@ def build_module(  # noqa: PLR0917  (the public signature)
         ValueError: arguments that cannot be (UsageError is one).
         ShardedModuleError: a rank could not build the module; the message names the rank and holds its traceback.
     """
-    del compiler_args, compiler_workdir, priority_model_idx, logical_nc_config
     kwargs = module_init_kwargs or {}
     _check_inputs("example_inputs", example_inputs)
     if len(example_inputs) != 1:
@@ -113,6 +118,21 @@ def build_module(  # noqa: PLR0917  (the public signature)
         path = Path(checkpoint_path) if checkpoint_path else Path(folder) / "checkpoint.safetensors"
         if not path.exists():
             make_checkpoint(module_cls, kwargs, path)
+        if on_neuron(os.environ):
+            return nxd.build(
+                module_cls,
+                kwargs,
+                example_inputs,
+                tp_degree=tp_degree,
+                load=partial(checkpoint_loader_fn, str(path)),
+                world_size=world_size,
+                local_ranks_size=local_ranks_size,
+                compiler_args=compiler_args,
+                compiler_workdir=compiler_workdir,
+                priority_model_idx=priority_model_idx,
+                logical_nc_config=logical_nc_config,
+                dry_run=dry_run,
+            )
         make = partial(_make_shard, module_cls, kwargs, str(path), checkpoint_loader_fn)
         output: Placement = getattr(module_cls, "output_placement", Replicate())
         module = ShardedModule(make, tp_degree, output)
@@ -127,7 +147,7 @@ def build_function(
     example_inputs: list[tuple[torch.Tensor, ...]],
     tp_degree: int = 1,
     **options: Any,
-) -> ShardedModule | None:
+) -> ShardedModule | nxd.BuiltModel | None:
     """build_module for a function of tensors; its other arguments are build_module's."""
     return build_module(FunctionModule, example_inputs, {"func": func}, tp_degree, **options)
 

@@ -1,0 +1,214 @@
+"""neuronx-distributed (NxD): what is prepared for it, held against recorded facts about it; and its absence, told.
+
+NxD is not in this environment, as its wheels come from AWS's own index. No test here puts anything in its place:
+what needs NxD itself is skipped, and what can be known without it is held to `recorded/nxd_signatures.json` (from
+the public sources of 0.17 and 0.18) and to the rule that tests/test_marks.py restates.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_marks import cut
+from torch import nn
+
+from tp_harness import nxd, testing
+from tp_harness.components import component_case
+from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.errors import UsageError
+from tp_harness.group import Group, use_group
+
+SIGNATURES = json.loads((Path(__file__).parent / "recorded" / "nxd_signatures.json").read_text())
+PRESENT = importlib.util.find_spec("neuronx_distributed") is not None
+COMPONENTS = ("attention", "mlp", "transformer_block", "embedding", "unembedding", "transformer")
+
+
+class OtherBase(nn.Module):
+    """A base class such as NxD's BaseParallelLinear is: only its identity matters."""
+
+
+def signature(parameters: list[list[str | None]]) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(str(name), kind, default=inspect.Parameter.empty if default is None else default)
+            for name, default in parameters
+        ]
+    )
+
+
+def calls(name: str) -> list[ast.Call]:
+    """The calls of a function or method of that name in nxd.py."""
+    nodes = ast.walk(ast.parse(Path(nxd.__file__).read_text()))
+    found = [node for node in nodes if isinstance(node, ast.Call)]
+    return [node for node in found if ast.unparse(node.func).rpartition(".")[2] == name]
+
+
+def bind(call: ast.Call, to: inspect.Signature, extra: dict[str, Any]) -> None:
+    keywords = {keyword.arg: None for keyword in call.keywords if keyword.arg} | extra
+    to.bind(*[None for _ in call.args], **keywords)
+
+
+CONTRACT = {
+    "neuronx_distributed.trace.model_builder.ModelBuilder.__init__": "ModelBuilder",
+    "neuronx_distributed.trace.model_builder.ModelBuilder.add": "add",
+    "neuronx_distributed.trace.model_builder.ModelBuilder.trace": "trace",
+    "neuronx_distributed.trace.model_builder.BaseModelInstance.__init__": "BaseModelInstance",
+    "neuronx_distributed.parallel_layers.parallel_state.initialize_model_parallel": "initialize_model_parallel",
+}
+CONTRACT |= {
+    name: name.rpartition(".")[2] for name in SIGNATURES if name.startswith("neuronx_distributed.parallel_layers.mapp")
+}
+
+
+def builder_arguments() -> dict[str, Any]:
+    return nxd.builder_arguments(
+        tp_degree=8,
+        load=lambda: {"w": torch.ones(2)},
+        ranked={"start": torch.arange(8)},
+        world_size=None,
+        local_ranks_size=None,
+        compiler_workdir="w",
+        logical_nc_config=1,
+    )
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_what_is_called_is_called_as_its_public_signature_says(name: str) -> None:
+    found = calls(CONTRACT[name])
+    assert found, f"{CONTRACT[name]} is called nowhere in nxd.py"
+    for version, parameters in SIGNATURES[name].items():
+        for call in found:
+            extra = builder_arguments() if name.endswith("ModelBuilder.__init__") else {}
+            bind(call, signature(parameters), extra)
+            assert version
+
+
+def test_a_call_that_does_not_fit_a_signature_would_be_found() -> None:
+    parameters = SIGNATURES["neuronx_distributed.trace.model_builder.ModelBuilder.add"]["0.18"]
+    for text in ("builder.add(key='k')", "builder.add(key='k', model_instance=m, example_inputs=x, rank=3)"):
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call)
+        with pytest.raises(TypeError):
+            bind(call, signature(parameters), {})
+
+
+@pytest.mark.parametrize("name", ["build_module", "build_function", "validate_accuracy"])
+def test_our_testing_functions_take_what_those_of_nxd_inference_take(name: str) -> None:
+    theirs = SIGNATURES[f"neuronx_distributed_inference.utils.testing.{name}"]["0.9"]
+    ours = inspect.signature(getattr(testing, name))
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in ours.parameters.values())
+    named = [p for p in ours.parameters if ours.parameters[p].kind is not inspect.Parameter.VAR_KEYWORD]
+    assert [parameter for parameter, _ in theirs][: len(named)] == named
+    assert takes_any or len(named) == len(theirs)
+    for parameter, default in theirs:
+        if parameter in named:
+            assert (ours.parameters[parameter].default is inspect.Parameter.empty) == (default is None), parameter
+
+
+def test_the_loader_gives_a_new_mapping_each_time_because_nxd_changes_it() -> None:
+    load = builder_arguments()["checkpoint_loader"]
+    first = load()
+    first.clear()
+    assert load().keys() == {"w", "start"}
+
+
+@pytest.mark.parametrize("tp", [2, 8, 32])
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_prepared_module_is_cut_by_nxd_s_rule_as_by_our_plan(component: str, tp: int) -> None:
+    config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig(tp_degree=tp))
+    case = component_case(component, config, 0)
+    shapes = {name: tensor.shape for name, tensor in case.make(case.reference).state_dict().items()}
+    full = {name: torch.randn(shape) for name, shape in shapes.items()}
+    ranked = nxd.rank_data(case.sharded, tp)
+    assert bool(ranked) == (component in ("embedding", "transformer"))
+    for rank in (0, tp - 1):
+        with use_group(nxd.NxDGroup(tp)):
+            module = nxd.prepare(case.sharded(), ranked, OtherBase, tp)
+        checkpoint = {**full, **ranked}
+        shard(module, checkpoint, rank)
+        module.load_state_dict(checkpoint)
+        for name, placement in case.plan.items():
+            assert torch.equal(checkpoint[name], placement.shard(full[name], rank, tp)), name
+        with use_group(Group(rank, tp)):
+            own = dict(case.sharded().named_buffers())
+        for name in ranked:
+            assert torch.equal(checkpoint[name], torch.atleast_1d(own[name])), name
+
+
+def shard(module: nn.Module, checkpoint: dict[str, torch.Tensor], rank: int) -> None:
+    """preprocess_checkpoint and shard_children of NxD's trace/trace.py, restated: hooks first, then the cutting."""
+    for prefix, child in module.named_modules():
+        if hasattr(child, "preshard_hook"):
+            for leaf in ("weight", "bias") if getattr(child, "add_bias", False) else ("weight",):
+                child.preshard_hook(checkpoint, f"{prefix}.{leaf}")
+    for prefix, child in module.named_modules():
+        if isinstance(child, OtherBase):
+            for leaf, parameter in child.named_parameters(recurse=False):
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                checkpoint[name] = cut(checkpoint[name], parameter, rank)
+
+
+def test_a_prepared_module_computes_what_it_did() -> None:
+    config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig())
+    case = component_case("embedding", config, 0)
+    tokens = torch.arange(8).view(1, 8)
+    with use_group(Group(1, 2)):
+        plain, prepared = case.sharded(), case.sharded()
+    prepared.load_state_dict(plain.state_dict())
+    nxd.prepare(prepared, nxd.rank_data(case.sharded, 2), OtherBase, 2)
+    for module in (plain, prepared):
+        module.group = Group()  # a rank's own summand, without the reduction
+    assert isinstance(prepared, OtherBase)
+    assert torch.equal(plain(tokens), prepared(tokens))
+
+
+@pytest.mark.skipif(PRESENT, reason="neuronx-distributed is installed, so its absence cannot be told")
+def test_its_absence_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"neuronx-distributed is not installed .* AWS's Neuron package index"):
+        nxd.require()
+    with pytest.raises(UsageError, match="neuronx-distributed is not installed"):
+        nxd.parallel(lambda: nn.Linear(2, 2))()
+    monkeypatch.setattr(testing, "on_neuron", lambda _environment: True)
+    with pytest.raises(UsageError, match="neuronx-distributed is not installed"):
+        testing.build_module(nn.Identity, [(torch.zeros(1),)])
+
+
+def test_on_neuron_an_environment_that_would_spoil_the_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "on_neuron", lambda _environment: True)
+    monkeypatch.setenv("XLA_USE_BF16", "1")
+    with pytest.raises(UsageError, match="XLA_USE_BF16 is '1'"):
+        testing.build_module(nn.Identity, [(torch.zeros(1),)])
+
+
+def test_importing_our_side_imports_nothing_of_it() -> None:
+    tree = ast.parse(Path(nxd.__file__).read_text())
+    at_start = [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not [line for line in at_start if "neuronx" in line]
+
+
+@pytest.mark.skipif(not PRESENT, reason="neuronx-distributed is not installed: its wheels come from AWS's own index")
+@pytest.mark.parametrize("tp", [2, 8, 32])
+def test_nxd_s_own_sharding_cuts_every_component_as_our_plan(tp: int) -> None:
+    from neuronx_distributed.parallel_layers.layers import BaseParallelLinear
+    from neuronx_distributed.trace.trace import get_sharded_checkpoint
+
+    config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig(tp_degree=tp))
+    for component in COMPONENTS:
+        case = component_case(component, config, 0)
+        full = {name: torch.randn(tensor.shape) for name, tensor in case.reference().state_dict().items()}
+        ranked = nxd.rank_data(case.sharded, tp)
+        for rank in (0, tp - 1):
+            with use_group(nxd.NxDGroup(tp)):
+                module = nxd.prepare(case.sharded(), ranked, BaseParallelLinear, tp)
+            checkpoint = {**full, **ranked}
+            get_sharded_checkpoint(checkpoint, module, rank, tp)
+            for name, placement in case.plan.items():
+                assert torch.equal(checkpoint[name], placement.shard(full[name], rank, tp)), (component, name)
