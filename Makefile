@@ -1,10 +1,12 @@
-# Two commands on a fresh machine: `make verify` runs the main job, `make test` the tests.
+# On a fresh machine: `make verify` runs the main job, `make test` the tests, `make test-xla` those with torch-xla.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: verify test test-slow check bench kernels clean
+XLA_VENV := .venv-xla
+
+.PHONY: verify test test-slow test-xla check bench kernels clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,13 +17,23 @@ verify: $(STAMP)
 	$(BIN)/tp-harness verify
 
 # One worker per core, each computing with one thread. A test looks only at what it started itself.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST_OPTIONS := -n auto --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test: $(STAMP)
 	$(PYTEST)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# torch-xla needs its own torch: an environment of its own, whose heavy part is kept outside the clone.
+$(XLA_VENV)/installed: setup.cfg pyproject.toml constraints-xla.txt .ci/xla_environment.py
+	$(PYTHON) .ci/xla_environment.py $(XLA_VENV)
+	touch $@
+
+# All tests but those of the kernels' interpreter, to which torch's version and XLA are nothing.
+test-xla: $(XLA_VENV)/installed
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) --ignore=tests/kernels
 
 # Types are checked on an installed copy: mypy does not follow the package mapping of setup.cfg.
 check: $(STAMP)
@@ -39,4 +51,4 @@ kernels: $(STAMP)
 	$(BIN)/python -m tp_harness.kernels.checks.report
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(XLA_VENV) build .pytest_cache .mypy_cache .ruff_cache

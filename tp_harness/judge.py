@@ -14,7 +14,8 @@ from .form import form, presence
 from .gather import Joined, join, output_names
 from .limits import limits
 from .placements import KVHeads, Shard
-from .result import Gate, Result, Worst
+from .program import finding, program_checks, shared_program
+from .result import Check, Gate, Result, Status, Worst
 from .routers import router_flips, unlocked_statement
 from .taps import LOGITS, tap_name
 
@@ -22,6 +23,11 @@ from .taps import LOGITS, tap_name
 def judge(evidence: Evidence, blank: Result) -> Result:
     """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
     blank = replace(blank, ranks=tuple(evidence.ranks[r].record(evidence.dtype) for r in sorted(evidence.ranks)))
+    blank = replace(blank, program=shared_program(evidence))
+    found = finding(evidence)
+    if found:
+        checks = (Check(name="program", passed=False, detail=found), *program_checks(evidence))
+        return replace(blank, status=Status.MISMATCH, reason=f"program: {found}", checks=checks)
     basic = presence(evidence) or form(evidence)
     if basic:
         return replace(blank, status=basic[0], reason=basic[1])
@@ -30,7 +36,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         name: join(placement, evidence.shards(name))
         for name, placement in zip(names, evidence.case.outputs, strict=True)
     }
-    checks = exact_checks(evidence, joined)
+    checks = (*program_checks(evidence), *exact_checks(evidence, joined))
     gates = tuple(gate for i, name in enumerate(names) for gate in _gates(evidence, i, name, joined[name].full))
     flips = router_flips(evidence)
     gates += _router_gates(evidence)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .case import Case, Tensors
+from .device import Device, GraphFinding
 from .faults import injected
 from .group import Group, use_group
 from .job import Job, Task, read_job
@@ -24,9 +25,19 @@ from .measure import PeakMemory, Stopwatch, count_flops
 from .modules.nki import with_nki
 from .plan import local_placement
 from .recorder import CollectiveRecorder
-from .result import Collective, to_json
+from .result import Collective, Forwards, to_json
 from .taps import routing, tap_key, tapping
 from .weights import Checkpoint
+
+# The facts of a dtype whose program never ran.
+NOTHING: dict[str, Any] = {
+    "parameters": {},
+    "collectives": [],
+    "forwards": to_json(Forwards(wall_s=(), cpu_s=(), collective_s=(), warm=False)),
+    "flops": None,
+    "begin_bytes": 0,
+    "peak_bytes": 0,
+}
 
 
 def run_job(
@@ -35,11 +46,14 @@ def run_job(
     *,
     core: str,
     begin: Callable[[str], None] = lambda key: None,
+    device: Device | None = None,
 ) -> None:
     """Run every task of the job in order; each leaves one file per rank, complete when it appears.
 
-    `core` names where the rank runs; `begin` is told the key of each task, before it.
+    `core` names where the rank runs; `begin` is told the key of each task, before it; `device` is where modules run,
+    by default the CPU.
     """
+    device = device or Device()
     job, config_hash = read_job(path)
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
     with use_group(group), torch.inference_mode():
@@ -49,7 +63,10 @@ def run_job(
             tensors: dict[str, torch.Tensor] = {}
             started = time.perf_counter(), group.cpu_seconds()
             for dtype in job.dtypes_of(task):
-                of_dtype, facts[dtype] = _run(job, task, dtype, group, checkpoints[task.draw])
+                try:
+                    of_dtype, facts[dtype] = _run(job, task, dtype, group, checkpoints[task.draw], device=device)
+                except GraphFinding as finding:  # the same on all ranks; there is no output to judge
+                    of_dtype, facts[dtype] = {}, NOTHING | {"finding": str(finding), "program": finding.program}
                 tensors |= of_dtype
             facts["wall_s"] = time.perf_counter() - started[0]
             facts["cpu_s"] = group.cpu_seconds() - started[1]
@@ -57,32 +74,44 @@ def run_job(
 
 
 def _run(
-    job: Job, task: Task, dtype: str, group: Group, checkpoint: Checkpoint
+    job: Job, task: Task, dtype: str, group: Group, checkpoint: Checkpoint, *, device: Device
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
     memory, watch = PeakMemory(), Stopwatch(group, group.cpu_seconds)
     case = injected(task.fault, job.subject.case(task, dtype=dtype, tp=group.size))
     full_inputs, locks = read_inputs(job.inputs_path(task))
-    inputs = shard_inputs(case, full_inputs, getattr(torch, dtype), group)
+    inputs = tuple(map(device.put, shard_inputs(case, full_inputs, getattr(torch, dtype), group)))
+    locks = {name: device.put(lock) for name, lock in locks.items()}
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
+    module = device.put(module)
     if job.kernels == "nki":
         module = with_nki(module)
 
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
         return _record_calls(case, group, lambda: as_tuple(module(*inputs)))
 
-    with tapping(module, case.taps if job.taps else ()) as taps, routing(module, case.routing, locks) as record:
-        outputs, calls = watch.time(forward)
-    tensors = _named(f"{dtype}.locked", outputs, record)
-    tensors |= {tap_key(dtype, name): tensor.contiguous() for name, tensor in taps.items()}
-    if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
+    calls: tuple[Collective, ...] = ()
+
+    def locked() -> dict[str, torch.Tensor]:
+        nonlocal calls
+        with tapping(module, case.taps if job.taps else ()) as taps, routing(module, case.routing, locks) as record:
+            outputs, calls = watch.time(forward)
+        tapped = {tap_key(dtype, name): tensor.contiguous() for name, tensor in taps.items()}
+        return _named(f"{dtype}.locked", outputs, record) | tapped
+
+    def unlocked() -> dict[str, torch.Tensor]:
         with routing(module, case.routing) as record:
             outputs = as_tuple(module(*inputs))
-        tensors |= _named(f"{dtype}.unlocked", outputs, record)
+        return _named(f"{dtype}.unlocked", outputs, record)
+
+    tensors, program = device.run(locked)
+    if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
+        tensors |= device.run(unlocked)[0]
     flops = None
     if job.repeats:
         with routing(module, case.routing, locks):
-            watch.repeat(forward, job.repeats)
+            device.warm_up(forward)
+            watch.repeat(lambda: device.finish(forward()), job.repeats)
             flops = count_flops(forward) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
     return tensors, {
         "parameters": parameters,
@@ -91,6 +120,7 @@ def _run(
         "flops": flops,
         "begin_bytes": memory.begin_bytes,
         "peak_bytes": memory.peak_bytes(),
+        "program": program,
     }
 
 

@@ -64,6 +64,39 @@ class Collective:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgramCollective:
+    """One collective of a compiled program: `shape` and `bytes` are those of a rank's input."""
+
+    kind: str
+    groups: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+    def __str__(self) -> str:
+        groups = ", ".join(f"{group[0]}-{group[-1]}" if _is_range(group) else str(list(group)) for group in self.groups)
+        return f"{self.kind} {list(self.shape)} {self.dtype} in groups {groups}"
+
+
+def _is_range(ranks: tuple[int, ...]) -> bool:
+    return ranks == tuple(range(ranks[0], ranks[0] + len(ranks)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The compiled program that all ranks ran.
+
+    `compiles` counts its compilations over all ranks and draws; `fallbacks` are operations that ran on the host
+    instead (torch-xla's aten:: counters).
+    """
+
+    fingerprint: str
+    compiles: int
+    collectives: tuple[ProgramCollective, ...]
+    fallbacks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Distance:
     """How far a tensor is from the oracle: relative L2 over all, the worst token, the worst rank's block."""
 
@@ -217,12 +250,18 @@ class Result:
     unlocked: str = ""
     notes: tuple[str, ...] = ()
     ranks: tuple[RankRecord, ...] = ()
+    program: Program | None = None
     log_dir: str = ""
     traceback: str = ""
     first_divergence: Divergence | None = None
     diagnosis: tuple[Cause, ...] = ()
     fault: str = ""  # the mistake that was put in on purpose
     hypotheses: int = 0  # known mistakes that were tried on the first divergence
+
+    @property
+    def never_ran(self) -> bool:
+        """A compiled program was found wrong before it ran, so there are no outputs."""
+        return not self.gates and any(check.name == "program" and not check.passed for check in self.checks)
 
     @property
     def title(self) -> str:

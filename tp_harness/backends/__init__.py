@@ -4,8 +4,9 @@ from ..errors import UnknownNameError, UsageError
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend
 from .local import LocalBackend
+from .xla import XLABackend
 
-BACKENDS: tuple[Backend, ...] = (LocalBackend(), GlooBackend())
+BACKENDS: tuple[Backend, ...] = (LocalBackend(), XLABackend(), GlooBackend())  # "auto": the last that is available
 
 __all__ = ["BACKENDS", "Backend", "RunningJob", "Session", "choose_backend"]
 

@@ -15,7 +15,7 @@ from ..config import InferenceConfig, ModelConfig
 from ..group import Group, current_group
 from ..marks import mark
 from ..placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
-from .layers import Projection, as_batch, initialise, parameter, reduce_dtype
+from .layers import Projection, as_batch, initialise, parameter, reduce_dtype, softmax
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
 
@@ -120,7 +120,7 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         scores = scores.masked_fill(~self._visible(positions)[:, None, None], -math.inf)
         sinks = self.sinks.to(scores.dtype).view(1, self.local_kv_heads, -1, 1, 1)
         with_sinks = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
-        weights = torch.softmax(with_sinks, dim=-1)[..., :-1]
+        weights = softmax(with_sinks)[..., :-1]
         return torch.einsum("bkmst,btkd->bskmd", weights, v_BTKD).flatten(2)
 
     def _visible(self, positions: torch.Tensor) -> torch.Tensor:

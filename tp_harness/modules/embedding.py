@@ -33,7 +33,8 @@ class NeuronGPTOSSEmbedding(nn.Module):
         local = config.vocab_size // self.group.size
         self.weight = parameter(local, config.hidden_size, dtype=self.dtype)
         # Data on the device rather than a Python number: a rank folded into a traced graph would be every rank's.
-        self.register_buffer("vocab_start", torch.tensor(self.group.rank * local, device="cpu"), persistent=False)
+        # One element and not a scalar, which torch-xla folds where it is 0 or 1.
+        self.register_buffer("vocab_start", torch.tensor([self.group.rank * local], device="cpu"), persistent=False)
         self.partial, self.total = nn.Identity(), nn.Identity()
         mark(self, self.plan(config), self.group.size)
         initialise(self, weight_init_value)

@@ -68,6 +68,16 @@ def reduce_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, rounded once: a compiler given a 16-bit softmax rounds each of its steps."""
+    return torch.softmax(logits, dim=-1, dtype=reduce_dtype(logits)).to(logits.dtype)
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """The logistic function, rounded once, as above."""
+    return torch.sigmoid(x.to(reduce_dtype(x))).to(x.dtype)
+
+
 def as_batch(hidden_states: torch.Tensor, position_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """(batch, seq, hidden) and position_ids (batch, seq) from either form the public modules accept.
 

@@ -13,7 +13,7 @@ from ..config import SWIGLU_ALPHA, InferenceConfig, ModelConfig
 from ..group import Group, current_group
 from ..marks import mark
 from ..placements import Partial, Placement, Replicate, Shard
-from .layers import CastBuffer, Projection, initialise, parameter, reduce_dtype
+from .layers import CastBuffer, Projection, initialise, linear, parameter, reduce_dtype, sigmoid, softmax
 from .norm import NeuronGPTOSSRMSNorm
 
 
@@ -94,12 +94,20 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         """Router weights [tokens, experts]: softmax over the chosen experts' logits, 0 elsewhere."""
         logits_TE = self.router_logits(self.gate(t_TH))
         chosen_Tk = self.chosen(torch.topk(logits_TE, self.experts_per_token, dim=-1).indices)
-        weights_Tk = torch.softmax(logits_TE.gather(-1, chosen_Tk), dim=-1)
+        weights_Tk = softmax(logits_TE.gather(-1, chosen_Tk))
         return torch.zeros_like(logits_TE).scatter(-1, chosen_Tk, weights_Tk)
 
     def _experts(self, t_TH: torch.Tensor, weights_TE: torch.Tensor) -> torch.Tensor:
-        """This rank's summand, [tokens, hidden] in the reduction's dtype; only chosen experts are computed."""
+        """This rank's summand, [tokens, hidden] in the reduction's dtype; only chosen experts are computed.
+
+        A compiled program has fixed shapes and cannot ask which experts were chosen: there, all are, and the weight
+        of those not chosen is 0.
+        """
         total_TH = torch.zeros_like(t_TH, dtype=reduce_dtype(t_TH))
+        if t_TH.device.type == "xla":
+            for expert in range(self.num_experts):
+                total_TH = total_TH + self._expert_of_all(t_TH, expert).to(total_TH.dtype) * weights_TE[:, expert, None]
+            return total_TH
         cast = CastBuffer(t_TH.dtype)
         for expert in range(self.num_experts):
             tokens_P = weights_TE[:, expert].nonzero()[:, 0]
@@ -114,8 +122,13 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         gate_up = cast.linear(t_PH, self.mlp1_weight[expert], self.mlp1_bias[expert])
         return cast.linear(self.activation(self._swiglu(self.gate_up(gate_up))), self.mlp2_weight[expert])
 
+    def _expert_of_all(self, t_TH: torch.Tensor, expert: int) -> torch.Tensor:
+        """The same for every token; not tapped, as a tap's rows are the tokens that chose the expert."""
+        gate_up = linear(t_TH, self.mlp1_weight[expert], self.mlp1_bias[expert])
+        return linear(self._swiglu(gate_up), self.mlp2_weight[expert])
+
     def _swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         """gate sigmoid(alpha gate) (up + 1) of interleaved pairs: gate clamped above, up on both sides."""
         gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(-1)
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
+        return gate * sigmoid(SWIGLU_ALPHA * gate) * (up + 1)

@@ -1,0 +1,141 @@
+"""Ranks as virtual cores: threads of one process, one program compiled by XLA for all, its collectives between them.
+
+This is the way a model takes on Trn1, without Trn1. Every degree gets a process of its own, because torch-xla's world
+is fixed when it is imported; this process never imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..job import read_job
+from ..launch import LaunchOutcome, RankLauncher, RunningRanks
+from ..launch.rank import begin_step
+from ..rank import run_job
+from ..xla.threads import run_on_cores
+
+if TYPE_CHECKING:
+    from ..xla.device import XLADevice
+    from ..xla.group import XLAGroup
+
+HOW = "`make test-xla` makes .venv-xla, where it is: .venv-xla/bin/tp-harness verify --backend xla"
+_FAILED = re.compile(r"rank (?P<rank>\d+) of \d+ failed with (?P<error>.*)")
+_STUCK = re.compile(r"^.*(?:may be stuck|[Tt]hread is unable to join rendezvous).*$", re.MULTILINE)
+
+
+class XLABackend:
+    """torch-xla with PJRT_DEVICE=CPU."""
+
+    name = "xla"
+    blind_spots = (
+        "xla runs XLA's CPU compiler and the collectives of one process: it cannot see neuronx-cc, the arithmetic of "
+        "a NeuronCore, nor a collective that only several processes can get wrong"
+    )
+    owns_terminal = False
+
+    def available(self) -> str | None:
+        """None where torch-xla is installed; looking for it does not import it."""
+        if importlib.util.find_spec("torch_xla") is None:
+            return f"torch-xla is not installed in {sys.prefix}; {HOW}"
+        return None
+
+    def open(self) -> XLASession:
+        """Fork the process from which the processes of all degrees descend."""
+        return XLASession()
+
+
+class XLASession:
+    """A launcher of single processes, each holding all ranks of a degree."""
+
+    def __init__(self) -> None:
+        self._launcher = RankLauncher.fork(cores_entry)
+
+    def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningCores:
+        """Start a process with `tp` virtual cores on the job file; its log is rank0.log."""
+        running = self._launcher.start(str(job), size=1, work_dir=job.parent, log_dir=log_dir, timeout=timeout)
+        return RunningCores(running, tp, log_dir / "rank0.log")
+
+    def __enter__(self) -> XLASession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._launcher.close()
+
+
+class RunningCores:
+    """A running process, whose ending is told as that of its ranks."""
+
+    def __init__(self, running: RunningRanks, tp: int, log: Path) -> None:
+        self._running, self._tp, self._log = running, tp, log
+
+    def poll(self) -> LaunchOutcome | None:
+        """How it ended, or None."""
+        outcome = self._running.poll()
+        return outcome and of_ranks(outcome, self._tp, self._log)
+
+    def stop(self) -> LaunchOutcome:
+        """End it now."""
+        return of_ranks(self._running.stop(), self._tp, self._log)
+
+
+class VirtualRankError(RuntimeError):
+    """A rank failed, which is a thread; the process that holds it says which."""
+
+
+def cores_entry(argument: str, _rank: int, _size: int) -> None:
+    """What the process executes: the job on as many virtual cores as its degree.
+
+    Raises:
+        VirtualRankError: a rank failed; its own exception is the cause.
+    """
+    torch.distributed.destroy_process_group()  # the launcher's, which is of this one process
+    path = Path(argument)
+    tp = read_job(path)[0].tp
+
+    def be_rank(group: XLAGroup, device: XLADevice) -> None:
+        run_job(
+            path,
+            group,
+            core=f"virtual core {group.rank}, a thread",
+            begin=begin_step if group.rank == 0 else lambda key: None,
+            device=device,
+        )
+
+    failure = run_on_cores(tp, be_rank)
+    if failure:
+        summary = f"{type(failure.error).__name__}: {failure.error}".partition("\n")[0]
+        raise VirtualRankError(f"rank {failure.rank} of {tp} failed with {summary}") from failure.error
+
+
+def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
+    """The ending of the process that held `tp` ranks, said of the ranks."""
+    outcome = replace(outcome, size=tp, failed_rank=None, unfinished_ranks=())
+    if outcome.kind == "ok":
+        return replace(outcome, message=f"all {tp} ranks finished")
+    failed = _FAILED.search(outcome.error or "")
+    if failed:
+        rank, error = int(failed["rank"]), failed["error"]
+        return replace(outcome, failed_rank=rank, error=error, message=f"{failed[0]}; log of all ranks: {log}")
+    if outcome.kind == "timeout":
+        message = "the virtual cores did not finish in time; the log shows where each thread was"
+    elif outcome.kind == "crash":
+        message = _death(outcome, log)
+    else:
+        return outcome
+    return replace(outcome, message=f"{message}; log of all {tp} ranks: {log}")
+
+
+def _death(outcome: LaunchOutcome, log: Path) -> str:
+    stuck = _STUCK.search(log.read_text(errors="replace")) if log.exists() else None
+    if stuck:
+        return f"XLA aborted the process, because ranks waited in a collective for others that never came ({stuck[0]})"
+    how = outcome.signal_name or f"exit code {outcome.exit_code}"
+    return f"the process that holds all ranks ended with {how}"

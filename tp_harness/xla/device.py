@@ -1,0 +1,163 @@
+"""A module's call as one compiled program that all ranks share: traced, compared, looked at, and only then run.
+
+torch-xla compiles a program per rank where their traces differ. On Trn1 that is up to 32 compilations and ranks that
+disagree about their collectives; on virtual cores it is a hang. So ranks compare the hashes of their graphs first.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch_xla
+from torch.utils._pytree import tree_leaves
+from torch_xla.debug import metrics
+
+from ..device import Device, GraphFinding, Movable, Result
+from ..result import Program, ProgramCollective, to_json
+from . import hlo
+from .cause import difference
+from .meeting import Meeting
+
+xlac = torch_xla._XLAC
+_REFUSED = "Unexpected execution happens"  # what torch-xla raises where execution is not allowed
+_LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/taps.py", "/tp_harness/rank.py", "/tp_harness/xla/")
+
+Tensors = dict[str, torch.Tensor]
+
+
+class XLADevice(Device):
+    """One rank's device; the ranks are threads that come to the same meeting."""
+
+    def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
+        self.rank, self.size, self.meeting = rank, size, meeting
+        self.device = torch_xla.device()
+        self._compiled: Counter[str] = Counter()  # by program; a second draw finds it compiled
+
+    def put(self, value: Movable) -> Movable:
+        """A copy on the device."""
+        return value.to(self.device)
+
+    def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, dict[str, Any]]:
+        """Trace `forward` on every rank, see that all have the same program, compile it once, run it.
+
+        Raises:
+            GraphFinding: the traces differ, one needs a value before it is whole, or a collective cannot run.
+        """
+        left = _left_device()
+        traced = self._trace(forward)
+        tensors = list(traced.values())
+        program = Program(
+            fingerprint=self._agree(forward, tensors), collectives=self._collectives(tensors), compiles=0, fallbacks=()
+        )
+        problem = hlo.cannot_run(program.collectives, self.size)
+        if problem:
+            raise GraphFinding(problem, to_json(program))
+        compiles = self._execute(tensors)
+        outputs = {name: tensor.cpu() for name, tensor in traced.items()}
+        ends = self.meeting.exchange(self.rank, (compiles, _left_device() - left))  # and all ranks have ended
+        self._compiled[program.fingerprint] += sum(count for count, _ in ends)
+        fallbacks = tuple(sorted({name for _, names in ends for name in names}))
+        program = replace(program, compiles=self._compiled[program.fingerprint], fallbacks=fallbacks)
+        return outputs, to_json(program)
+
+    def finish(self, result: Result) -> Result:
+        """Run what the tensors in `result` stand for, and wait for it."""
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self._execute(tensors)
+        xlac._xla_wait_device_ops(xlac._xla_real_devices([str(self.device)]))
+        return result
+
+    def warm_up(self, forward: Callable[[], Any]) -> None:
+        """Compile and run `forward` once."""
+        self.finish(forward())
+
+    def _trace(self, forward: Callable[[], Tensors]) -> Tensors:
+        """The outputs as tensors that know how they would be computed.
+
+        Raises:
+            GraphFinding: on some rank the value of a tensor was needed meanwhile.
+        """
+        self.meeting.exchange(self.rank, None)  # the switch is the process's: nobody executes any more
+        xlac._set_allow_execution(False)
+        xlac._set_all_reduce_token(str(self.device), None)  # else an earlier program's collectives are this one's too
+        traced, problem = {}, None
+        try:
+            traced = forward()
+        except RuntimeError as error:
+            if _REFUSED not in str(error):
+                raise
+            problem = f"rank {self.rank} of {self.size} needs the value of a tensor in Python at {_place(error)}"
+        problems = [text for text in self.meeting.exchange(self.rank, problem) if text]
+        if problems:
+            raise GraphFinding(
+                f"{problems[0]}: the program ends there, and what follows depends on data. Ranks that branch "
+                "differently do not meet in their collectives; write it without a branch (torch.where, a mask)"
+            )
+        return traced
+
+    def _agree(self, forward: Callable[[], Tensors], tensors: list[torch.Tensor]) -> str:
+        """The hash of the graph, which is every rank's.
+
+        Raises:
+            GraphFinding: it is not; the text says from which Python line on.
+        """
+        hashes = self.meeting.exchange(self.rank, xlac._get_graph_hash(tensors).hex())
+        odd = next((rank for rank, other in enumerate(hashes) if other != hashes[0]), None)
+        if odd is None:
+            return hashes[0]
+        texts = self.meeting.exchange(self.rank, self._debug_text(forward) if self.rank in (0, odd) else "")
+        raise GraphFinding(
+            f"rank-dependent graph: {self.size} ranks trace {len(set(hashes))} programs. On Trn1 each is compiled by "
+            f"itself, and a rank's number in it is a constant. {difference(texts[0], texts[odd], 0, odd)}"
+        )
+
+    def _debug_text(self, forward: Callable[[], Tensors]) -> str:
+        """The HLO of another trace, with Python lines."""
+        with self.meeting.turn:  # the switch is the process's
+            xlac._set_ir_debug(True)
+            try:
+                xlac._set_all_reduce_token(str(self.device), None)
+                text: str = xlac._get_xla_tensors_hlo(list(forward().values()))
+            finally:
+                xlac._set_ir_debug(False)
+        return text
+
+    def _collectives(self, tensors: list[torch.Tensor]) -> tuple[ProgramCollective, ...]:
+        """The program's collectives, from rank 0's HLO, as the graphs are equal."""
+        calls = hlo.collectives(xlac._get_xla_tensors_hlo(tensors), self.size) if self.rank == 0 else ()
+        shared: tuple[ProgramCollective, ...] = self.meeting.exchange(self.rank, calls)[0]
+        return shared
+
+    def _execute(self, tensors: list[torch.Tensor]) -> int:
+        """Start the program; how many compilations that took.
+
+        One rank at a time: the first compiles and the others find it done. Compiled twice, a program's collectives
+        would carry different numbers and never meet.
+        """
+        xlac._set_allow_execution(True)
+        with self.meeting.turn:
+            before = _compiles()
+            xlac._xla_sync_multi(tensors, [str(self.device)], wait=False, sync_xla_data=True)
+            return _compiles() - before
+
+
+def _compiles() -> int:
+    data = metrics.metric_data("CompileTime")
+    return int(data[0]) if data else 0
+
+
+def _left_device() -> Counter[str]:
+    """Operations that torch-xla ran on the host instead, and how often in this process."""
+    return Counter({n: metrics.counter_value(n) for n in metrics.counter_names() if n.startswith("aten::")})
+
+
+def _place(error: BaseException) -> str:
+    """The last line of a traceback that is the module's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)] or frames
+    return f"{own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)"

@@ -1,0 +1,46 @@
+"""The tensor-parallel group of torch-xla's ranks: all cores as one replica group."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch_xla.core.xla_model as xm
+import torch_xla.runtime as xr
+
+from ..group import Group
+
+
+class XLAGroup(Group):
+    """Collectives that are traced into the program, with replica groups written out.
+
+    `pin_layout=False` throughout: pinned, torch-xla makes of an all_gather an all_reduce with the rank's number in it.
+
+    Raises:
+        RuntimeError: torch-xla sees another number of ranks. Under torchrun with PJRT_DEVICE=CPU every process is a
+            world of its own, where all_reduce silently is the identity.
+    """
+
+    timed = False
+    cpu_seconds = staticmethod(time.thread_time)
+
+    def __init__(self, size: int) -> None:
+        if xr.world_size() != size:
+            raise RuntimeError(
+                f"{size} ranks were started, but torch-xla sees {xr.world_size()}: sums would be partial"
+            )
+        super().__init__(xr.global_ordinal(), size)
+        self.groups = [list(range(size))]
+
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return xm.all_reduce(xm.REDUCE_SUM, x, groups=self.groups, pin_layout=False)
+
+    def _all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        return xm.all_gather(x, dim % x.ndim, groups=self.groups, pin_layout=False)
+
+    def _reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        return xm.reduce_scatter(xm.REDUCE_SUM, x, 1.0, dim % x.ndim, self.size, groups=self.groups, pin_layout=False)
+
+    def _broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
+        """Gathered, because a broadcast asks for the rank, and torch-neuronx 2.7 to 2.9 gave zeros for it."""
+        return self._all_gather(x[None], 0)[src]
