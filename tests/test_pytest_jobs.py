@@ -1,0 +1,205 @@
+"""What marked tests start: jobs under torchrun or verify with a keeper, and bodies called in forked children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from inner_pytest import Project, said
+
+from tp_harness.cores import CorePool
+
+pytest_plugins = ("pytester",)
+PATIENCE = 60.0
+
+FAMILY = """
+import subprocess, sys, time
+from pathlib import Path
+sleep = [sys.executable, "-c", "import time; time.sleep(3600)"]
+for session in (False, True):
+    child = subprocess.Popen(sleep, start_new_session=session)
+    Path(f"{child.pid}.child").touch()
+Path("all.up").touch()
+if "return" not in sys.argv:
+    time.sleep(3600)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> Project:
+    return Project(pytester)
+
+
+def keep(folder: Path, *arguments: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tp_harness.pytest_plugin.keeper", sys.executable, "-c", FAMILY, *arguments]
+    return subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, pass_fds=fds, start_new_session=True)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def still_alive(folder: Path) -> list[int]:
+    pids = [int(path.stem) for path in folder.glob("*.child")]
+    assert len(pids) == 2
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_keeper_ends_with_its_commands_code_and_leaves_nobody(tmp_path: Path) -> None:
+    keeper = keep(tmp_path, "return")
+    assert keeper.wait(PATIENCE) == 7
+    assert not still_alive(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["its input ends", "SIGTERM"])
+def test_a_keeper_that_is_told_to_ends_the_whole_family(tmp_path: Path, end: str) -> None:
+    pool = CorePool(tmp_path / "locks", tuple(range(8)))
+    lease = pool.acquire(8)
+    keeper = keep(tmp_path, fds=lease.fds)
+    wait_for(tmp_path / "all.up")
+    for fd in lease.fds:
+        os.close(fd)  # as when the worker is killed
+    lease.fds = ()
+    assert pool.free() == (), "the keeper holds them"
+    if end == "SIGTERM":
+        keeper.send_signal(signal.SIGTERM)
+    assert keeper.stdin
+    keeper.stdin.close() if end != "SIGTERM" else None
+    keeper.wait(PATIENCE)
+    assert not still_alive(tmp_path)
+    assert pool.free() == tuple(range(8))
+
+
+RANKS = """
+import os, sys
+import torch, torch.distributed as dist
+
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+words = ("rank", dist.get_rank(), "of", int(total), "on", os.environ["NEURON_RT_VISIBLE_CORES"], *sys.argv[1:])
+os.write(1, "{} {} {} {} {} {} {}\\n".format(*words).encode())  # at once: ranks share the file
+dist.destroy_process_group()
+if os.environ["RANK"] == "1" and "fail" in sys.argv:
+    raise ArithmeticError("no sum today")
+"""
+
+JOBS = """
+@pytest.mark.tp(2)
+@pytest.mark.parametrize("word", ["hello", "fail"])
+def test_run(tp_group, word):
+    done = tp_group.run("ranks.py", word)
+    assert sorted(line for line in done.output.splitlines() if line.startswith("rank")) == [
+        f"rank {rank} of 2 on {tp_group.cores} {word}" for rank in (0, 1)
+    ]
+    assert done.log.read_text() == done.output and done.seconds > 0
+
+@pytest.mark.tp(2)
+def test_hang(tp_group):
+    tp_group.run("ranks.py", timeout=0.5)
+
+@pytest.mark.tp(1, 2)
+def test_verify(tp_group, tp_degree):
+    options = ["--draws", "1", "--dtype", "float32"]
+    results = tp_group.verify("--component", "rmsnorm" if tp_degree == 1 else "mpl", *options)
+    assert [(r["component"], r["tp"], r["status"]) for r in results] == [("rmsnorm", 1, "PASS")]
+"""
+
+
+def test_jobs_of_many_ranks(project: Project) -> None:
+    (project.path / "ranks.py").write_text(RANKS)
+    project.tests(JOBS)
+    result = project.run_apart("-n", "2")
+    result.assert_outcomes(passed=2, failed=3)
+    text = said(result)
+    assert (
+        "ArithmeticError: no sum today" in text and "RankError: torchrun at tp 2: ended with code 1; its outpu" in text
+    )
+    assert "ChildFailedError" not in text, "torchrun's own traceback"
+    assert "torchrun at tp 2 did not end within 0.5 s, so every process of it was ended; its output: " in text
+    assert "tp-harness: unknown component 'mpl'. Did you mean 'mlp'?" in text
+    results = {(r.test.partition("::")[2], r.component, r.tp): r for r in project.results()}
+    assert {key: r.status.value for key, r in results.items()} == {
+        ("test_run[hello]", "test_it.py::test_run[hello]", 2): "PASS",
+        ("test_run[fail]", "test_it.py::test_run[fail]", 2): "CRASH",
+        ("test_hang", "test_it.py::test_hang", 2): "TIMEOUT",
+        ("test_verify", "rmsnorm", 1): "PASS",
+        ("test_verify", "test_it.py::test_verify", 2): "CRASH",
+    }
+    gate = results["test_verify", "rmsnorm", 1].gate
+    assert gate and 0 < gate.value <= gate.limit
+    assert f"test_it.py::test_verify: rmsnorm layer 0 float32  PASS {gate.value:.1e}" in text
+
+
+FORKED = """
+@pytest.fixture
+def value():
+    return {"pid": os.getpid()}
+
+@pytest.mark.tp(1)
+def test_passes(value, record_property):
+    assert os.getpid() != value["pid"] == os.getppid()
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "0"
+    record_property("seen", "in the child")
+
+@pytest.mark.tp(1)
+def test_fails(value):
+    print("printed in the child")
+    left = [1, 2]
+    assert left == [1, 3]
+
+@pytest.mark.tp(1)
+def test_skips():
+    pytest.skip("no reason at all")
+
+@pytest.mark.tp(1)
+def test_xfails():
+    pytest.xfail("as expected")
+
+@pytest.mark.tp(1)
+def test_dies():
+    os.abort()
+
+@pytest.mark.tp(1)
+def test_leaves():
+    os._exit(5)
+
+@pytest.mark.tp(1)
+@pytest.mark.timeout(0.5)
+def test_sleeps():
+    open("sleeper", "w").write(str(os.getpid()))
+    time.sleep(3600)
+
+@pytest.mark.tp(2)
+def test_larger_ones_are_called_here(value):
+    assert os.getpid() == value["pid"]
+"""
+
+
+def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
+    project.tests(FORKED)
+    result = project.run_apart("--neuron-fork", "--junitxml", "own.xml", "-rA")
+    result.assert_outcomes(passed=2, failed=4, skipped=1, xfailed=1)
+    text = said(result)
+    for words in (
+        "assert [1, 2] == [1, 3]",
+        "printed in the child",
+        "no reason at all",
+        "as expected",
+        "the process of this test was killed by SIGABRT",
+        "the process of this test left with exit code 5",
+        "Timeout (>0.5s) from pytest-timeout",
+    ):
+        assert words in text
+    assert '<property name="seen" value="in the child" />' in (project.path / "own.xml").read_text()
+    assert not psutil.pid_exists(int((project.path / "sleeper").read_text()))

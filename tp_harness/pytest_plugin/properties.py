@@ -1,0 +1,53 @@
+"""What travels with the reports of a test, from the worker that ran it to the process that collects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "tp_harness."
+
+
+class Properties:
+    """Writes and reads the properties of a test that travel with its reports, as (name, scalar) pairs.
+
+    Times are in seconds of the monotonic clock, which all processes of a machine share.
+    """
+
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
+
+    def _write(self, **values: object) -> None:
+        self._properties.extend((PREFIX + name, value) for name, value in values.items())
+
+    def wanted(self, degree: int) -> None:
+        """The test is one of ours, and of this degree."""
+        self._write(tp=degree)
+
+    def acquired(self, first: int, moment: float, waited: float) -> None:
+        """The block that begins with core `first` is the test's from now on."""
+        self._write(first_core=first, acquired=moment, waited=round(waited, 4))
+
+    def released(self, moment: float) -> None:
+        """The last moment at which the test could use its block."""
+        self._write(released=moment)
+
+    def failed(self, status: str, reason: str) -> None:
+        """How a phase of the test failed: a word of result.Status, and one line."""
+        self._write(status=status, reason=reason)
+
+    def verdict(self, result: Mapping[str, Any]) -> None:
+        """One result of a `tp-harness verify` that the test ran, as run.json has it."""
+        self._write(verdict=json.dumps(result))
+
+    def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The values by name, the first of each, and the verdicts."""
+        values: dict[str, Any] = {}
+        verdicts = []
+        for name, value in self._properties:
+            if name == PREFIX + "verdict":
+                verdicts.append(json.loads(str(value)))
+            elif name.startswith(PREFIX):
+                values.setdefault(name.removeprefix(PREFIX), value)
+        return values, verdicts
