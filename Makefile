@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 
 XLA_VENV := .venv-xla
 
-.PHONY: verify test test-slow test-xla check bench kernels clean
+.PHONY: verify test test-slow test-xla check bench kernels screenshot clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,11 @@ bench: $(STAMP)
 
 kernels: $(STAMP)
 	$(BIN)/python -m tp_harness.kernels.checks.report
+
+# The README's picture of a report; needs Chromium.
+screenshot: $(STAMP)
+	$(BIN)/tp-harness verify --repeats 3 --out build/screenshot
+	$(BIN)/python tests/screenshot.py build/screenshot/$$(ls -t build/screenshot | head -1)
 
 clean:
 	rm -rf $(VENV) $(XLA_VENV) build .pytest_cache .mypy_cache .ruff_cache

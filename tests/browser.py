@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -46,25 +45,37 @@ class Opened:
         page.goto(path.resolve().as_uri(), wait_until="load")
 
 
-@contextmanager
-def opened(
-    path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True
-) -> Iterator[Opened]:
-    """The page in a browser of its own with a new profile."""
-    from playwright.sync_api import sync_playwright
+class Chromium:
+    """One browser with a profile of its own, which goes with it."""
 
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+
+    @contextmanager
+    def opened(
+        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True
+    ) -> Iterator[Opened]:
+        """The page in a window of its own."""
+        context = self.browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             java_script_enabled=scripts,
             reduced_motion="reduce",
         )
         try:
-            yield Opened(context.pages[0], path)
+            yield Opened(context.new_page(), path)
         finally:
             context.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Chromium]:
+    """A headless Chromium; playwright gives it a new profile folder and removes that again."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        try:
+            yield Chromium(browser)
+        finally:
+            browser.close()

@@ -24,6 +24,7 @@
         hoverlabel: { bgcolor: colour("ground"), bordercolor: colour("rule"), font: plain },
         legend: { orientation: "h", y: -0.2, yanchor: "top" },
         margin: { t: 10, r: 12, b: 40, l: 56 },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("ink") },
         dragmode: narrow.matches ? false : "zoom",
       },
     ];
@@ -33,11 +34,16 @@
     if (!charts[figure.id] || !figure.offsetParent) return;
     figure.classList.add("drawn");
     const options = { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover" };
-    const remove = { modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
-    Plotly.react(figure.querySelector(".plot"), ...themed(charts[figure.id]), { ...options, ...remove }).catch((error) => {
-      figure.classList.remove("drawn");  // the static picture is still there
-      console.error(error);
-    });
+    const remove = { modeBarButtonsToRemove: ["zoom2d", "pan2d", "lasso2d", "select2d", "autoScale2d"] };
+    Plotly.react(figure.querySelector(".plot"), ...themed(charts[figure.id]), { ...options, ...remove })
+      .then(() => {
+        // The buttons have names; the pictures have none, and their numbers are in the table.
+        for (const svg of document.querySelectorAll(".plot svg, #js-plotly-tester")) svg.setAttribute("aria-hidden", "true");
+      })
+      .catch((error) => {
+        figure.classList.remove("drawn");  // the static picture is still there
+        console.error(error);
+      });
   };
   const drawAll = () => document.querySelectorAll("figure.chart").forEach(draw);
 
