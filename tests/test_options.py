@@ -23,7 +23,7 @@ from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
 FLAGS = (
-    "component tp model batch seq layer dtype backend seed draws init kernels repeats fault "
+    "component tp model batch seq layer dtype backend seed draws init kernels repeats fault no-fault-control "
     "checkpoint case out resume timeout"
 )
 
@@ -48,7 +48,7 @@ def test_flags_reach_their_options() -> None:
     line = (
         "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
         "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --repeats 4 --checkpoint c "
-        "--fault f --out o --timeout 1.5"
+        "--fault f --no-fault-control --out o --timeout 1.5"
     )
     expected = Options(
         components=("mlp", "rope"),
@@ -65,6 +65,7 @@ def test_flags_reach_their_options() -> None:
         kernels="nki",
         repeats=4,
         fault="f",
+        fault_control=False,
         checkpoint=Path("c"),
         out=Path("o"),
         timeout=1.5,

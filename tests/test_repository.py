@@ -26,7 +26,7 @@ ORDER = (
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
     "texttable scoreboard bench trial killscore trn1 record resume todo changes comparison comparison_text "
-    "table report run served "
+    "control table report run served "
     "nxd "
     "testing api listing pytest_plugin commands cli __main__ launch.tp_test"
 )

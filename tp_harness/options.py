@@ -47,6 +47,7 @@ class Options:
     kernels: str = "torch"
     repeats: int = 0
     fault: str = ""
+    fault_control: bool = True
     checkpoint: Path | None = None
     case: str | None = None
     out: Path = Path("artifacts")
@@ -74,6 +75,7 @@ class Resolved:
     timeout: float
     repeats: int = 0
     fault: str = ""
+    fault_control: bool = True
 
 
 def resolve(options: Options) -> Resolved:
@@ -130,6 +132,7 @@ def resolve(options: Options) -> Resolved:
         timeout=options.timeout,
         repeats=options.repeats,
         fault=options.fault,
+        fault_control=options.fault_control,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import UsageError
 from .restore import from_json
-from .result import SCHEMA, Result, exit_code, to_json
+from .result import SCHEMA, Control, Result, exit_code, to_json
 from .version import __version__
 from .workfolder import lock_folder
 
@@ -38,6 +38,7 @@ class RunRecord:
     started: float = field(default_factory=time.time)
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
     finished: bool = False
     run_id: str = ""  # the folder's name when the run was made, wherever it is now
     seconds: float = 0.0  # until the last save
@@ -103,6 +104,7 @@ class RunRecord:
             "options": self.options,
             "environment": self.environment,
             "notes": self.notes,
+            "controls": to_json(self.controls),
         }
         head = json.dumps(values, indent=1, allow_nan=False).removesuffix("\n}")
         text = head + ',\n "results": [\n  ' + ",\n  ".join(self._texts) + "\n ]\n}\n"
@@ -176,6 +178,7 @@ class Run:
     environment: dict[str, Any]
     notes: list[str]
     results: list[Result]
+    controls: list[Control] = field(default_factory=list)
 
 
 def read_run(path: Path) -> RunRecord:

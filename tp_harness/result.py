@@ -227,6 +227,20 @@ class RankRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """A fault that was put in at one degree and had to be rejected, and what the verdict on it was."""
+
+    tp: int
+    fault: str
+    component: str
+    layer: int
+    dtype: str
+    seed: int
+    rejected: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One component at one degree, dtype and layer; the worst of its draws.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .backends import Backend, RunningJob, Session
+from .control import ControlRun
 from .evidence import Evidence
 from .explain import explain
 from .faults import find_fault
@@ -65,11 +66,13 @@ class DegreeRun:
         self.progress = progress
         self.options = material.options
         self.todo = Todo(options=self.options, record=record)
+        self.control = ControlRun(self.options, record, tp)
         self.log_dir = Path()
 
     def run(self) -> None:
         """Add one result per target and dtype to the record."""
         pending = tuple(t for t in self.material.targets if self.todo.dtypes((t.name, t.layer), self.tp))
+        pending = self.control.of(pending) if pending else ()
         while pending:
             self.log_dir = self._new_log_dir()
             job = self.material.job(self.tp, pending)
@@ -84,8 +87,12 @@ class DegreeRun:
             # The first that is not complete is the one that failed; ranks that cannot start fail for all.
             failed = len(pending) if outcome.kind == "start" else done + 1
             for target in pending[done:failed]:
-                self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
-            pending = pending[failed:]
+                if target is self.control.target:
+                    self.control.fail(outcome)
+                else:
+                    self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
+            pending = self.control.of(pending[failed:])
+        self.control.conclude()
         self._explain()
 
     def _new_log_dir(self) -> Path:
@@ -118,13 +125,17 @@ class DegreeRun:
             if is_last and outcome is not None and not outcome.ok:
                 return done, outcome
             drawn = [self._judge(job, task) for task in target.tasks]
-            self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
+            if target is self.control.target:
+                self.control.settle(drawn[0][0])
+            else:
+                self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
         assert outcome is not None  # the last target waited for it
         return len(pending), outcome
 
     def _judge(self, job: Job, task: Task) -> list[Result]:
         """One result per dtype."""
         ranks = read_outputs(job, task)
+        self.control.see(task, ranks)
         evidence = (self._evidence(job, task, dtype, ranks) for dtype in job.dtypes_of(task))
         results = [judge(of_dtype, self._blank(task, of_dtype.dtype)) for of_dtype in evidence]
         remove_outputs(job, task)
@@ -213,7 +224,8 @@ def _notes(options: Resolved, results: list[Result]) -> list[str]:
     packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
     kernels = f"NKI kernels: {KERNEL_STATUS}" if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
-    return [*growth_notes(results), *(note for note in (fault, packed, kernels) if note)]
+    bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
+    return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels) if note)]
 
 
 def growth_notes(results: list[Result]) -> list[str]:

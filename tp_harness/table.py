@@ -133,9 +133,16 @@ def _ending(record: RunRecord) -> list[Text]:
     notes = [Text(f"note: {printable(note)}", style="yellow") for note in record.notes]
     return [
         *notes,
+        *_controls(record),
         Text(f"{words or 'nothing was run'} ({draws} draws each, backend {record.backend}: {record.blind_spots})"),
         Text(printable(str(record.path)), style="dim"),
     ]
+
+
+def _controls(record: RunRecord) -> list[Text]:
+    """The faults that were put in to see them rejected."""
+    words = [f"tp {c.tp} {c.fault}{'' if c.rejected else ' (NOT rejected)'}" for c in record.controls]
+    return [Text(f"faults put in as a control and rejected: {', '.join(words)}", style="dim")] if words else []
 
 
 def print_summary(record: RunRecord, console: Console) -> None:

@@ -58,6 +58,13 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
     add("--fault", metavar="NAME", help="put in one of `tp-harness list faults`; the run must then fail")
     add(
+        "--no-fault-control",
+        dest="fault_control",
+        action="store_false",
+        default=None,
+        help="put in none at random; the run then shows less",
+    )
+    add(
         "--checkpoint",
         type=Path,
         metavar="DIR",

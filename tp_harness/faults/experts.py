@@ -99,7 +99,7 @@ FAULTS = (  # a fault reads as one paragraph
     _mlp(
         "stale-shard-of-last-rank", 14, "The last rank's shard of the down projection is that of an earlier step.",
         computes("mlp2_weight", lambda x, rank, size: x * (1 + (rank == size - 1) / 128)), "partial",
-        visible_in=FLOAT32,
+        visible_in=FLOAT32, heavy=True,
     ),
     _mlp(
         "router-bias-dropped", 46, "The router's bias is not loaded.",
@@ -119,7 +119,8 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "gate-up-cut-as-halves", 50, "The fused gate and up rows are sharded as two halves instead of as pairs.",
-        all_of(loads("mlp1_weight", _as_halves), loads("mlp1_bias", _as_halves)), "gate_up", active=sharded, loads=True,
+        all_of(loads("mlp1_weight", _as_halves), loads("mlp1_bias", _as_halves)), "gate_up",
+        active=sharded, loads=True, heavy=True,
     ),
     _mlp(
         "gate-up-swapped", 51, "Gates are taken for ups and ups for gates.",
@@ -151,7 +152,7 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "mlp2-transposed", 64, "A shard of the down projection is read as [intermediate, hidden].",
-        computes("mlp2_weight", lambda x, rank, size: x.transpose(1, 2).reshape(x.shape)), "partial",
+        computes("mlp2_weight", lambda x, rank, size: x.transpose(1, 2).reshape(x.shape)), "partial", heavy=True,
     ),
     _mlp(
         "mlp2-bias-x-tp", 58, "The down biases are added on every rank, tp times in all.",

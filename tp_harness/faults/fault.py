@@ -38,6 +38,7 @@ class Fault:
         layer: the layer it is put into.
         visible_in: dtypes in which the verdict must reject it wherever it is active.
         loads: the ranks hold wrong shards, which the reassembly check alone would see; another check must too.
+        heavy: it copies the experts' weights, which a run that is not about faults has no room for.
         signature: the name that diagnosis gives to it, if it has one.
     """
 
@@ -51,6 +52,7 @@ class Fault:
     layer: int = 0
     visible_in: tuple[str, ...] = ("float32", "bfloat16")
     loads: bool = False
+    heavy: bool = False
     signature: str | None = None
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def put(module: nn.Module, name: str, value: torch.Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     with suppress(AttributeError):
         delattr(module.get_submodule(owner), leaf)
-    module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value.clone(), requires_grad=False))
+    module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value, requires_grad=False))
 
 
 def sets(owner: str, **values: Callable[[Any, Group], object]) -> Apply:

@@ -1,0 +1,124 @@
+"""Every run puts a fault in at each degree; if the verdict accepts it, nothing at that degree has passed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command import Harness
+from ladder import options
+
+from tp_harness import control
+from tp_harness.control import candidates, control_dtype
+from tp_harness.faults import find_fault
+from tp_harness.options import COMPONENT_NAMES, Options, resolve
+from tp_harness.record import read_run
+
+# Nothing is rejected any more: every gate is open and every check passes.
+ACCEPTS_ALL = """
+from dataclasses import replace
+from tp_harness import judge, run
+from tp_harness.result import Status
+honest = judge.judge
+def accept(evidence, blank):
+    result = honest(evidence, blank)
+    gates = tuple(replace(gate, limit=1e30) for gate in result.gates)
+    checks = tuple(replace(check, passed=True) for check in result.checks)
+    return replace(result, status=Status.PASS, reason="accepted", gates=gates, checks=checks, flips=())
+run.judge = accept
+"""
+ALL = tuple((name, 0) for name in COMPONENT_NAMES)
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
+
+
+def test_one_fault_per_degree_is_put_in_and_rejected(harness: Harness) -> None:
+    given = ["--component", "attention", "--component", "mlp", "--tp", "1,2,8", "--draws", "1", "--backend", "local"]
+    assert harness.code(*given) == 0
+    [path] = harness.out.iterdir()
+    found = read_run(path).controls
+    assert [(c.tp, c.rejected, c.dtype) for c in found] == [(tp, True, "float32") for tp in (1, 2, 8)]
+    chosen = resolve(Options(components=("attention", "mlp"), degrees=(1, 2, 8)))
+    assert [c.fault for c in found] == [candidates(chosen, tp)[0].name for tp in (1, 2, 8)]
+    assert all(c.reason for c in found)
+    assert {r["fault"] for r in harness.record()["results"]} == {""}
+
+
+def test_a_verdict_that_accepts_the_fault_is_void(harness: Harness) -> None:
+    given = ["--component", "attention", "--tp", "2", "--draws", "1", "--dtype", "float32", "--layer", "0"]
+    assert harness.code(*given, "--backend", "local", patch=ACCEPTS_ALL) == 4
+    assert harness.statuses() == [("attention", 2, "float32", "VOID")]
+    record = harness.record()
+    [name] = [c["fault"] for c in record["controls"]]
+    assert record["results"][0]["reason"].startswith(
+        f"the control passed: fault {name}, put into attention layer 0 in float32, was not rejected: "
+    )
+
+
+def test_without_a_control_the_record_says_so(harness: Harness) -> None:
+    given = ["--component", "rmsnorm", "--tp", "2", "--draws", "1", "--no-fault-control", "--backend", "local"]
+    assert harness.code(*given) == 0
+    assert harness.record()["controls"] == []
+    assert harness.record()["notes"] == ["--no-fault-control: nothing shows that these checks reject a mistake"]
+
+
+def test_an_own_case_has_a_control_in_the_same_start_of_processes(harness: Harness) -> None:
+    assert harness.code("--case", f"{harness.cases}:RIGHT", "--tp", "1,4", "--draws", "1") == 0
+    found = harness.record()["controls"]
+    assert [(c["tp"], c["component"], c["rejected"]) for c in found] == [(1, "case", True), (4, "case", True)]
+    assert {c["fault"] for c in found} <= {"shard-rolled", "part-dropped"}
+    assert sorted(path.name for path in Path(harness.record()["results"][0]["log_dir"]).parent.iterdir()) == [
+        "tp1",
+        "tp4",
+    ]
+
+
+def test_a_fault_that_changes_nothing_is_no_control(harness: Harness) -> None:
+    """Weights of 0.5 are the same wherever they are rolled to: another fault is drawn."""
+    patch = "from tp_harness import control; from tp_harness.faults import GENERIC; control.GENERIC = GENERIC[:2]\n"
+    patch += "control.Random = type('First', (), dict(__init__=lambda *a: None, sample=lambda self, pool, k: pool[:k]))"
+    given = [
+        "--case",
+        f"{harness.cases}:RIGHT",
+        "--tp",
+        "2",
+        "--draws",
+        "1",
+        "--init",
+        "constant",
+        "--dtype",
+        "float32",
+    ]
+    given += ["--backend", "gloo"]
+    assert harness.code(*given, patch=patch) == 0
+    assert [c["fault"] for c in harness.record()["controls"]] == ["part-dropped"]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 8, 32])
+def test_candidates_are_active_visible_and_of_the_run(tp: int) -> None:
+    drawn = {fault.name for seed in range(60) for fault in candidates(options(targets=ALL, seq=40, seed=seed), tp)}
+    assert len(drawn) > 30, "drawn at random from many"
+    for name in drawn:
+        fault = find_fault(name)
+        assert fault.layer == 0
+        assert not fault.heavy
+        assert fault.active(control.config_at(options(seq=40), tp), tp)
+
+
+def test_candidates_depend_on_seed_dtype_and_kernels() -> None:
+    run = options(targets=ALL, seq=40)
+    assert candidates(run, 8) == candidates(run, 8)
+    assert candidates(run, 8) != candidates(replace(run, seed=1), 8)
+    assert control_dtype(run) == "float32"
+    rounded = replace(run, dtypes=("bfloat16",))
+    assert control_dtype(rounded) == "bfloat16"
+    for seed in range(40):
+        assert all("bfloat16" in f.visible_in for f in candidates(replace(rounded, seed=seed), 8))
+        assert all(f.loads for f in candidates(replace(run, kernels="nki", seed=seed), 8))
+    assert candidates(replace(run, fault="not-reduced"), 8) == []
+    assert candidates(replace(run, fault_control=False), 8) == []
+    assert candidates(replace(run, targets=(("rope", 0),), batch=1, seq=1), 1) == []

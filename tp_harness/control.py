@@ -1,0 +1,141 @@
+"""The control of a degree: a fault is put in beside the run's own targets, and must be rejected.
+
+A verdict that accepts what is wrong proves nothing, so if the fault passes, so does nothing else at that degree. The
+fault is drawn at random (by the run's seed) from those that are active there. One that turns out to change no bit of
+this run, as a bias does that is zero in a user's checkpoint, is no control; another is drawn then.
+
+Not covered: with `--kernels nki` only faults in what ranks load, because kernels pass by what the others change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
+
+from .faults import FAULTS, GENERIC, Fault
+from .faults.choice import config_at
+from .gather import RankOutput
+from .job import Task
+from .launch import LaunchOutcome
+from .material import Target
+from .options import Resolved
+from .rank import digest
+from .record import RunRecord
+from .result import Control, Result, Status
+from .trial import rejections
+
+DRAWN = 3  # faults at most, until one changes a bit
+
+
+def candidates(options: Resolved, tp: int) -> list[Fault]:
+    """Faults that may serve as control at a degree of a run, in the order in which they are tried."""
+    if not options.fault_control or options.fault:
+        return []
+    config, dtype = config_at(options, tp), control_dtype(options)
+    pool = GENERIC if options.case else FAULTS
+    fit = [
+        fault
+        for fault in pool
+        if (fault.component, fault.layer) in options.targets
+        and dtype in fault.visible_in
+        and not fault.heavy
+        and (fault.loads or options.kernels == "torch")
+        and fault.active(config, tp)
+    ]
+    return Random(f"{options.seed} {tp}").sample(fit, min(DRAWN, len(fit)))
+
+
+def control_dtype(options: Resolved) -> str:
+    """float32 where the run has it: more faults are visible there."""
+    return "float32" if "float32" in options.dtypes else options.dtypes[0]
+
+
+class ControlRun:
+    """The control of one degree, from the choice of its fault to what it says about the degree's results."""
+
+    def __init__(self, options: Resolved, record: RunRecord, tp: int) -> None:
+        self.options, self.record, self.tp = options, record, tp
+        self.dtype = control_dtype(options)
+        self._left = candidates(options, tp)
+        self._wanted = bool(self._left) or (options.fault_control and not options.fault)
+        self._clean: dict[Task, str] = {}
+        self._digest = ""
+        self._failure = ""
+        self.target: Target | None = None
+        self._draw()
+
+    def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        """The targets of the next start: with the control, unless nothing passed that it could speak for."""
+        own = tuple(target for target in targets if target is not self.target)
+        speaks = own or any(r.tp == self.tp and r.status is Status.PASS for r in self.record.results)
+        return (*own, self.target) if self.target and speaks else own
+
+    def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
+        """Remember what ranks left, to tell whether a fault changed anything."""
+        if task.fault:
+            self._digest = _digest(ranks, self.dtype)
+        else:
+            self._clean[task] = _digest(ranks, self.dtype)
+
+    def settle(self, result: Result) -> None:
+        """The verdict on the fault."""
+        assert self.target is not None
+        (task,) = self.target.tasks
+        if self._digest == self._clean.get(task.clean):
+            self._draw()
+            return
+        # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
+        self._record(task, result.seed, bool(set(rejections(result)) - {"reassembly"}), result.reason)
+
+    def fail(self, outcome: LaunchOutcome) -> None:
+        """The ranks ended before they left the fault's outputs."""
+        assert self.target is not None
+        self._record(self.target.tasks[0], self.options.seed, False, f"its ranks ended: {outcome.message}")
+
+    def conclude(self) -> None:
+        """Take back what passed at this degree if the fault was not rejected; say so if there was none."""
+        controls = [control for control in self.record.controls if control.tp == self.tp]
+        passed = [i for i, r in enumerate(self.record.results) if r.tp == self.tp and r.status is Status.PASS]
+        if self._wanted and passed and not controls:
+            self.record.notes.append(f"tp {self.tp}: no fault that could be put in as a control changes this run")
+        for control in controls:
+            if not control.rejected:
+                reason = f"the control passed: fault {control.fault}, put into {control.component} layer "
+                reason += f"{control.layer} in {control.dtype}, was not rejected: {control.reason}"
+                for i in passed:
+                    self.record.replace(i, replace(self.record.results[i], status=Status.VOID, reason=reason))
+
+    def _draw(self) -> None:
+        self.target = None
+        if self._left:
+            fault = self._left.pop(0)
+            task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
+            self.target = Target(name=fault.component, layer=fault.layer, tasks=(task,))
+
+    def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
+        self.record.controls.append(
+            Control(
+                tp=self.tp,
+                fault=task.fault,
+                component=task.component,
+                layer=task.layer,
+                dtype=self.dtype,
+                seed=seed,
+                rejected=rejected,
+                reason=reason,
+            )
+        )
+        self.target, self._left = None, []
+
+
+def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:
+    """Of every tensor of the run that is judged, and every rank's schedule."""
+    total = hashlib.blake2b(digest_size=16)
+    for rank in sorted(ranks):
+        for name, tensor in sorted(ranks[rank].tensors.items()):
+            if name.startswith(f"{dtype}.locked."):
+                total.update(f"{rank} {name} {digest(tensor)}".encode())
+        total.update(" ".join(map(str, ranks[rank].collectives(dtype))).encode())
+    return total.hexdigest()
