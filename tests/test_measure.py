@@ -17,7 +17,7 @@ from tp_harness.components import COMPONENTS, component_case
 from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
 from tp_harness.group import Group
 from tp_harness.measure import FlopCount, PeakMemory, Stopwatch, count_flops
-from tp_harness.result import Collective, RankRecord, Status
+from tp_harness.result import Collective, Forwards, RankRecord, Status
 
 MIB = 1 << 20
 
@@ -110,6 +110,15 @@ def test_another_schedule_or_untimed_calls_give_no_times() -> None:
     assert watch.forwards(warm=False).collective_s == ()
     other = (call(0.1, "broadcast"),)
     assert watch.timed(other)[0].seconds == 0.1  # its own, not that of a call which it is not
+
+
+def test_a_call_that_builds_a_program_is_not_timed() -> None:
+    watch = Stopwatch(Group())
+    watch.time(lambda: (None, ()))
+    assert watch.forwards(warm=False, eager=False) == Forwards(wall_s=(), cpu_s=())
+    watch.repeat(lambda: (None, ()), 2)
+    found = watch.forwards(warm=True, eager=False)
+    assert (len(found.wall_s), found.cpu_s) == (2, ())
 
 
 def test_cpu_time_is_that_of_the_given_clock() -> None:

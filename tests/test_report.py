@@ -31,7 +31,7 @@ from tp_harness.report import PAGES, html, view, write_pages
 from tp_harness.report.charts import accuracy_charts, cost_charts, time_charts
 from tp_harness.report.costs import costs, scaling
 from tp_harness.report.svg import svg
-from tp_harness.result import Collective, Forwards, RankRecord, Status
+from tp_harness.result import Collective, Forwards, Program, RankRecord, Status
 
 RUNS = Path(__file__).parent / "report_runs"
 NAMES = ("clean", "mismatch", "crash", "void", "hostile", "old")
@@ -277,6 +277,27 @@ def test_what_was_not_measured_is_not_shown() -> None:
     record = run_of("old")
     assert cost_charts(record) == time_charts(record) == []
     assert 'id="cost"' not in page_of("old")
+
+
+def test_a_program_that_never_ran_has_no_times_and_still_a_page() -> None:
+    nothing = rank(0, Forwards(wall_s=(), cpu_s=()), weight_bytes=0, peak_bytes=0, collectives=(), flops=None)
+    traced = rank(0, replace(forwards(2.0), cpu_s=(), collective_s=()))
+    results = [result(tp=1, ranks=(nothing,)), result(tp=2, ranks=(traced, traced))]
+    cost = costs(results)["mlp", 0, "float32"][1]
+    assert (cost.latency_s, cost.low_s, cost.wall_s, cost.cpu_s, cost.imbalance) == (None, None, (), (), None)
+    record = replace(run_of("clean"), backend="xla", results=results)
+    page = stable(html.render(record))
+    assert "CPU time per rank is not known" in page
+    assert "Efficiency against degree" not in page
+    PAGES["report.md"](record)
+    alone = replace(record, results=results[:1])
+    assert "Nothing was timed" in html.render(alone)
+
+
+def test_the_program_of_a_compiled_run_is_shown() -> None:
+    program = Program(fingerprint="c0ffee", compiles=1, collectives=(), fallbacks=("aten::topk",))
+    page = stable(html.render(replace(run_of("clean"), results=[result(program=program)])))
+    assert "c0ffee, compiled 1 time for all ranks and draws; 0 collectives; on the host: aten::topk" in page
 
 
 def test_wall_time_leads_only_where_ranks_have_cores_of_their_own() -> None:

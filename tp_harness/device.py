@@ -25,7 +25,13 @@ class GraphFinding(Exception):  # noqa: N818  (a verdict on the module, no failu
 
 
 class Device:
-    """The CPU, and the base of all others."""
+    """The CPU, and the base of all others.
+
+    `eager` is False where calling a module only builds a program: that call's time says nothing, and the CPU time of
+    the rank's thread never does.
+    """
+
+    eager = True
 
     def put(self, value: Movable) -> Movable:
         """A tensor or module, here."""

@@ -55,12 +55,14 @@ class Stopwatch:
             self.group.meet()
             self.time(forward)
 
-    def forwards(self, *, warm: bool) -> Forwards:
-        """What was timed, in seconds."""
+    def forwards(self, *, warm: bool, eager: bool = True) -> Forwards:
+        """What was timed, in seconds; see `Device.eager` for what cannot be."""
+        if not (warm or eager):
+            return Forwards(wall_s=(), cpu_s=())
         sums = [[call.seconds for call in calls] for calls in self.calls]
         return Forwards(
             wall_s=_rounded(self.wall_s),
-            cpu_s=_rounded(self.cpu_s),
+            cpu_s=_rounded(self.cpu_s) if eager else (),
             collective_s=_rounded(sum(s for s in each if s is not None) for each in sums if None not in each),
             warm=warm,
         )

@@ -116,7 +116,7 @@ def _run(
     return tensors, {
         "parameters": parameters,
         "collectives": to_json(watch.timed(calls)),
-        "forwards": to_json(watch.forwards(warm=job.repeats > 0)),
+        "forwards": to_json(watch.forwards(warm=job.repeats > 0, eager=device.eager)),
         "flops": flops,
         "begin_bytes": memory.begin_bytes,
         "peak_bytes": memory.peak_bytes(),

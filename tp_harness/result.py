@@ -197,7 +197,7 @@ class Forwards:
 
     With `warm` False there is one, the forward that was judged and the first of its kind; else it served as the
     warm-up and these came after it. `collective_s` is the part of `wall_s` inside collectives, waiting for other
-    ranks included; empty where that was not measured.
+    ranks included. Each is empty where it was not measured, or would say nothing.
     """
 
     wall_s: tuple[float, ...]

@@ -52,14 +52,14 @@ def _cost_cells(cost: Cost, scale: Scaling, *, wall: bool) -> tuple[str, ...]:
     return (
         str(cost.tp),
         seconds(cost.latency_s) + spread,
-        f"{cost.timed} {'warm' if cost.warm else 'cold'}",
-        seconds(max(cost.cpu_s)),
+        f"{cost.timed} {'warm' if cost.warm else 'cold'}" if cost.timed else "-",
+        seconds(max(cost.cpu_s, default=None)),
         ratio(cost.imbalance, 2),
         ratio(speed_up, 2),
         ratio(efficiency, 2),
         "-" if cost.communication is None else f"{cost.communication:.0%}",
-        size(max(cost.weight_bytes)),
-        size(max(cost.peak_bytes)),
+        size(max(cost.weight_bytes, default=None)),
+        size(max(cost.peak_bytes, default=None) or None),
         f"{max(cost.flops):,}" if cost.flops else "-",
     )
 
@@ -79,8 +79,11 @@ def collectives(rows: Sequence[CostRow]) -> Table:
 def counted_and_warm(rows: Sequence[CostRow]) -> str:
     """How the times came about, and what was not counted."""
     found = [cost for *_key, by_degree in rows for cost, _scale in by_degree]
-    if all(cost.warm for cost in found):
-        number = min(cost.timed for cost in found)
+    timed = [cost for cost in found if cost.timed]
+    if not timed:
+        return "Nothing was timed: a first call only builds the program. `--repeats 5` times it and counts FLOPs."
+    if all(cost.warm for cost in timed):
+        number = min(cost.timed for cost in timed)
         return f"Times are medians (p10-p90) of {number} forwards after a warm-up."
     return (
         "Times are those of the one forward that was judged, cold: they hold its first allocations. "

@@ -118,7 +118,7 @@ def time_charts(record: RunRecord) -> list[Chart]:
     found = costs(record.results)
     for component, layer, dtype in _one_dtype(found):
         by_degree = found[component, layer, dtype]
-        timed = {tp: cost for tp, cost in sorted(by_degree.items()) if cost.collective_s}
+        timed = {tp: cost for tp, cost in sorted(by_degree.items()) if cost.collective_s and cost.wall_s}
         if not timed:
             continue
         compute = [s for cost in timed.values() for s in cost.compute_s]

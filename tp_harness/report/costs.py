@@ -29,14 +29,17 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One component, layer and dtype at one degree: seconds and bytes, a number per rank where it is a tuple."""
+    """One component, layer and dtype at one degree: seconds and bytes, a number per rank where it is a tuple.
+
+    What was not measured is None or empty.
+    """
 
     tp: int
     timed: int
     warm: bool
-    latency_s: float
-    low_s: float
-    high_s: float
+    latency_s: float | None
+    low_s: float | None
+    high_s: float | None
     wall_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
     collective_s: tuple[float, ...]
@@ -81,11 +84,11 @@ def _cost(tp: int, ranks: Sequence[RankRecord]) -> Cost:
         tp=tp,
         timed=len(latencies),
         warm=all(f.warm for f in forwards),
-        latency_s=median(latencies),
+        latency_s=median(latencies) if latencies else None,
         low_s=low,
         high_s=high,
-        wall_s=tuple(median(f.wall_s) for f in forwards),
-        cpu_s=tuple(median(f.cpu_s) for f in forwards),
+        wall_s=tuple(median(f.wall_s) for f in forwards) if latencies else (),
+        cpu_s=tuple(median(f.cpu_s) for f in forwards) if all(f.cpu_s for f in forwards) else (),
         collective_s=tuple(median(f.collective_s) for f in forwards) if timed else (),
         weight_bytes=tuple(rank.weight_bytes for rank in ranks),
         peak_bytes=tuple(rank.peak_bytes for rank in ranks),
@@ -94,9 +97,9 @@ def _cost(tp: int, ranks: Sequence[RankRecord]) -> Cost:
     )
 
 
-def _p10_p90(values: list[float]) -> tuple[float, float]:
+def _p10_p90(values: list[float]) -> tuple[float | None, float | None]:
     if len(values) < 2:
-        return values[0], values[0]
+        return (values[0], values[0]) if values else (None, None)
     tenths = quantiles(values, n=10, method="inclusive")
     return tenths[0], tenths[-1]
 
@@ -144,8 +147,8 @@ class Scaling:
 def scaling(by_degree: Mapping[int, Cost], tp: int) -> Scaling:
     """How degree `tp` compares with degree 1."""
     cost, one = by_degree[tp], by_degree.get(1)
-    wall = _ratio(one.latency_s if one else 0, cost.latency_s)
-    cpu = _ratio(max(one.cpu_s) if one else 0, max(cost.cpu_s))
+    wall = _ratio(one and one.latency_s, cost.latency_s)
+    cpu = _ratio(max(one.cpu_s, default=None) if one else None, max(cost.cpu_s, default=None))
     return Scaling(
         speed_up=wall,
         efficiency=wall / tp if wall is not None else None,
@@ -156,5 +159,5 @@ def scaling(by_degree: Mapping[int, Cost], tp: int) -> Scaling:
     )
 
 
-def _ratio(over: float, under: float) -> float | None:
+def _ratio(over: float | None, under: float | None) -> float | None:
     return over / under if over and under else None

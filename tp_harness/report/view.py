@@ -144,9 +144,21 @@ def time_note(record: RunRecord) -> str:
     cpus = record.environment.get("cpus", "unknown")
     return (
         f"The ranks share the {cpus} cores of one CPU, so wall-clock speed-up means nothing here and none is shown. "
-        "Per-rank CPU time says how much work sharding leaves each rank; time in collectives is mostly waiting for "
-        "ranks that have no core. For Trn1 see the model, which is not a measurement."
+        + _TIME_NOTES.get(record.backend, _CPU_TIME)
+        + " For Trn1 see the model, which is not a measurement."
     )
+
+
+_CPU_TIME = (
+    "Per-rank CPU time says how much work sharding leaves each rank; time in collectives is mostly waiting for ranks "
+    "that have no core."
+)
+_TIME_NOTES = {
+    "local": "The ranks are threads that take turns: CPU time is each thread's own, collectives are not timed, and "
+    "peak memory is that of all ranks together.",
+    "xla": "The ranks are virtual cores of one process: XLA computes on threads of its own, so that CPU time per rank "
+    "is not known, and peak memory is that of all ranks together.",
+}
 
 
 def seconds(value: float | None) -> str:

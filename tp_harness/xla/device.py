@@ -33,6 +33,8 @@ Tensors = dict[str, torch.Tensor]
 class XLADevice(Device):
     """One rank's device; the ranks are threads that come to the same meeting."""
 
+    eager = False
+
     def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
         self.rank, self.size, self.meeting = rank, size, meeting
         self.device = torch_xla.device()
