@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 
 XLA_VENV := .venv-xla
 
-.PHONY: verify test test-slow test-xla check bench kernels screenshot clean
+.PHONY: verify test test-slow test-xla check bench packing kernels screenshot clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sweep.py
+
+packing: $(STAMP)
+	$(BIN)/python tests/bench/packing.py
 
 kernels: $(STAMP)
 	$(BIN)/python -m tp_harness.kernels.checks.report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,3 +204,17 @@ def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
         assert words in text
     assert '<property name="seen" value="in the child" />' in (project.path / "own.xml").read_text()
     assert not psutil.pid_exists(int((project.path / "sleeper").read_text()))
+
+
+def test_the_example_in_the_docs(project: Project) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "pytest.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"`([\w.]+)`:\n\n```python\n(.*?)```", text, flags=re.DOTALL))
+    assert set(files) == {"test_mlp.py", "ranks.py"}
+    for name, content in files.items():
+        (project.path / name).write_text(content)
+    result = project.run_apart("-k", "tp1 or (test_script and tp2)")
+    result.assert_outcomes(passed=3, deselected=4)
+    pattern = r"test_mlp.py::test_verdict: mlp layer 0 float32 +PASS \d\.\de-07 +-$"
+    result.stdout.re_match_lines([pattern])
+    options = set(re.findall(r"^\| `(--[\w-]+)", text, flags=re.MULTILINE))
+    assert options == set(re.findall(r"^  (--(?:neuron|tp)-[\w-]+)", said(project.run("--help")), flags=re.MULTILINE))

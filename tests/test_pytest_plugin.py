@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from threading import Timer
+from threading import Thread
 
 import pytest
 from inner_pytest import FAST, Project, said
@@ -107,7 +107,7 @@ def test_c():
         f"test_it.py::{name}" for name in ("test_a tp 1", "test_a tp 2", "test_b tp 8", "test_c tp 8")
     ]
     [failure] = cases["test_it.py::test_a tp 2"].iter("failure")
-    assert (failure.attrib["type"], failure.attrib["message"]) == ("MISMATCH", "AssertionError: too <many> ranks?")
+    assert (failure.attrib["type"], failure.attrib["message"]) == ("MISMATCH", "AssertionError: too <many> ranks\ufffd")
     [skip] = cases["test_it.py::test_c tp 8"].iter("skipped")
     assert skip.attrib["message"] == "not <today>"
 
@@ -211,16 +211,36 @@ def test_cores_that_stay_taken_fail_the_test_in_one_sentence(project: Project) -
     taken.close()
 
 
+def test_a_folder_that_cannot_be_made_loses_no_test(project: Project) -> None:
+    project.tests(
+        "@pytest.mark.tp(1, 2)\ndef test_a(): pass\n@pytest.mark.tp(8)\ndef test_b(tp_group): tp_group.run('x')"
+    )
+    (project.path / "file").touch()
+    result = project.run("--tp-out", "file")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([r"test_it.py::test_a  PASS \d\.\d s  PASS \d\.\d s  -$"])
+    text = said(result)
+    assert "run.json and junit.xml are not whole: " in text and ": Not a directory. Choose another folder with" in text
+    assert "/logs: Not a directory; choose another with --tp-out." in text
+
+
 def test_waiting_does_not_count_for_the_timeout(project: Project) -> None:
     project.tests("@pytest.mark.tp(1)\ndef test_a(): time.sleep(0.1)")
     taken = CorePool(project.locks, (0,))
     lease = taken.acquire(1)
-    timer = Timer(2.0, lease.release)
-    timer.start()
-    project.run("--neuron-cores", "1", "--timeout", "1").assert_outcomes(passed=1)
+
+    def release_when_waited_for() -> None:
+        while not list(project.locks.glob("ticket-*")):
+            time.sleep(0.02)
+        time.sleep(2.5)
+        lease.release()
+
+    thread = Thread(target=release_when_waited_for)
+    thread.start()
+    project.run("--neuron-cores", "1", "--timeout", "2").assert_outcomes(passed=1)
+    thread.join()
     [result] = project.results()
-    assert result.waited_s > 1.0 > result.seconds
-    timer.join()
+    assert result.waited_s > 2
     taken.close()
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..errors import UsageError
 from .properties import Properties
 from .settings import FOLDER, MISTAKE, WORKER_FOLDER, Settings, own_folder
 
@@ -41,7 +44,9 @@ class Ledger:
         self._config, self._settings = config, settings
         self._begin = time.monotonic()
         self._phases: dict[str, _Phases] = {}
+        self._results: list[TestResult] = []
         self._record: RunRecord | None = None
+        self._trouble = ""
         self.folder = config.stash[FOLDER] = own_folder(settings.out)
 
     @pytest.hookimpl(optionalhook=True)
@@ -89,9 +94,10 @@ class Ledger:
     def _write(self, nodeid: str, phases: _Phases) -> None:
         from .results import results_of  # noqa: PLC0415
 
-        record = self._open()
-        for result in results_of(title(nodeid), phases, begin=self._begin, backend=record.backend):
-            record.add(result)
+        for result in results_of(title(nodeid), phases, begin=self._begin):
+            self._results.append(result)
+            with self._spared():
+                self._open().add(result)
 
     def _open(self) -> RunRecord:
         """The record; its folder appears with the first result, so that other projects' runs leave none."""
@@ -101,6 +107,15 @@ class Ledger:
             self._record = open_record(self.folder, self._config, self._settings)
         return self._record
 
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """A folder that cannot be written to must not end the tests: it is said in the end."""
+        try:
+            yield
+        except (OSError, UsageError) as error:
+            said = str(error) if isinstance(error, UsageError) else f"{error.filename}: {error.strerror}."
+            self._trouble = f"run.json and junit.xml are not whole: {said} Choose another folder with --tp-out."
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Close run.json and write junit.xml beside it."""
@@ -108,25 +123,20 @@ class Ledger:
             from .results import junit  # noqa: PLC0415
 
             self._record.finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-            self._record.save()
-            (self.folder / "junit.xml").write_text(junit(self._results()), encoding="utf-8")
+            with self._spared():
+                self._record.save()
+                (self.folder / "junit.xml").write_text(junit(self._results), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table that closes the run."""
-        if self._record is not None:
+        if self._results:
             from .closing import closing  # noqa: PLC0415
 
             workers = len(self._config.getoption("tx", None) or ()) or 1
             terminalreporter.section("tensor-parallel tests")
-            for line in closing(self._results(), self._settings, workers):
+            for line in closing(self._results, self._settings, workers):
                 terminalreporter.write_line(line)
-            terminalreporter.write_line(str(self._record.path))
-
-    def _results(self) -> list[TestResult]:
-        from .results import TestResult  # noqa: PLC0415
-
-        results = self._record.results if self._record else []
-        return [result for result in results if isinstance(result, TestResult)]
+            terminalreporter.write_line(self._trouble or str(self.folder / "run.json"))
 
 
 def title(nodeid: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,10 @@ import pytest
 
 from ..cores import names
 from ..record import RunRecord, describe_environment
+from ..report.junit import add_status, clean, counts
 from ..restore import from_json
 from ..result import Result, Status
 from .settings import Settings
-
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class Phases(Protocol):
     seconds: float
 
 
-def results_of(title: str, phases: Phases, *, begin: float, backend: str) -> Iterator[TestResult]:
+def results_of(title: str, phases: Phases, *, begin: float) -> Iterator[TestResult]:
     """The verdicts of the test, or itself as one result; itself as well where it failed although they passed."""
     values = phases.values
     facts: dict[str, Any] = {
@@ -73,7 +71,7 @@ def results_of(title: str, phases: Phases, *, begin: float, backend: str) -> Ite
     yield TestResult(
         component=title,
         tp=values["tp"],
-        backend=backend,
+        backend="pytest",
         dtype="",
         layer=0,
         draws=1,
@@ -88,13 +86,9 @@ def open_record(folder: Path, config: pytest.Config, settings: Settings) -> RunR
     """A record in the run's folder.
 
     Raises:
-        pytest.UsageError: the folder cannot be made.
+        OSError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        said = f"cannot make the folder {folder}: {error.strerror}; choose another with --tp-out."
-        raise pytest.UsageError(said) from None
+    folder.mkdir(parents=True, exist_ok=True)
     kind = "neuron" if settings.neuron else "virtual"
     return RunRecord(
         folder=folder,
@@ -107,22 +101,16 @@ def open_record(folder: Path, config: pytest.Config, settings: Settings) -> RunR
 
 
 def junit(results: Sequence[TestResult]) -> str:
-    """JUnit's XML of the results, with degree and cores as properties."""
-    bad = [r for r in results if r.status not in (Status.PASS, Status.SKIPPED)]
-    skipped = [r for r in results if r.status is Status.SKIPPED]
-    counts = {"tests": str(len(results)), "failures": str(len(bad)), "errors": "0", "skipped": str(len(skipped))}
+    """JUnit's XML of the results: a case per test and degree, with its cores as properties."""
     suites = ET.Element("testsuites")
-    suite = ET.SubElement(suites, "testsuite", {"name": "tp-harness", **counts})
+    suite = ET.SubElement(suites, "testsuite", {"name": "tp-harness", **counts(results)})
     for result in results:
-        title = _clean(f"{row(result)} tp {result.tp}")
-        case = ET.SubElement(suite, "testcase", classname=_clean(result.test), name=title, time=f"{result.seconds:.3f}")
+        title = clean(f"{row(result)} tp {result.tp}")
+        case = ET.SubElement(suite, "testcase", classname=clean(result.test), name=title, time=f"{result.seconds:.3f}")
         properties = ET.SubElement(case, "properties")
         for key, value in (("tp", result.tp), ("cores", names(result.cores)), ("waited_s", result.waited_s)):
             ET.SubElement(properties, "property", name=key, value=str(value))
-        if result.status is Status.SKIPPED:
-            ET.SubElement(case, "skipped", message=_clean(result.reason))
-        elif result.status is not Status.PASS:
-            ET.SubElement(case, "failure", type=result.status.value, message=_clean(result.reason))
+        add_status(case, result)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -131,7 +119,3 @@ def row(result: TestResult) -> str:
     if result.component == result.test:
         return result.test
     return f"{result.test}: {result.component} layer {result.layer} {result.dtype}"
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("?", text)

@@ -127,8 +127,12 @@ class TpGroup:
         name = re.sub(r"[^\w.-]+", "-", self._title).strip("-")[-80:]
         digest = hashlib.sha256(self._title.encode()).hexdigest()[:6]
         logs = self._folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        return Path(mkdtemp(prefix=f"{name}-{digest}-", dir=logs))
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            return Path(mkdtemp(prefix=f"{name}-{digest}-", dir=logs))
+        except OSError as error:
+            text = f"cannot make a folder in {logs}: {error.strerror}; choose another with --tp-out."
+            raise RankError("CRASH", text) from None
 
     def _start(self, name: str, arguments: tuple[str, ...], folder: Path, timeout: float) -> tuple[int, Finished]:
         __tracebackhide__ = True

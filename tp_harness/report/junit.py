@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from ..record import RunRecord
@@ -17,12 +18,12 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  
 
 def render(record: RunRecord) -> str:
     """The document."""
-    root = ET.Element("testsuites", {"name": "tp-harness", **_counts(record.results)})
+    root = ET.Element("testsuites", {"name": "tp-harness", **counts(record.results)})
     by_component: dict[str, list[Result]] = {}
     for result in record.results:
         by_component.setdefault(result.component, []).append(result)
     for component, results in by_component.items():
-        attributes = {"name": _clean(component), **_counts(results)}
+        attributes = {"name": clean(component), **counts(results)}
         attributes["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.started))
         suite = ET.SubElement(root, "testsuite", attributes)
         for result in results:
@@ -33,14 +34,21 @@ def render(record: RunRecord) -> str:
 
 def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
     name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
-    attributes = {"classname": _clean(result.component), "name": name, "time": f"{_seconds([result]):.3f}"}
+    attributes = {"classname": clean(result.component), "name": name, "time": f"{_seconds([result]):.3f}"}
     case = ET.SubElement(suite, "testcase", attributes)
+    child = add_status(case, result)
+    if child is not None and result.status is not Status.SKIPPED:
+        child.text = clean("\n".join(_details(record, result)))
+
+
+def add_status(case: ET.Element, result: Result) -> ET.Element | None:
+    """Say in the case how the result ended: the element that does, or None for a pass."""
+    if result.status is Status.PASS:
+        return None
     if result.status is Status.SKIPPED:
-        ET.SubElement(case, "skipped", {"message": _clean(result.reason)})
-    elif result.status is not Status.PASS:
-        kind = "error" if result.status in _ERRORS else "failure"
-        child = ET.SubElement(case, kind, {"type": result.status.value, "message": _clean(result.reason)})
-        child.text = _clean("\n".join(_details(record, result)))
+        return ET.SubElement(case, "skipped", {"message": clean(result.reason)})
+    kind = "error" if result.status in _ERRORS else "failure"
+    return ET.SubElement(case, kind, {"type": result.status.value, "message": clean(result.reason)})
 
 
 def _details(record: RunRecord, result: Result) -> list[str]:
@@ -53,7 +61,8 @@ def _details(record: RunRecord, result: Result) -> list[str]:
     return [*lines, result.traceback] if result.traceback else lines
 
 
-def _counts(results: list[Result]) -> dict[str, str]:
+def counts(results: Sequence[Result]) -> dict[str, str]:
+    """The attributes of a suite that say how its results ended."""
     errors = sum(r.status in _ERRORS for r in results)
     skipped = sum(r.status is Status.SKIPPED for r in results)
     failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
@@ -61,12 +70,12 @@ def _counts(results: list[Result]) -> dict[str, str]:
     return {name: str(number) for name, number in numbers.items()} | {"time": f"{_seconds(results):.3f}"}
 
 
-def _seconds(results: list[Result]) -> float:
+def _seconds(results: Sequence[Result]) -> float:
     """Wall time of the slowest rank of each task; the dtypes of a task ran in one, and share it."""
     tasks = {(r.component, r.layer, r.tp): max((rank.wall_s for rank in r.ranks), default=0.0) for r in results}
     return sum(tasks.values())
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without what XML cannot hold, terminal escapes among it."""
     return _NO_XML.sub("\ufffd", text)
