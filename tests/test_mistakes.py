@@ -28,7 +28,7 @@ SPOILED: dict[str, tuple[Callable[[Tensors], object], str]] = {
         lambda t: t.update({BIAS: torch.ones(8, 95)}), f"tensor {BIAS} has shape [8, 95]; the model needs [8, 96]."
     ),
     "nan": (lambda t: t[BIAS][3].__setitem__(5, float("nan")), f"tensor {BIAS} holds nan at [3, 5]; weights must be"),
-    "packed": (lambda t: t.update({f"{BIAS}.blocks": torch.ones(2)}), "holds packed MXFP4 weights"),
+    "packed": (lambda t: t.update({f"{BIAS}.blocks": torch.ones(2)}), f"has a tensor {BIAS}.blocks [2] that the model"),
 }  # fmt: skip
 CASE_ERRORS = {
     "FORGOTTEN": "the plan of own does not say how up.bias is placed: full [64], local [16] on 4 ranks. Give it one of",

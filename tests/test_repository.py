@@ -20,7 +20,7 @@ ORDER = (
     "version interrupt workfolder errors result restore "
     "config config_file preflight options "
     "neuron_env neuron_ls neuron_devices packing cores doctor symptoms "
-    "placements marks group device recorder torchfile weights taps sampling xla "
+    "placements marks group device recorder torchfile weights mxfp4 conventions taps sampling xla "
     "reference kernels modules case plan components job faults "
     "launch measure rank backends "
     "oracle material gather evidence "

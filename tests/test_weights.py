@@ -168,11 +168,6 @@ BAD_TENSORS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         {"b": torch.tensor([1.0, float("-inf")]).bfloat16()},
         "the checkpoint's tensor b holds -inf at [1]; weights must be finite.",
     ),
-    "mxfp4": (
-        {f"block.0.mlp.mlp1_weight.{part}": torch.ones(2) for part in ("blocks", "scales")},
-        "the checkpoint {} holds packed MXFP4 weights (block.0.mlp.mlp1_weight.blocks and 1 more); "
-        "convert them to bfloat16 under their plain names (…mlp1_weight) first.",
-    ),
 }
 
 

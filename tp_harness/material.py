@@ -14,6 +14,7 @@ import torch
 
 from .components import component_case
 from .config import InferenceConfig
+from .conventions import Translation, translation
 from .errors import UsageError, blamed_on
 from .job import Job, Subject, Task
 from .options import Resolved
@@ -98,6 +99,13 @@ class Preparation:
             with blamed_on(self.case_file):
                 specs |= {spec.name: spec for spec in self._placeable_specs(target)}
         self.specs = tuple(specs.values())
+        self.given = find_checkpoint(Path(options.checkpoint)) if options.checkpoint else None
+        self.translation = self._translation()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the verdicts should know of the weights."""
+        return (self.translation.note,) if self.translation else ()
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -108,16 +116,16 @@ class Preparation:
         Raises:
             UsageError: neither has room for the weights.
         """
-        draws = 0 if self.options.checkpoint else self.options.draws
+        copies = self.options.draws if self.given is None else int(self.translation is not None)
         places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
         sweep(places)
-        needed = draws * sum(spec.bytes for spec in self.specs) + (64 << 20)
+        needed = copies * sum(spec.bytes for spec in self.specs) + (64 << 20)
         free = {place: shutil.disk_usage(place).free for place in places}
         roomy = [place for place in free if free[place] > 1.25 * needed]
         if not roomy:
             has = " and ".join(f"{place} has {size / 2**30:.1f} GiB" for place, size in free.items())
             raise UsageError(
-                f"the weights of {draws} draws need {needed / 2**30:.1f} GiB, but {has} free; "
+                f"the weights need {needed / 2**30:.1f} GiB, but {has} free; "
                 "choose fewer with --component or --draws, or another folder with TMPDIR."
             )
         with WorkFolder(roomy[0]) as folder:
@@ -176,13 +184,26 @@ class Preparation:
                 except PlacementError as error:
                     raise UsageError(f"{name} of {case.name} cannot be placed as {placement}: {error}.") from None
 
+    def _translation(self) -> Translation | None:
+        found = translation(self.given, self._model_shapes()) if self.given else None
+        if found:
+            found.check(self.specs)
+        return found
+
+    def _model_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the whole model, by public name."""
+        config = InferenceConfig.of(self.options.model, self.subject.neuron_config(dtype="bfloat16", tp=1))
+        return {spec.name: spec.shape for spec in parameter_specs(component_case("transformer", config, 0))}
+
     def _checkpoints(self, folder: Path) -> tuple[Checkpoint, ...]:
         """The user's checkpoint for every draw, or generated weights, new ones for each draw."""
-        if self.options.checkpoint:
-            checkpoint = find_checkpoint(Path(self.options.checkpoint))
-            config = InferenceConfig.of(self.options.model, self.subject.neuron_config(dtype="bfloat16", tp=1))
-            known = {spec.name: spec.shape for spec in parameter_specs(component_case("transformer", config, 0))}
-            check_checkpoint(checkpoint, self.specs, known)
+        if self.given:
+            checkpoint = self.given
+            if self.translation:
+                path = folder / "weights.translated.safetensors"
+                write_checkpoint(path, self.specs, self.translation.pieces)
+                checkpoint = Checkpoint([path])
+            check_checkpoint(checkpoint, self.specs, self._model_shapes())
             return (checkpoint,) * self.options.draws
         init = INITS[self.options.init]
         checkpoints = []

@@ -53,6 +53,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
         preparation = Preparation(options)
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
+            record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
             torch.set_num_threads(1)  # the other cores are the ranks' now
             for tp in options.degrees:
                 DegreeRun(material, session, record, tp, progress).run()

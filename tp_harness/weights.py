@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from .errors import UsageError
 from .torchfile import TAGS, TORCH_SUFFIXES, TensorFile, open_tensors
 
-_FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
+FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder of .safetensors files (without any: of .pt, .pth and .bin files), or in one file.
 
     Raises:
-        UsageError: nothing there, an unreadable or truncated file, or packed MXFP4 weights.
+        UsageError: nothing there, an or an unreadable or truncated file.
     """
     try:
         if not path.exists():
@@ -84,14 +85,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
     if not paths:
         raise UsageError(f"the checkpoint folder {path} holds no .safetensors, {' or '.join(TORCH_SUFFIXES)} file.")
-    checkpoint = Checkpoint(paths)
-    packed = sorted(name for name in checkpoint.names if name.endswith((".blocks", ".scales")))
-    if packed:
-        raise UsageError(
-            f"the checkpoint {path} holds packed MXFP4 weights ({packed[0]} and {len(packed) - 1} more); "
-            "convert them to bfloat16 under their plain names (…mlp1_weight) first."
-        )
-    return checkpoint
+    return Checkpoint(paths)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -123,10 +117,10 @@ def check_checkpoint(
             raise UsageError(
                 f"the checkpoint's tensor {name} has shape {list(shape)}; the model needs {list(known[name])}."
             )
-        if checkpoint.stored_as(name) not in _FLOATS:
+        if checkpoint.stored_as(name) not in FLOATS:
             raise UsageError(
                 f"the checkpoint's tensor {name} is stored as {checkpoint.stored_as(name)}; "
-                f"one of {', '.join(_FLOATS)} is needed."
+                f"one of {', '.join(FLOATS)} is needed."
             )
     for spec in needed:
         _check_finite(spec.name, checkpoint.tensor(spec.name))
@@ -142,10 +136,14 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
             raise UsageError(f"the checkpoint's tensor {name} holds {value} at {at}; weights must be finite.")
 
 
-def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Callable[[TensorSpec], torch.Tensor]) -> None:
+Values = Callable[[TensorSpec], torch.Tensor | Iterator[torch.Tensor]]
+
+
+def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Values) -> None:
     """Write one safetensors file without holding a large tensor in memory.
 
-    `values` gives the first elements of a tensor in row order; they are repeated until it is full.
+    `values` gives the first elements of a tensor in row order, which are repeated until it is full, or an iterator of
+    its parts in row order.
 
     Raises:
         UsageError: a dtype that the format lacks; the message names the tensor.
@@ -157,10 +155,11 @@ def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Callable[[
     with path.open("wb") as file:
         file.write(_header(specs))
         for spec in specs:
-            piece = values(spec).to(spec.dtype).flatten().view(torch.uint8).numpy().data
-            left = spec.bytes
+            given, left = values(spec), spec.bytes
+            parts = repeat(given) if isinstance(given, torch.Tensor) else given
             while left:
-                left -= file.write(piece[:left])
+                part = next(parts).to(spec.dtype).flatten().view(torch.uint8).numpy().data
+                left -= file.write(part[:left])
 
 
 def _header(specs: tuple[TensorSpec, ...]) -> bytes:
