@@ -214,3 +214,21 @@ def test_everything_public_has_a_docstring(name: str) -> None:
 def test_a_missing_docstring_would_be_found() -> None:
     text = 'def f(): pass\nclass C:\n    "Doc."\n    def m(self): pass\n    def _p(self): pass\ndef _g(): pass'
     assert undocumented(Source("x", text)) == ["f", "C.m"]
+
+
+def tensor_splits(text: str) -> list[str]:
+    """Calls that torch lowers to aten::split."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = {"split", "chunk", "split_with_sizes"}
+    return [ast.unparse(node) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in names]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if place(name) == "modules"])
+def test_no_sharded_module_splits_a_tensor(name: str) -> None:
+    """torch-xla without functionalisation has split wrongly along dimension 1 (pytorch/xla#8640): take slices."""
+    assert tensor_splits(SOURCES[name].text) == []
+
+
+def test_a_split_would_be_found() -> None:
+    text = "a = torch.split(x, 2)\nb, c = x.chunk(2, dim=-1)\nd = x[:2]\ne = x.split_with_sizes([1])"
+    assert len(tensor_splits(text)) == 3

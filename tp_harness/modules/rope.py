@@ -50,7 +50,8 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate the pairs (x[i], x[i + head_dim / 2]); cos and sin are rounded to x's dtype first."""
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
+        half = x.shape[-1] // 2
+        first, second = x[..., :half], x[..., half:]
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
