@@ -19,7 +19,7 @@ MAX_LINES = 300
 ORDER = (
     "version interrupt workfolder errors result restore "
     "config config_file preflight options "
-    "neuron_env neuron_ls neuron_devices packing cores doctor symptoms "
+    "neuron_env neuron_ls neuron_devices compile_cache packing cores doctor symptoms "
     "placements marks group device recorder torchfile weights mxfp4 conventions taps sampling xla "
     "reference kernels modules case plan components job faults "
     "launch measure rank backends "
@@ -33,7 +33,8 @@ ORDER = (
 TORCH_FREE = (
     "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
     "neuron_env changes comparison comparison_text texttable report "
-    "neuron_ls neuron_devices symptoms doctor.facts doctor.findings doctor.show commands.doctor packing cores "
+    "neuron_ls neuron_devices compile_cache symptoms doctor.facts doctor.findings doctor.show commands.doctor "
+    "packing cores "
     "pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger pytest_plugin.worker pytest_plugin.tenant"
 )
 

@@ -39,7 +39,8 @@ def compilation_check(program: Program, tp: int) -> Check:
     elif program.compiles > 1:
         detail = f"{what}, compiled {program.compiles} times"
     else:
-        return Check(name="program", passed=True, detail=f"{what}, compiled once, nothing of it on the host")
+        how = "compiled once" if program.compiles else "compiled by an earlier run"
+        return Check(name="program", passed=True, detail=f"{what}, {how}, nothing of it on the host")
     return Check(name="program", passed=False, detail=detail)
 
 

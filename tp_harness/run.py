@@ -49,7 +49,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
 
 
 def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
-    with backend.open() as session:  # before anything is computed: ranks are forked from a process without threads
+    with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
         preparation = Preparation(options)
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)

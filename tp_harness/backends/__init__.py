@@ -1,24 +1,28 @@
 """Backends by name. To add one: a file beside this one, and an entry in `BACKENDS`."""
 
+import os
+
 from ..errors import UnknownNameError, UsageError
+from ..neuron_devices import on_neuron
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend
 from .local import LocalBackend
+from .neuron import NeuronBackend
 from .xla import XLABackend
 
-BACKENDS: tuple[Backend, ...] = (LocalBackend(), XLABackend(), GlooBackend())  # "auto": the last that is available
+BACKENDS: tuple[Backend, ...] = (GlooBackend(), LocalBackend(), XLABackend(), NeuronBackend())
 
 __all__ = ["BACKENDS", "Backend", "RunningJob", "Session", "choose_backend"]
 
 
 def choose_backend(name: str) -> Backend:
-    """The backend of that name, or the first available one for "auto".
+    """The backend of that name; for "auto", neuron where there are NeuronCores that can be used, else gloo.
 
     Raises:
         UsageError: an unknown name, or a backend that this machine cannot run; the message says why.
     """
     if name == "auto":
-        return next(backend for backend in reversed(BACKENDS) if backend.available() is None)
+        name = "neuron" if on_neuron(os.environ) and NeuronBackend().available() is None else "gloo"
     by_name = {backend.name: backend for backend in BACKENDS}
     if name not in by_name:
         raise UnknownNameError("backend", name, ("auto", *by_name))

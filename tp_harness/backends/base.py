@@ -40,11 +40,18 @@ class Backend(Protocol):
     """
 
     name: str
-    blind_spots: str
     owns_terminal: bool
+
+    @property
+    def blind_spots(self) -> str:
+        """One sentence."""
 
     def available(self) -> str | None:
         """None, or the reason why this machine cannot run it."""
 
-    def open(self) -> Session:
-        """Make ready to start ranks. Called before anything is computed: a fork wants no threads."""
+    def open(self, degrees: tuple[int, ...] = ()) -> Session:
+        """Make ready to start ranks at these degrees. Called before anything is computed: a fork wants no threads.
+
+        Raises:
+            UsageError: a degree that this backend cannot run here.
+        """

@@ -32,7 +32,7 @@ class GlooBackend:
             return None
         return "this build of torch has no gloo"
 
-    def open(self) -> GlooSession:
+    def open(self, degrees: tuple[int, ...] = ()) -> GlooSession:
         """Fork the process from which ranks descend."""
         return GlooSession()
 

@@ -38,7 +38,7 @@ class LocalBackend:
         """None: it needs threads alone."""
         return None
 
-    def open(self) -> LocalSession:
+    def open(self, degrees: tuple[int, ...] = ()) -> LocalSession:
         """Nothing to prepare."""
         return LocalSession()
 

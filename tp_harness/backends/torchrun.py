@@ -25,7 +25,7 @@ from .gloo import GlooBackend
 class TorchrunBackend(GlooBackend):
     """gloo ranks, started by somebody else."""
 
-    def open(self) -> TorchrunSession:  # type: ignore[override]  # both are sessions
+    def open(self, degrees: tuple[int, ...] = ()) -> TorchrunSession:  # type: ignore[override]  # both are sessions
         """Lead the other ranks."""
         return TorchrunSession()
 

@@ -47,7 +47,7 @@ class XLABackend:
             return f"torch-xla is not installed in {sys.prefix}; {HOW}"
         return None
 
-    def open(self) -> XLASession:
+    def open(self, degrees: tuple[int, ...] = ()) -> XLASession:
         """Fork the process from which the processes of all degrees descend."""
         return XLASession()
 

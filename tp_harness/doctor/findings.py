@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..compile_cache import cache_root
 from ..errors import UsageError
 from ..neuron_env import core_range, dangers, is_on, visible_cores
 from .facts import Facts
@@ -214,10 +215,8 @@ def _system(facts: Facts) -> Iterator[Finding]:
 
 def _cache(facts: Facts) -> Iterator[Finding]:
     """A compile cache on a network file system: its locks fail there."""
-    folder = facts.environment.get("NEURON_COMPILE_CACHE_URL", "")
-    for word in facts.environment.get("NEURON_CC_FLAGS", "").split():
-        folder = word.partition("=")[2].strip("'\"") if word.startswith("--cache_dir=") else folder
-    kind = filesystem_of(folder, facts.mounts) if folder.startswith("/") else ""
+    folder = cache_root(facts.environment)
+    kind = filesystem_of(str(folder), facts.mounts) if folder else ""
     if kind in NETWORK_FILESYSTEMS:
         yield Finding(
             level="warning",

@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_leaves
 from torch_xla.debug import metrics
 
 from ..device import Device, GraphFinding, Movable, Result
+from ..restore import from_json
 from ..result import Program, ProgramCollective, to_json
 from . import hlo
 from .cause import difference
-from .meeting import Meeting
+from .meeting import Meets
 
 xlac = torch_xla._XLAC
 _REFUSED = "Unexpected execution happens"  # what torch-xla raises where execution is not allowed
@@ -35,7 +36,7 @@ class XLADevice(Device):
 
     eager = False
 
-    def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
+    def __init__(self, rank: int, size: int, meeting: Meets) -> None:
         self.rank, self.size, self.meeting = rank, size, meeting
         self.device = torch_xla.device()
         self._compiled: Counter[str] = Counter()  # by program; a second draw finds it compiled
@@ -132,8 +133,8 @@ class XLADevice(Device):
     def _collectives(self, tensors: list[torch.Tensor]) -> tuple[ProgramCollective, ...]:
         """The program's collectives, from rank 0's HLO, as the graphs are equal."""
         calls = hlo.collectives(xlac._get_xla_tensors_hlo(tensors), self.size) if self.rank == 0 else ()
-        shared: tuple[ProgramCollective, ...] = self.meeting.exchange(self.rank, calls)[0]
-        return shared
+        shared = self.meeting.exchange(self.rank, to_json(calls))[0]
+        return tuple(from_json(ProgramCollective, call) for call in shared)
 
     def _execute(self, tensors: list[torch.Tensor]) -> int:
         """Start the program; how many compilations that took.
@@ -143,14 +144,14 @@ class XLADevice(Device):
         """
         xlac._set_allow_execution(True)
         with self.meeting.turn:
-            before = _compiles()
+            before = self.compiled()
             xlac._xla_sync_multi(tensors, [str(self.device)], wait=False, sync_xla_data=True)
-            return _compiles() - before
+            return self.compiled() - before
 
-
-def _compiles() -> int:
-    data = metrics.metric_data("CompileTime")
-    return int(data[0]) if data else 0
+    def compiled(self) -> int:
+        """How many programs this process has compiled so far."""
+        data = metrics.metric_data("CompileTime")
+        return int(data[0]) if data else 0
 
 
 def _left_device() -> Counter[str]:

@@ -1,9 +1,21 @@
-"""Where the ranks of one process meet: each brings something and takes away what all have brought."""
+"""Where ranks meet: each brings something and takes away what all have brought. Here, the threads of one process."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Meets(Protocol):
+    """Ranks that meet, threads or processes."""
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held while a rank starts a program."""
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        """What every rank brought, by rank: JSON values."""
 
 
 class Meeting:
