@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 
 XLA_VENV := .venv-xla
 
-.PHONY: verify test test-slow test-xla check bench packing kernels screenshot clean
+.PHONY: verify test test-slow test-xla check fuzz launcher-faults bench packing kernels screenshot clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,13 @@ check: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p tp_harness
 	$(PYTEST)
+
+# 500 hostile inputs of each kind, and every fault in the launcher at every moment (half an hour).
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --count 500
+
+launcher-faults: $(STAMP)
+	$(BIN)/python tests/bench/launcher_faults.py --write docs/launcher-faults.md
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sweep.py

@@ -60,6 +60,9 @@ class Case:
         in_dtype: (reference module, dtype) -> a module that computes in dtype.
         edit: (a rank's module, its group) -> None: changes the module after it was built and loaded, and what it
             holds was recorded. Faults are put in with it.
+
+    Raises:
+        UsageError: a field of the wrong type; the message names it.
     """
 
     name: str
@@ -80,6 +83,9 @@ class Case:
     in_dtype: Callable[[nn.Module, torch.dtype], nn.Module] = cast_copy
     edit: Callable[[nn.Module, Group], None] = leave
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
     @property
     def outputs(self) -> tuple[Placement, ...]:
         """One placement per output."""
@@ -95,6 +101,34 @@ class Case:
             return factory()
         with torch.device("meta"):
             return factory()
+
+
+def _check_fields(case: Case) -> None:
+    """What is wrong here would only be stumbled over in a rank, or in the verdict."""
+    functions = [
+        name for name in ("reference", "sharded", "inputs", "in_dtype", "edit") if not callable(getattr(case, name))
+    ]
+    if case.collectives is not None and not callable(case.collectives):
+        functions.append("collectives")
+    for name in functions:
+        raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
+    for name, kind in (("name", str), ("prefix", str), ("plan", Mapping), ("taps", Mapping), ("routing", tuple)):
+        if not isinstance(getattr(case, name), kind):
+            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
+    for name in ("reduction", "layer"):
+        if not isinstance(getattr(case, name), int) or getattr(case, name) < 0:
+            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a whole number is needed.")
+    placed = {"output": case.outputs, "input_placements": case.input_placements}
+    placed |= {"plan": tuple(case.plan.values()), "taps": tuple(case.taps.values())}
+    for name, placements in placed.items():
+        wrong = (
+            [p for p in placements if not isinstance(p, Placement)] if isinstance(placements, tuple) else [placements]
+        )
+        if wrong:
+            raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
+    names = [*case.plan, *case.taps, *case.routing, case.name or None]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
 
 
 def load_case(spec: str) -> Case:
@@ -116,7 +150,11 @@ def load_case(spec: str) -> Case:
     sys.modules[path.stem] = module
     try:
         module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file does, the answer is a sentence
+    except KeyboardInterrupt:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except BaseException as error:  # whatever the user's file does, the answer is a sentence
         raise UsageError(f"{path} could not be imported: {type(error).__name__}: {error}.") from error
     cases = {key: value for key, value in vars(module).items() if isinstance(value, Case)}
     if name not in vars(module):

@@ -14,6 +14,7 @@ from .errors import UsageError, printable
 from .interrupt import one_interrupt
 
 USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
+MOST = 3000  # characters of a sentence: a name from a file may be a megabyte long
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +35,7 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
     except UsageError as error:
-        print(f"tp-harness: {printable(str(error))}", file=sys.stderr)
+        print(f"tp-harness: {printable(str(error), most=MOST)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"tp-harness: {str(interrupt) or 'interrupted'}; every rank was ended.", file=sys.stderr)

@@ -26,12 +26,17 @@ class UnknownNameError(UsageError):
         super().__init__(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(choices)}.")
 
 
-def printable(text: str) -> str:
+def printable(text: str, most: int | None = None) -> str:
     """The text with everything escaped that could act on a terminal or mislead a reader: names come from files.
 
     Control characters, line ends, escape sequences, marks that turn the direction of writing, lone surrogates.
+
+    Args:
+        text: any text.
+        most: characters to keep; what is longer ends with "...".
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return escaped if most is None or len(escaped) <= most >= len(text) else escaped[:most] + "..."
 
 
 @contextmanager
@@ -59,9 +64,9 @@ def blamed_on(file: str) -> Iterator[None]:
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit and what a user made up included
         if not file:
             raise
         frames = traceback.extract_tb(error.__traceback__)

@@ -88,6 +88,8 @@ class Shard(Placement):
 
     def __post_init__(self) -> None:
         _check_positive(unit=self.unit)
+        if not isinstance(self.dim, int):
+            raise PlacementError(f"dim is {self.dim!r:.60}; the number of a dimension is needed.")
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         """The rank-th slice, a view."""

@@ -86,7 +86,10 @@ def _number(value: Any, at: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number and value not in _NOT_FINITE:
         raise ValueError(f"{at.lstrip('.')} is {value!r:.60}, where a number is needed")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{at.lstrip('.')} has {len(str(value))} digits, where a float is needed") from None
 
 
 def _one_of(kind: type[Enum], value: Any, at: str) -> Enum:

@@ -126,7 +126,7 @@ def _check_world(record: RunRecord, asked: Options) -> None:
     now = describe_environment() | {"inputs": inputs_of(resolve(asked))}
     for part in ("tp_harness", "packages", "inputs"):
         old, new = record.environment.get(part) or {}, now[part]
-        olds, news = ({part: x} if isinstance(x, str) else dict(x) for x in (old, new))
+        olds, news = (x if isinstance(x, dict) else {part: x} for x in (old, new))
         for name in olds | news:
             if olds.get(name) != news.get(name):
                 raise UsageError(
