@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_every_row_is_fitted_and_the_stated_error_is_that_of_the_table() -> None
     blind = max(abs(row.left_out_error) for row in rows if row.left_out_error is not None)
     assert worst < 0.2 and blind < 0.2
     assert f"largest {worst:.1%}; not fitted to the row's model: largest {blind:.1%}." in page.page()
+    readme = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
+    assert f"within {math.ceil(100 * worst)}% of all {len(rows)} rows that AWS published" in readme
 
 
 def test_the_page_is_current() -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..config import InferenceConfig
+from ..config import SWIGLU_ALPHA, InferenceConfig
 from ..group import Group
-from ..modules.mlp import SWIGLU_ALPHA
 from ..placements import Placement, StridedShard
 from .fault import Fault, always, sharded
 from .ways import (
