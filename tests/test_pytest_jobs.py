@@ -83,16 +83,17 @@ def test_a_keeper_that_is_told_to_ends_the_whole_family(tmp_path: Path, end: str
 
 RANKS = """
 import os, sys
-import torch, torch.distributed as dist
 
+word, rank = sys.argv[1], os.environ["RANK"]
+if word == "fail" and rank == "1":
+    raise ArithmeticError("no sum today")
+import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
-words = ("rank", dist.get_rank(), "of", int(total), "on", os.environ["NEURON_RT_VISIBLE_CORES"], *sys.argv[1:])
-os.write(1, "{} {} {} {} {} {} {}\\n".format(*words).encode())  # at once: ranks share the file
+line = f"rank {rank} of {int(total)} on {os.environ['NEURON_RT_VISIBLE_CORES']} {word}"
+os.write(1, line.encode() + b"\\n")  # at once: ranks share the file
 dist.destroy_process_group()
-if os.environ["RANK"] == "1" and "fail" in sys.argv:
-    raise ArithmeticError("no sum today")
 """
 
 JOBS = """

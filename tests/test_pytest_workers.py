@@ -176,10 +176,22 @@ def test_large(neuron_cores):
 """
 
 
-def test_beside_larger_tests_a_small_one_gives_its_core_back(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+JOB = """
+@pytest.mark.tp(1)
+def test_job(tp_group):
+    open("pids", "a").write(f" {os.getppid()}")  # called in a child as well
+"""
+
+
+@pytest.mark.parametrize(("beside", "chosen"), [("", ""), (JOB, "not tp32")], ids=["larger_ones", "jobs"])
+def test_a_small_test_gives_its_core_back_for(
+    project: Project, monkeypatch: pytest.MonkeyPatch, beside: str, chosen: str
+) -> None:
     project.fake_neuron(monkeypatch, cores=32)
-    project.tests(MIXED)
-    project.run_apart("-p", "fake_neuron", "--neuron-wait", "30").assert_outcomes(passed=2)
+    project.tests(MIXED + beside)
+    project.run_apart("-p", "fake_neuron", "--neuron-wait", "30", "-k", chosen).assert_outcomes(
+        passed=2, deselected=int(bool(chosen))
+    )
     child, parent, core, worker = (project.path / "pids").read_text().split()
     assert (parent, core) == (worker, "0") and child != worker
 

@@ -55,6 +55,11 @@ def degree_of(item: pytest.Item) -> int | None:
     return params.get("tp_degree") if item.get_closest_marker("tp") else None
 
 
+def fixture_names(item: pytest.Item) -> tuple[str, ...]:
+    """The fixtures that the item will ask for."""
+    return tuple(getattr(item, "fixturenames", ()))
+
+
 def missing_mark(nodeid: str, fixture: str) -> str:
     """The sentence for a fixture of ours in a test that does not say how many cores it needs."""
     return f"{nodeid} uses {fixture} without @pytest.mark.tp, so how many cores it needs is not known: {EXAMPLE}."
@@ -74,7 +79,7 @@ def first_mistake(items: Iterable[pytest.Item], settings: Settings, *, listing: 
 def _mistake(item: pytest.Item, settings: Settings, listing: bool) -> str | None:
     mark = item.get_closest_marker("tp")
     if mark is None:
-        used = [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
+        used = [name for name in FIXTURES if name in fixture_names(item)]
         return missing_mark(item.nodeid, used[0]) if used else None
     try:
         degrees_of(mark)

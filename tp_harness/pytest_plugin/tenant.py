@@ -6,13 +6,13 @@ Why no run of tests can deadlock on cores:
    asks for no other (cores.py). So who holds cores waits for none, and each block comes free.
 2. A process that has opened a NeuronCore keeps it until it ends, whatever it promises. A worker that had opened its
    own core for a 1-core test would hold it while another test, or itself, waits for all 32. So where larger tests
-   were chosen too, the body of a 1-core test is called in a forked child (isolated.py), whose end frees the core,
-   and a larger test starts its ranks as subprocesses. The workers themselves never open a device; one that does
-   stops the run with a sentence, because nothing else could free its core.
-3. Where only 1-core tests were chosen, a worker opens its own core once, and keeps it until its process ends, which
-   xdist's workers do at the end of the run. It waits for that core alone, which no other living process may call its
-   own (a place, `CorePool.settle`; without one it refuses to run), and ahead of every other request. So it waits only
-   for tests that end by themselves, and its run ends; larger tests of other runs wait until then.
+   (or jobs, by `tp_group`) were chosen too, the body of a 1-core test is called in a forked child (isolated.py),
+   whose end frees the core, and a larger test starts its ranks as subprocesses. The workers themselves never open
+   a device; one that does stops the run with a sentence, because nothing else could free its core.
+3. Where only 1-core tests without jobs were chosen, a worker opens its own core once, and keeps it until its process
+   ends, which xdist's workers do at the end of the run. It waits for that core alone, which no other living process
+   may call its own (a place, `CorePool.settle`; without one it refuses to run), and ahead of every other request. So
+   it waits only for tests that end by themselves, and its run ends; larger tests of other runs wait until then.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import pytest
 from ..cores import CorePool, CoreTimeoutError, Lease
 from ..errors import UsageError
 from .blocks import CoreBlock, block_environment
+from .marks import degree_of, fixture_names
 from .properties import Properties
 from .settings import FOLDER, Settings
 from .tp_group import TpGroup
@@ -68,9 +69,9 @@ class Tenant:
             "(-p no:tp_harness leaves the devices alone)"
         )
 
-    def expect(self, degrees: Iterable[int]) -> None:
-        """Learn the degrees of all tests that were chosen."""
-        self._mixed = any(degree > 1 for degree in degrees)
+    def expect(self, items: Iterable[pytest.Item]) -> None:
+        """Learn which tests were chosen: whether some of them have cores used by other processes than this one."""
+        self._mixed = any((degree_of(item) or 0) > 1 or "tp_group" in fixture_names(item) for item in items)
 
     def calls_in_child(self, item: pytest.Item) -> bool:
         """Whether the test's body must be called in a child: one core, and a process that would keep it."""

@@ -71,7 +71,9 @@ class TpGroup:
         return self.cores.env
 
     def run(self, script: str | Path, *arguments: str, timeout: float = 600.0) -> Finished:
-        """Run a Python script on `degree` ranks under torchrun, rendezvous on loopback.
+        """Run a Python script on `degree` ranks under torchrun, which they meet and talk through on loopback.
+
+        Not covered: while it runs, torchrun's rendezvous listens on every interface, as it always does.
 
         Args:
             script: the script's path.
@@ -144,7 +146,7 @@ class TpGroup:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=dict(self.env),
+                env={"GLOO_SOCKET_IFNAME": "lo", **self.env} if sys.platform == "linux" else dict(self.env),
                 pass_fds=self._fds,
                 start_new_session=True,
             )

@@ -62,9 +62,8 @@ class Worker:
             pytest.exit(mistake, returncode=pytest.ExitCode.USAGE_ERROR)
         if mistake:
             raise pytest.UsageError(mistake)
-        degrees = {degree for degree in map(degree_of, session.items) if degree is not None}
-        if degrees:
-            self._tenancy().expect(degrees)
+        if any(degree_of(item) is not None for item in session.items):
+            self._tenancy().expect(session.items)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
