@@ -30,6 +30,7 @@ from tp_harness.record import RunRecord, read_run
 from tp_harness.report import PAGES, html, view, write_pages
 from tp_harness.report.charts import accuracy_charts, cost_charts, time_charts
 from tp_harness.report.costs import costs, scaling
+from tp_harness.report.kills import read_trials
 from tp_harness.report.svg import svg
 from tp_harness.result import Collective, Forwards, Program, RankRecord, Status
 
@@ -42,8 +43,9 @@ def run_of(name: str) -> RunRecord:
     return read_run(RUNS / name)
 
 
-def page_of(name: str) -> str:
-    return html.render(run_of(name))
+def page_of(name: str, page: str = "report.html") -> str:
+    """A page as `tp-harness report` writes it, with the faults that lie beside the run."""
+    return PAGES[page](run_of(name), read_trials(RUNS / name))
 
 
 def stable(page: str) -> str:
@@ -59,7 +61,7 @@ def stable(page: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_as_it_was(name: str, page: str) -> None:
-    text = PAGES[page](run_of(name)).encode("utf-8", "replace").decode()
+    text = page_of(name, page).encode("utf-8", "replace").decode()
     expected = RUNS / name / page
     text = stable(text) if page == "report.html" else text
     if os.environ.get("TP_HARNESS_SNAPSHOTS") == "write":
@@ -146,8 +148,9 @@ def test_hostile_names_are_text() -> None:
     json.loads(charts[1])
 
 
-def test_hostile_names_are_text_in_markdown() -> None:
-    page = PAGES["report.md"](run_of("hostile"))
+@pytest.mark.parametrize("name", ["hostile", "clean"])
+def test_hostile_names_are_text_in_markdown(name: str) -> None:
+    page = page_of(name, "report.md")
     outside_code = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", page.replace("<details><summary>", "").replace("</", "", 1))
     assert not re.search(r"(?<!\\)<(?!/?(?:details|summary))", outside_code)
     assert not re.search(r"@(?!\u200b)", outside_code)
@@ -160,7 +163,7 @@ def test_hostile_names_are_text_in_markdown() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_junit_says_what_failed_and_why(name: str) -> None:
     record = run_of(name)
-    root = ET.fromstring(PAGES["junit.xml"](record))
+    root = ET.fromstring(PAGES["junit.xml"](record, ()))
     statuses = Counter(each.status for each in record.results)
     undecided = sum(statuses[s] for s in (Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID))
     for totals in ([root], root.findall("testsuite")):
@@ -179,7 +182,7 @@ def test_junit_says_what_failed_and_why(name: str) -> None:
 
 def test_skipped_is_no_failure() -> None:
     record = replace(run_of("clean"), results=[result(status=Status.SKIPPED, reason="no card")])
-    root = ET.fromstring(PAGES["junit.xml"](record))
+    root = ET.fromstring(PAGES["junit.xml"](record, ()))
     assert root.attrib["skipped"] == "1"
     assert root.attrib["failures"] == root.attrib["errors"] == "0"
     [skipped] = root.iter("skipped")
@@ -289,7 +292,7 @@ def test_a_program_that_never_ran_has_no_times_and_still_a_page() -> None:
     page = stable(html.render(record))
     assert "CPU time per rank is not known" in page
     assert "Efficiency against degree" not in page
-    PAGES["report.md"](record)
+    PAGES["report.md"](record, ())
     alone = replace(record, results=results[:1])
     assert "Nothing was timed" in html.render(alone)
 
@@ -327,6 +330,43 @@ def test_what_is_modelled_is_marked_and_apart() -> None:
     assert all("model, not measured" in name for name in named), named
     assert "model, not measured" not in head.partition('<section id="cost"')[2]
     assert 'id="model"' not in page_of("mismatch")  # there is no model of a user's modules
+
+
+def test_controls_and_faults_are_shown() -> None:
+    page, text = page_of("clean"), page_of("clean", "report.md")
+    controls = run_of("clean").controls
+    assert [control.tp for control in controls] == [1, 2]
+    section = page.partition('<section id="faults"')[2].partition("</section>")[0]
+    for control in controls:
+        assert f"<strong>{control.fault}</strong>" in section
+        assert f"--fault {control.fault} --model tiny --tp {control.tp}" in section
+        assert f"`{control.fault}` at tp {control.tp} rejected" in text
+    assert "&lt;b&gt;gate&lt;/b&gt;|symmetric" in section
+    assert "was missed: nothing rejected it" in section
+    assert "was missed: nothing rejected it" in text
+    root = ET.fromstring(page_of("clean", "junit.xml"))
+    suite = next(each for each in root if each.attrib["name"] == "faults")
+    assert (root.attrib["failures"], suite.attrib["failures"], suite.attrib["tests"]) == ("1", "1", "5")
+    assert 'id="faults"' not in page_of("old")
+
+
+def test_a_control_that_passed_is_plain_to_see() -> None:
+    record = run_of("clean")
+    passed = replace(record, controls=[replace(record.controls[0], rejected=False)])
+    assert 'class="bad"><strong>' in html.render(passed)
+    assert "NOT rejected" in html.render(passed)
+    assert "**NOT rejected**" in PAGES["report.md"](passed, ())
+    assert "NOT rejected" not in html.render(record)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{", "Expecting property name"), ("[]", "indices"), ('{"trials": [{}]}', "Trial lacks fault, tp")],
+)
+def test_another_faults_json_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "faults.json").write_text(text)
+    with pytest.raises(UsageError, match=r"faults.json is not what `tp-harness faults --json` prints \(.*" + why):
+        read_trials(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -385,7 +425,7 @@ def test_the_command_renders_again_without_torch(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines() == [str(folder / page) for page in PAGES]
     for page, render in PAGES.items():
-        assert (folder / page).read_text(encoding="utf-8") == render(read_run(folder))
+        assert (folder / page).read_text(encoding="utf-8") == render(read_run(folder), ())
 
 
 def test_no_run_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -412,7 +452,7 @@ def test_verify_leaves_pages_and_a_row_repeats_exactly(tmp_path: Path) -> None:
     whole, output = run(shlex.split("verify --component mlp --component rmsnorm --tp 1,2 --seed 3"))
     assert output.splitlines()[-1] == str(whole.folder / "report.html")
     assert {path.name for path in whole.folder.iterdir()} >= {*PAGES, "run.json"}
-    assert (whole.folder / "junit.xml").read_text() == PAGES["junit.xml"](whole)
+    assert (whole.folder / "junit.xml").read_text() == PAGES["junit.xml"](whole, ())
     row = next(each for each in whole.results if (each.component, each.tp, each.dtype) == ("mlp", 2, "float32"))
     [again] = run(shlex.split(view.command(whole, row))[1:])[0].results
     assert (again.title, again.gates, again.worst) == (row.title, row.gates, row.worst)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
 from ..record import RunRecord
+from ..scoreboard import Trial
 from . import html, junit, markdown
+from .kills import read_trials
 
-PAGES: dict[str, Callable[[RunRecord], str]] = {
+Page = Callable[[RunRecord, Sequence[Trial]], str]
+
+PAGES: dict[str, Page] = {
     "report.html": html.render,
     "report.md": markdown.render,
     "junit.xml": junit.render,
@@ -21,9 +25,10 @@ def write_pages(record: RunRecord) -> list[Path]:
     """Render every page into the run's folder; each appears whole or not at all.
 
     Raises:
-        UsageError: the folder cannot be written to.
+        UsageError: the folder cannot be written to, or a faults.json in it cannot be read.
     """
-    return [_write(record.folder / name, render(record)) for name, render in PAGES.items()]
+    trials = read_trials(record.folder)
+    return [_write(record.folder / name, render(record, trials)) for name, render in PAGES.items()]
 
 
 def _write(path: Path, text: str) -> Path:

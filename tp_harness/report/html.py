@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,6 +20,7 @@ from markupsafe import Markup
 from ..errors import printable
 from ..record import RunRecord
 from ..result import Result
+from ..scoreboard import Trial, remarks, score_table, trial_table
 from ..table import divergence_text
 from ..trn1 import MODELLED
 from ..trn1.view import ending, tables
@@ -30,8 +32,8 @@ from .plotly import plotly
 from .svg import svg, value_text
 
 
-def render(record: RunRecord) -> str:
-    """The page."""
+def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
+    """The page; `trials` are how the faults of `tp-harness faults` fared, if they were tried."""
     script, library = _file("templates/page.js"), _file("vendor/plotly-basic.min.js")
     accuracy, cost, time = accuracy_charts(record), cost_charts(record), time_charts(record)
     models = predictions(record)
@@ -50,6 +52,9 @@ def render(record: RunRecord) -> str:
         cost_charts=cost,
         time_charts=time,
         cells=cells,
+        trials=trials,
+        fault_tables=(score_table(trials), trial_table(trials)) if trials else (),
+        fault_remarks=remarks(trials),
         cost_rows=cells.cost_rows(record),
         models=models,
         modelled=modelled,

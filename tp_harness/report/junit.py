@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 from ..record import RunRecord
 from ..result import Result, Status
+from ..scoreboard import Trial
 from ..table import divergence_text
 from . import view
 
@@ -16,9 +17,9 @@ _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
 
-def render(record: RunRecord) -> str:
-    """The document."""
-    root = ET.Element("testsuites", {"name": "tp-harness", **counts(record.results)})
+def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
+    """The document; `trials` as for report.html: a fault that was missed is a failure."""
+    root = ET.Element("testsuites", {"name": "tp-harness", **counts(record.results, trials)})
     by_component: dict[str, list[Result]] = {}
     for result in record.results:
         by_component.setdefault(result.component, []).append(result)
@@ -28,6 +29,8 @@ def render(record: RunRecord) -> str:
         suite = ET.SubElement(root, "testsuite", attributes)
         for result in results:
             _case(suite, record, result)
+    if trials:
+        _faults(root, trials)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -51,6 +54,16 @@ def add_status(case: ET.Element, result: Result) -> ET.Element | None:
     return ET.SubElement(case, kind, {"type": result.status.value, "message": clean(result.reason)})
 
 
+def _faults(root: ET.Element, trials: Sequence[Trial]) -> None:
+    suite = ET.SubElement(root, "testsuite", {"name": "faults", **counts([], trials)})
+    for trial in trials:
+        name = f"tp{trial.tp}-{trial.dtype}"
+        case = ET.SubElement(suite, "testcase", {"classname": f"faults.{clean(trial.fault)}", "name": name})
+        if trial.bad:
+            reason = clean(trial.reason or "nothing rejected it")
+            ET.SubElement(case, "failure", {"type": trial.outcome, "message": reason})
+
+
 def _details(record: RunRecord, result: Result) -> list[str]:
     lines = [result.reason]
     if result.first_divergence:
@@ -61,12 +74,13 @@ def _details(record: RunRecord, result: Result) -> list[str]:
     return [*lines, result.traceback] if result.traceback else lines
 
 
-def counts(results: Sequence[Result]) -> dict[str, str]:
-    """The attributes of a suite that say how its results ended."""
+def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str, str]:
+    """The attributes of a suite that say how its results, or trials of faults, ended."""
     errors = sum(r.status in _ERRORS for r in results)
     skipped = sum(r.status is Status.SKIPPED for r in results)
     failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
-    numbers = {"tests": len(results), "failures": failed, "errors": errors, "skipped": skipped}
+    failed += sum(trial.bad for trial in trials)
+    numbers = {"tests": len(results) + len(trials), "failures": failed, "errors": errors, "skipped": skipped}
     return {name: str(number) for name, number in numbers.items()} | {"time": f"{_seconds(results):.3f}"}
 
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from ..errors import printable
 from ..record import RunRecord
 from ..result import Result, Status
+from ..scoreboard import Trial, remarks, score_table
 from ..table import divergence_text
 from . import cells, view
 
 MAX_FAILURES = 20  # more would hide the first; all are in report.html
 
 
-def render(record: RunRecord) -> str:
-    """The page, as GitHub renders it."""
+def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
+    """The page, as GitHub renders it; `trials` as for report.html."""
     parts = [
         f"## {view.word(record)}: {view.headline(record)}",
         f"{view.counts(record.results)}; {_code(view.subject(record))}, backend {_code(record.backend)}, "
@@ -24,6 +25,7 @@ def render(record: RunRecord) -> str:
         *(f"Note: {_text(note)}" for note in record.notes),
         _verdicts(record),
         *_failures(record),
+        *_faults(record, trials),
         *_costs(record),
         f"Repeat with {_code(record.command)}. Limits, logs and charts: report.html.",
     ]
@@ -68,6 +70,19 @@ def _failure(record: RunRecord, result: Result) -> str:
         lines.append(f"- Log of {label}: {_code(path)}")
     lines.append(f"- Repeat: {_code(view.command(record, result))}")
     return "\n".join(lines)
+
+
+def _faults(record: RunRecord, trials: Sequence[Trial]) -> list[str]:
+    """Controls in one line; kill scores as a table."""
+    controls = [
+        f"{_code(c.fault)} at tp {c.tp}{' rejected' if c.rejected else ' **NOT rejected**'}" for c in record.controls
+    ]
+    parts = [f"Faults put in as a control: {', '.join(controls)}."] if controls else []
+    if trials:
+        table = score_table(trials)
+        parts.append(_table(table.headers, [tuple(map(_text, row)) for row in table.rows]))
+        parts += [_text(remark) for remark in remarks(trials)]
+    return parts
 
 
 def _costs(record: RunRecord) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..record import RunRecord
-from ..result import Gate, Result, Status
+from ..result import Control, Gate, Result, Status
 
 # Exit code -> what it says of the run.
 HEADLINES = {
@@ -129,7 +129,23 @@ def command(record: RunRecord, result: Result) -> str:
         value = None if options.get("case") and key in _NOT_OF_A_CASE else options.get(key)
         if value not in (None, "", _LEFT_OUT.get(key)):
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    if options.get("fault_control") is False:
+        words.append("--no-fault-control")
     return shlex.join(words)
+
+
+def control_command(record: RunRecord, control: Control) -> str:
+    """The command that puts a control's fault in again."""
+    words = ["tp-harness", "verify", "--fault", control.fault]
+    if record.options.get("case"):
+        words += ["--case", str(record.options["case"])]
+    else:
+        words += ["--model", str(record.options.get("model_name", "tiny"))]
+    words += ["--tp", str(control.tp), "--dtype", control.dtype, "--seed", str(record.options.get("seed", 0))]
+    for key in ("batch", "seq"):
+        if not record.options.get("case") and key in record.options:
+            words += [f"--{key}", str(record.options[key])]
+    return shlex.join([*words, "--backend", record.backend])
 
 
 def wall_time_counts(record: RunRecord) -> bool:
