@@ -206,6 +206,17 @@ def test_a_recorded_report_replaces_the_constants(tmp_path: Path) -> None:
         assert collectives.seconds(message, tp) == Collectives().seconds(message, tp)
 
 
+def test_degrees_without_a_measured_reduction_are_named() -> None:
+    def note(*factors: float) -> list[str]:
+        tables = tuple(parse_nccom(report(f, 50.0), source="x") for f in factors)
+        prediction = predict(PRESETS["tiny"], name="", collectives=Collectives(measured=tables))
+        return [text for text in prediction.notes if "no all-reduce was measured" in text]
+
+    assert note() == note(1.0, 1.75, 1.9375) == []
+    assert note(1.9375)[0].startswith("no all-reduce was measured over 2, 8 ranks")
+    assert note(0.875)[0].startswith("no all-reduce was measured over 2, 8, 32 ranks")
+
+
 @pytest.mark.parametrize(
     ("factor", "operation"),
     [(1.0, ("all_reduce", 2)), (1.75, ("all_reduce", 8)), (1.9375, ("all_reduce", 32)), (0.875, ("all_gather", 8))],

@@ -129,7 +129,7 @@ def predict(
         ),
         memory=memory,
         tokens=tuple(_token(config, row, steps, collectives, price_per_hour) for row in memory),
-        notes=_notes(config, tuple(degrees)),
+        notes=(*_notes(config, tuple(degrees)), *_mixed(collectives, degrees)),
     )
 
 
@@ -144,6 +144,16 @@ def _notes(config: ModelConfig, degrees: tuple[int, ...]) -> tuple[str, ...]:
         notes.append(f"{kv_heads} KV heads cannot be cut for tp {', '.join(map(str, copied))}: ranks hold copies")
     notes.append("router, norms and biases behind a reduction are whole on every rank")
     return tuple(notes)
+
+
+def _mixed(collectives: Collectives, degrees: Sequence[int]) -> tuple[str, ...]:
+    """A warning when some degrees have measured reductions and others have not."""
+    measured = {table.ranks for table in collectives.measured if table.kind == "all_reduce"}
+    without = [str(tp) for tp in degrees if tp > 1 and tp not in measured]
+    if not collectives.measured or not without:
+        return ()
+    return (f"no all-reduce was measured over {', '.join(without)} ranks: there the published samples, upper bounds, "
+            "stand beside measured times; give a report for each degree before comparing degrees",)  # fmt: skip
 
 
 def _component(component: str, phase: str, place: Place, collectives: Collectives) -> ComponentRow:
