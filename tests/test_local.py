@@ -21,7 +21,7 @@ from tp_harness.backends import choose_backend
 from tp_harness.backends.base import Session
 from tp_harness.backends.turns import ring_sum
 from tp_harness.components import LAYERED
-from tp_harness.gather import is_complete, read_outputs
+from tp_harness.gather import Awaited, read_outputs
 from tp_harness.material import Material, Preparation
 from tp_harness.options import COMPONENT_NAMES, Resolved
 from tp_harness.placements import same_bits
@@ -118,7 +118,7 @@ def finish(session: Session, material: Material, tp: int, folder: Path, timeout:
 def tensors(material: Material, tp: int) -> dict[tuple[str, int, str], torch.Tensor]:
     """What the ranks left, by task, rank and name."""
     job = material.job(tp, material.targets)
-    assert all(is_complete(job, task) for task in job.tasks)
+    assert Awaited(job, job.tasks).all_there()
     outputs = {task.key: read_outputs(job, task) for task in job.tasks}
     return {
         (key, rank, name): tensor

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ class RankOutput:
 
     def collectives(self, dtype: str) -> tuple[Collective, ...]:
         """The calls of one dtype, in order."""
-        return tuple(from_json(Collective, call) for call in self.facts[dtype]["collectives"])
+        calls = self.facts[dtype]["collectives"]
+        return tuple(Collective(**{**call, "shape": tuple(call["shape"])}) for call in calls)
 
     def record(self, dtype: str) -> RankRecord:
         """What goes into run.json."""
@@ -46,9 +48,17 @@ class RankOutput:
         )
 
 
-def is_complete(job: Job, task: Task) -> bool:
-    """Whether every rank's file is there (a file appears only when it is whole)."""
-    return all(job.output_path(task, rank).exists() for rank in range(job.tp))
+class Awaited:
+    """The ranks' files of some tasks that were not there yet; made to be asked often, and so without `Path`."""
+
+    def __init__(self, job: Job, tasks: Iterable[Task]) -> None:
+        self._paths = [str(job.output_path(task, rank)) for task in tasks for rank in range(job.tp)]
+
+    def all_there(self) -> bool:
+        """Whether every file is there (a file appears only when it is whole)."""
+        while self._paths and os.path.exists(self._paths[-1]):
+            self._paths.pop()
+        return not self._paths
 
 
 def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:

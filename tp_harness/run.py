@@ -16,7 +16,7 @@ from .evidence import Evidence
 from .explain import explain
 from .faults import find_fault
 from .faults.choice import with_fault_s_target
-from .gather import RankOutput, is_complete, read_outputs, remove_outputs
+from .gather import Awaited, RankOutput, read_outputs, remove_outputs
 from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
@@ -116,8 +116,8 @@ class DegreeRun:
         outcome = None
         for done, target in enumerate(pending):
             self.progress(f"tp {self.tp}: {target.name} layer {target.layer}")
-            is_last = target is pending[-1]
-            while not all(is_complete(job, task) for task in target.tasks) or (is_last and outcome is None):
+            is_last, awaited = target is pending[-1], Awaited(job, target.tasks)
+            while not awaited.all_there() or (is_last and outcome is None):
                 if outcome is not None:
                     return done, outcome
                 outcome = running.poll()
