@@ -158,7 +158,7 @@ class NoRanks:
         """It needs nothing."""
         return None
 
-    def open(self) -> NoRanks:
+    def open(self, *_options: object, **_more: object) -> NoRanks:
         """Itself."""
         return self
 
