@@ -237,3 +237,27 @@ def test_ranks_that_cannot_start_fail_every_case_of_the_degree_at_once(tmp_path:
     assert [r["status"] for r in record["results"]] == ["CRASH", "CRASH"]
     assert all("the ranks could not be started, twice" in r["reason"] for r in record["results"])
     assert [path.name for path in (harness.out / record["run_id"] / "logs").iterdir()] == ["tp2"]
+
+
+AHEAD = """
+import os, time
+from tp_harness import rank
+write = rank._write
+def fail_once(path, tensors, facts):
+    if path.name.startswith("rmsnorm.") and facts["rank"] == 1 and not os.path.exists(os.environ["ASLEEP"]):
+        Path(os.environ["ASLEEP"]).touch()
+        ahead = path.parent / "rope.0.d0.tp2.rank0.safetensors"
+        while not ahead.exists():
+            time.sleep(0.01)
+        raise ArithmeticError("rank 1 cannot write")
+    write(path, tensors, facts)
+rank._write = fail_once
+"""
+
+
+def test_outputs_of_a_rank_that_was_ahead_do_not_stand_for_those_of_the_next_start(tmp_path: Path) -> None:
+    """Rank 0 has written the second case's output when rank 1 fails in the first."""
+    harness = Harness(tmp_path)
+    options = ["--component", "rmsnorm", "--component", "rope", "--tp", "2", "--draws", "1", "--dtype", "float32"]
+    assert harness.code(*options, patch=AHEAD) == 3
+    assert [r["status"] for r in harness.record()["results"]] == ["CRASH", "PASS"]

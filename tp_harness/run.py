@@ -77,6 +77,8 @@ class DegreeRun:
         while pending:
             self.log_dir = self._new_log_dir()
             job = self.material.job(self.tp, pending)
+            for task in job.tasks:  # a rank may have been ahead of the one that failed
+                remove_outputs(job, task)
             running = self.session.start(job.write(), tp=self.tp, log_dir=self.log_dir, timeout=self.options.timeout)
             try:
                 self._compute_baselines(pending)

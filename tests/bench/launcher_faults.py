@@ -289,7 +289,7 @@ def observe(fault: Fault) -> Seen:
             seconds=over - float(struck.read_text()) if struck.exists() else float("nan"),
             results=_results(home),
             errors=(home / "errors").read_text(),
-            left=left + _files_left(home),
+            left=left + _files_left(home, code == -signal.SIGKILL),
         )
 
 
@@ -340,14 +340,15 @@ def _processes() -> list[psutil.Process]:
     return found
 
 
-def _files_left(home: Path) -> list[str]:
+def _files_left(home: Path, killed: bool) -> list[str]:
+    """In the temporary places all, of the run's folder a half-written file and the lock; SIGKILL excuses the former."""
     left = [str(path.relative_to(home)) for folder in ("shm", "tmp") for path in (home / folder).iterdir()]
     for folder in (home / "out").iterdir():
         lock = lock_folder(folder)
         left += [f"lock of {folder.name}"] if lock is None else []
         if lock is not None:
             os.close(lock)
-        left += [path.name for path in folder.iterdir() if path.name not in ("run.json", "logs", "run.json.part")]
+        left += [path.name for path in folder.iterdir() if path.suffix == ".part" and not killed]
     return left
 
 
