@@ -17,7 +17,9 @@ FAST = "-p no:anyio -p no:hypothesispytest"  # plugins that take longer to load 
 # As if the machine had NeuronCores: a file stands for their device. Loaded with `-p fake_neuron`, by workers as well.
 FAKE_NEURON = """
 import os
+from tp_harness import cores
 from tp_harness.pytest_plugin import settings, tenant
+cores.SETTLE_SECONDS = 2.0
 settings.find_neuron_cores = lambda: tuple(range(int(os.environ["FAKE_CORES"])))
 tenant.DEVICE = os.environ["FAKE_DEVICE"]
 """

@@ -203,6 +203,8 @@ def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
         "Timeout (>0.5s) from pytest-timeout",
     ):
         assert words in text
+    reasons = {r.test.partition("::")[2]: r.reason for r in project.results()}
+    assert reasons["test_xfails"] == "failed as expected: as expected"
     assert '<property name="seen" value="in the child" />' in (project.path / "own.xml").read_text()
     assert not psutil.pid_exists(int((project.path / "sleeper").read_text()))
 

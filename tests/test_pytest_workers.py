@@ -5,6 +5,8 @@ Neuron is played by a file: whoever has it open holds the device.
 
 from __future__ import annotations
 
+import fcntl
+
 import psutil
 import pytest
 from inner_pytest import Project, said
@@ -241,4 +243,18 @@ def test_what_neuron_does_not_allow(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     [line] = [line for line in result.errlines if line]
     assert line.startswith("ERROR: ") and text in line
+    assert not (project.path / "ran").exists()
+
+
+def test_a_worker_without_a_core_of_its_own_refuses_to_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.fake_neuron(monkeypatch, cores=2)
+    project.tests("@pytest.mark.tp(1)\ndef test_a(): open('ran', 'w')")
+    project.locks.mkdir()
+    with (project.locks / "home-1").open("w") as place:
+        fcntl.flock(place, fcntl.LOCK_EX)  # as another run's worker does
+        result = project.run_apart("-p", "fake_neuron", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    [line] = [line for line in result.errlines if line]
+    end = "belongs to a process that runs tests: end other runs, or use fewer workers with -n."
+    assert line == f"ERROR: each of the cores 0-1 {end}"
     assert not (project.path / "ran").exists()

@@ -149,4 +149,6 @@ def title(nodeid: str) -> str:
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"failed as expected: {report.wasxfail}"
     return str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
