@@ -233,7 +233,19 @@ def test_a_breakpoint_stops_every_rank_and_talks_to_the_terminal(tmp_path: Path)
     cases = tmp_path / "cases.py"
     cases.write_text(CASES)
     ours, theirs = pty.openpty()
-    options = ["--case", f"{cases}:BREAKS", "--backend", "local", "--tp", "2", "--draws", "1", "--dtype", "float32"]
+    options = [
+        "--case",
+        f"{cases}:BREAKS",
+        "--backend",
+        "local",
+        "--tp",
+        "2",
+        "--draws",
+        "1",
+        "--no-fault-control",
+        "--dtype",
+        "float32",
+    ]
     command = [sys.executable, "-m", "tp_harness", "verify", "--out", str(tmp_path / "out"), *options]
     environment = os.environ | {"TERM": "xterm", "PYTHON_BASIC_REPL": "1", "PYTHONBREAKPOINT": "pdb.set_trace"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
