@@ -17,7 +17,7 @@ from .changes import (
     verdict_changes,
 )
 from .record import RunRecord
-from .result import Result
+from .result import Result, Status
 
 # What two runs must share for each kind of change to be one of the program; without it, the kind is not compared.
 _WORK = ("case", "model", "batch", "seq")
@@ -94,7 +94,10 @@ def _ending(before: RunRecord, after: RunRecord) -> Iterator[Change]:
 
 
 def _changes(before: Result, after: Result, kinds: list[str], wall: bool) -> Iterator[Change]:
+    """Changes of the verdict; of the rest where both passed, for what a wrong module costs says nothing."""
     yield from verdict_changes(before, after)
+    if {before.status, after.status} != {Status.PASS}:
+        return
     of_kind = {
         "checks": check_changes(before, after),
         "error": error_changes(before, after),

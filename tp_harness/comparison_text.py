@@ -16,14 +16,13 @@ MOST_ROWS = 5  # named one by one
 
 
 def terminal(comparison: Comparison) -> RenderableType:
-    """What the runs do not share, then changes, the worse ones first, then the sum of it."""
-    tables = (table.terminal() for table in _tables(comparison))
-    style = "bold red" if comparison.regressions else "green"
+    """What the runs do not share, then changes, the worse ones first and with their reasons, then the sum of it."""
     return Group(
         Text(f"{comparison.before} -> {comparison.after}", style="bold"),
         *(Text(line, style="yellow") for line in _caveats(comparison)),
-        *tables,
-        Text(verdict(comparison), style=style),
+        *(_narrow(table).terminal() for table in _tables(comparison)),
+        *(Text(f"{c.row}, {c.what}: {_line(c.reason)}") for c in comparison.regressions),
+        Text(verdict(comparison), style="bold red" if comparison.regressions else "green"),
     )
 
 
@@ -62,8 +61,18 @@ def _tables(comparison: Comparison) -> Iterable[TextTable]:
             yield TextTable(title=title, headers=_HEADERS, rows=tuple(map(_cells, changes)), left=len(_HEADERS))
 
 
+def _narrow(table: TextTable) -> TextTable:
+    """Kind and what in one column, and no reasons: for 80 columns."""
+    rows = tuple((row, f"{kind}: {what}", before, after) for row, kind, what, before, after, _ in table.rows)
+    return TextTable(title=table.title, headers=("row", "what", "before", "after"), rows=rows, left=4)
+
+
 def _cells(change: Change) -> tuple[str, ...]:
-    return change.row, change.kind, change.what, change.before, change.after, " ".join(change.reason.split())
+    return change.row, change.kind, change.what, change.before, change.after, _line(change.reason)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _count(number: int, noun: str) -> str:
