@@ -18,7 +18,7 @@ from tp_harness.backends import choose_backend
 from tp_harness.bench import Bench
 from tp_harness.components import COMPONENTS, component_case
 from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
-from tp_harness.faults import BY_NAME, FAULTS, GENERIC, Fault, find_fault, injected
+from tp_harness.faults import BY_NAME, FAULTS, GENERIC, GRAPH, Fault, find_fault, injected
 from tp_harness.faults.fault import always
 from tp_harness.faults.ways import all_of, computes, edits, loads, put
 from tp_harness.gather import read_outputs
@@ -76,7 +76,7 @@ def test_every_fault_at_the_other_degrees(bench: Bench, tp: int) -> None:
 
 def test_the_registry_is_in_order() -> None:
     assert len(FAULTS) >= 60
-    assert len(BY_NAME) == len(FAULTS) + len(GENERIC), "a name is used twice"
+    assert len(BY_NAME) == len(FAULTS) + len(GENERIC) + len(GRAPH), "a name is used twice"
     for fault in FAULTS:
         assert fault.component in COMPONENTS
         assert "float32" in fault.visible_in

@@ -12,6 +12,7 @@ from tp_harness.launch import LaunchOutcome
 from tp_harness import backends
 from tp_harness.backends.xla import of_ranks
 from tp_harness.errors import UsageError
+from tp_harness.faults import GRAPH
 from tp_harness.group import collective
 from tp_harness.program import collectives_check, compilation_check
 from tp_harness.result import Program, ProgramCollective
@@ -106,7 +107,11 @@ def test_a_program_is_compiled_once_and_stays_on_the_device() -> None:
 def test_the_program_s_collectives_are_the_planned_ones(calls: tuple[ProgramCollective, ...], detail: str) -> None:
     planned = (collective("all_reduce", 4, (3, 4), torch.float32),)
     clean = collectives_check(PROGRAM, planned, 4)
-    assert clean.passed and clean.detail == "1 collectives of 48 bytes per rank, all over 4 ranks, sums in float32"
+    assert (
+        clean.passed
+        and clean.detail == "1 collectives of 48 bytes per rank, as planned, all over 4 ranks, sums in float32"
+    )
+    assert collectives_check(PROGRAM, None, 4).detail == "1 collectives of 48 bytes per rank, sums in float32"
     wrong = collectives_check(replace(PROGRAM, collectives=calls), planned, 4)
     assert not wrong.passed and detail in wrong.detail
 
@@ -152,3 +157,9 @@ def test_how_the_ranks_of_one_process_ended(tmp_path: Path) -> None:
     assert "XLA aborted the process, because ranks waited" in of_ranks(ended(signal_name="SIGABRT"), 8, log).message
     done = of_ranks(ended(ok=True, kind="ok", failed_rank=None), 8, log)
     assert (done.ok, done.message) == (True, "all 8 ranks finished")
+
+
+def test_the_page_on_graph_faults_has_every_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "graph-faults.md").read_text()
+    named = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert named[2:] == ["(no fault)"] * 3 + [fault.name for fault in GRAPH], "run the command that the page names"

@@ -25,7 +25,7 @@ ORDER = (
     "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
-    "texttable scoreboard bench trial killscore trn1 record resume todo changes comparison comparison_text "
+    "texttable scoreboard bench trial killscore sightings trn1 record resume todo changes comparison comparison_text "
     "control table report run served "
     "nxd "
     "testing api listing pytest_plugin commands cli __main__ launch.tp_test"

@@ -14,8 +14,8 @@ from .form import form, presence
 from .gather import Joined, join, output_names
 from .limits import limits
 from .placements import KVHeads, Shard
-from .program import finding, program_checks, shared_program
-from .result import Check, Gate, Result, Status, Worst
+from .program import finding, finding_checks, program_checks, shared_program
+from .result import Gate, Result, Status, Worst
 from .routers import router_flips, unlocked_statement
 from .taps import LOGITS, tap_name
 
@@ -26,8 +26,9 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     blank = replace(blank, program=shared_program(evidence))
     found = finding(evidence)
     if found:
-        checks = (Check(name="program", passed=False, detail=found), *program_checks(evidence))
-        return replace(blank, status=Status.MISMATCH, reason=f"program: {found}", checks=checks)
+        checks = finding_checks(evidence, found)
+        reason = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.passed)
+        return replace(blank, status=Status.MISMATCH, reason=reason, checks=checks, ranks=())  # nothing was measured
     basic = presence(evidence) or form(evidence)
     if basic:
         return replace(blank, status=basic[0], reason=basic[1])

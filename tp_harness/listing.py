@@ -45,10 +45,10 @@ def kernels() -> RenderableType:
 
 def faults() -> RenderableType:
     """The faults that can be put in on purpose, by component."""
-    from .faults import FAULTS, GENERIC  # noqa: PLC0415
+    from .faults import FAULTS, GENERIC, GRAPH  # noqa: PLC0415
 
     table = _table("fault", "component", "layer", "what is wrong")
-    for fault in (*FAULTS, *GENERIC):
+    for fault in (*FAULTS, *GENERIC, *GRAPH):
         table.add_row(fault.name, fault.component, str(fault.layer), fault.cause)
     return table
 

@@ -21,14 +21,25 @@ def shared_program(evidence: Evidence) -> Program | None:
     return from_json(Program, facts)
 
 
+def finding_checks(evidence: Evidence, found: str) -> tuple[Check, ...]:
+    """The finding as a check and, where the ranks shared a program that could not run, its collectives as another."""
+    program = shared_program(evidence)
+    schedule = () if program is None else (collectives_check(program, _expected(evidence), evidence.tp),)
+    return (Check(name="program", passed=False, detail=found), *schedule)
+
+
 def program_checks(evidence: Evidence) -> tuple[Check, ...]:
     """One program, compiled once, nothing of it on the host; its collectives are the planned ones, over all ranks."""
     program = shared_program(evidence)
     if program is None:
         return ()
+    return (compilation_check(program, evidence.tp), collectives_check(program, _expected(evidence), evidence.tp))
+
+
+def _expected(evidence: Evidence) -> tuple[Collective, ...] | None:
+    """The planned collectives; without a plan, those recorded; None where torch-xla's own ones were not seen."""
     plan = evidence.case.collectives
-    expected = plan(evidence.tp) if plan else evidence.ranks[0].collectives(evidence.dtype)
-    return (compilation_check(program, evidence.tp), collectives_check(program, expected, evidence.tp))
+    return plan(evidence.tp) if plan else evidence.ranks[0].collectives(evidence.dtype) or None
 
 
 def compilation_check(program: Program, tp: int) -> Check:
@@ -44,9 +55,9 @@ def compilation_check(program: Program, tp: int) -> Check:
     return Check(name="program", passed=False, detail=detail)
 
 
-def collectives_check(program: Program, expected: tuple[Collective, ...], tp: int) -> Check:
-    """The collectives in the program's text, with their replica groups, against those that were meant."""
-    meant = tuple(in_program(call, tp) for call in expected)
+def collectives_check(program: Program, expected: tuple[Collective, ...] | None, tp: int) -> Check:
+    """The collectives in the program's text, with their replica groups, against those that were meant, if known."""
+    meant = program.collectives if expected is None else tuple(in_program(call, tp) for call in expected)
     for position, (call, right) in enumerate(zip(program.collectives, meant, strict=False)):
         if call != right:
             detail = f"collective {position} of the compiled program is {call} instead of {right}"
@@ -56,7 +67,8 @@ def collectives_check(program: Program, expected: tuple[Collective, ...], tp: in
         return Check(name="program schedule", passed=False, detail=detail)
     total = sum(call.bytes for call in program.collectives)
     sums = sorted({call.dtype for call in program.collectives if call.kind in ("all_reduce", "reduce_scatter")})
-    detail = f"{len(meant)} collectives of {total:,} bytes per rank, all over {tp} ranks"
+    groups = "" if expected is None else f", as planned, all over {tp} ranks"
+    detail = f"{len(meant)} collectives of {total:,} bytes per rank{groups}"
     detail += f", sums in {' and '.join(sums)}" if sums else ""
     return Check(name="program schedule", passed=True, detail=detail)
 

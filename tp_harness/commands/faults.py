@@ -39,9 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         )
     )
-    from ..faults import FAULTS, find_fault  # noqa: PLC0415  (imports torch)
+    from ..faults import FAULTS, GRAPH, find_fault  # noqa: PLC0415  (imports torch)
 
     faults = [find_fault(name) for name in dict.fromkeys(arguments.only)] or list(FAULTS)
+    compiled = [fault.name for fault in faults if fault in GRAPH]
+    if compiled:
+        raise UsageError(f"fault {compiled[0]} is one of the compiled path: `tp-harness graph-faults` tries those.")
     generic = [fault.name for fault in faults if fault not in FAULTS]
     if generic:
         raise UsageError(f"fault {generic[0]} is for own cases: `tp-harness verify --case FILE.py:NAME --fault NAME`.")

@@ -1,7 +1,8 @@
 """The faults that the harness is tried on, by name. To add one: an entry in a file beside this one.
 
 A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of built-in
-components, in the order of the data; `GENERIC` two that any module with parameters can have.
+components, in the order of the data; `GENERIC` two that any module with parameters can have; `GRAPH` those of the
+compiled path, to which most backends are blind.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 from ..case import Case
 from ..errors import UsageError
-from . import attention, embedding, experts, generic, norm, runtime
+from . import attention, embedding, experts, generic, graph, norm, runtime
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -22,9 +23,10 @@ FAULTS: tuple[Fault, ...] = (
     *runtime.FAULTS,
 )
 GENERIC: tuple[Fault, ...] = generic.FAULTS
-BY_NAME: Mapping[str, Fault] = {fault.name: fault for fault in (*FAULTS, *GENERIC)}
+GRAPH: tuple[Fault, ...] = graph.FAULTS
+BY_NAME: Mapping[str, Fault] = {fault.name: fault for fault in (*FAULTS, *GENERIC, *GRAPH)}
 
-__all__ = ["BY_NAME", "FAULTS", "GENERIC", "Fault", "find_fault", "injected"]
+__all__ = ["BY_NAME", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_fault", "injected"]
 
 
 def find_fault(name: str) -> Fault:

@@ -36,6 +36,11 @@ def difference(hlo: str, other: str, rank: int, other_rank: int) -> str:
     return "; ".join(clauses[:_MOST]) + more
 
 
+def short(file: str, line: object) -> str:
+    """`modules/embedding.py:58`."""
+    return "/".join(PurePath(file).parts[-2:]) + f":{line}"
+
+
 def _by_source(hlo: str) -> Program:
     """Python line -> its instructions, without what only numbers them."""
     program: Program = {}
@@ -43,7 +48,7 @@ def _by_source(hlo: str) -> Program:
         match = _INSTRUCTION.match(line)
         if match and match["metadata"]:
             source = _SOURCE.search(match["metadata"])
-            where = "/".join(PurePath(source["file"]).parts[-2:]) + f":{source['line']}" if source else "unknown line"
+            where = short(source["file"], source["line"]) if source else "no Python line"
             program.setdefault(where, Counter())[_plain(match["what"])] += 1
     return program
 

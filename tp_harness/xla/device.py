@@ -21,7 +21,7 @@ from ..device import Device, GraphFinding, Movable, Result
 from ..restore import from_json
 from ..result import Program, ProgramCollective, to_json
 from . import hlo
-from .cause import difference
+from .cause import difference, short
 from .meeting import Meets
 
 xlac = torch_xla._XLAC
@@ -115,8 +115,8 @@ class XLADevice(Device):
             return hashes[0]
         texts = self.meeting.exchange(self.rank, self._debug_text(forward) if self.rank in (0, odd) else "")
         raise GraphFinding(
-            f"rank-dependent graph: {self.size} ranks trace {len(set(hashes))} programs. On Trn1 each is compiled by "
-            f"itself, and a rank's number in it is a constant. {difference(texts[0], texts[odd], 0, odd)}"
+            f"rank-dependent graph: {self.size} ranks trace {len(set(hashes))} different programs; on Trn1 each would "
+            f"be compiled, or rank 0's given to all, with its numbers in it. {difference(texts[0], texts[odd], 0, odd)}"
         )
 
     def _debug_text(self, forward: Callable[[], Tensors]) -> str:
@@ -163,4 +163,4 @@ def _place(error: BaseException) -> str:
     """The last line of a traceback that is the module's own."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)] or frames
-    return f"{own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)"
+    return f"{short(own[-1].filename, own[-1].lineno)} (`{own[-1].line}`)"

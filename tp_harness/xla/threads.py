@@ -32,6 +32,22 @@ def environment(size: int) -> dict[str, str]:
     return {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(size), "XLA_THREAD_POOL_SIZE": pool, "XLA_FLAGS": flags}
 
 
+def _process_groups(size: int) -> Callable[[int], None]:
+    """Give every thread a torch.distributed of its own, as torch's tests of collectives do.
+
+    Returns what joins the default group as a rank, for modules that call torch.distributed: torch-xla's "xla" backend,
+    which traces collectives into the program.
+    """
+    import torch.distributed as dist  # noqa: PLC0415
+    from torch._C._distributed_c10d import _set_thread_isolation_mode  # noqa: PLC0415
+    from torch.testing._internal.distributed.multi_threaded_pg import _install_threaded_pg  # noqa: PLC0415
+
+    _install_threaded_pg()
+    _set_thread_isolation_mode(True)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    return lambda rank: dist.init_process_group("xla", store=store, rank=rank, world_size=size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """The first rank that raised, and what."""
@@ -54,6 +70,7 @@ def run_on_cores(size: int, entry: Entry) -> Failure | None:
     from .device import XLADevice  # noqa: PLC0415
     from .group import XLAGroup  # noqa: PLC0415
 
+    join = _process_groups(size)
     meeting = Meeting(size)
     failures: list[tuple[int, Failure]] = []
 
@@ -62,6 +79,7 @@ def run_on_cores(size: int, entry: Entry) -> Failure | None:
         try:
             group = XLAGroup(size)
             number = group.rank
+            join(number)
             entry(group, XLADevice(number, size, meeting))
         except threading.BrokenBarrierError:
             return
