@@ -303,6 +303,16 @@ def test_the_program_of_a_compiled_run_is_shown() -> None:
     assert "c0ffee, compiled 1 time for all ranks and draws; 0 collectives; on the host: aten::topk" in page
 
 
+def test_collectives_that_were_not_timed_apart_have_no_share() -> None:
+    alone, together = replace(forwards(2.0), cpu_s=()), replace(forwards(3.0), cpu_s=(), collective_s=())
+    results = [result(tp=1, ranks=(rank(0, alone),)), result(tp=2, ranks=(rank(0, together), rank(1, together)))]
+    record = replace(run_of("clean"), results=results)
+    assert [chart.id for chart in cost_charts(record)] == ["memory"]
+    [chart] = time_charts(record)
+    assert [(series.name, series.values) for series in chart.series] == [("forward", (2.0, 3.0, 3.0))]
+    assert "collectives were not timed apart" in chart.caption
+
+
 def test_wall_time_leads_only_where_ranks_have_cores_of_their_own() -> None:
     record = run_of("clean")
     on_cpu = stable(html.render(record))

@@ -113,34 +113,39 @@ def _first_gate(result: Result | None) -> Gate | None:
 
 
 def time_charts(record: RunRecord) -> list[Chart]:
-    """One chart per component, layer and dtype: the time of each rank at each degree, compute and collectives."""
+    """One chart per component and layer: the time of each rank at each degree."""
     charts: list[Chart] = []
     found = costs(record.results)
     for component, layer, dtype in _one_dtype(found):
-        by_degree = found[component, layer, dtype]
-        timed = {tp: cost for tp, cost in sorted(by_degree.items()) if cost.collective_s and cost.wall_s}
-        if not timed:
-            continue
-        compute = [s for cost in timed.values() for s in cost.compute_s]
-        inside = [s for cost in timed.values() for s in cost.collective_s]
-        charts.append(
-            Chart(
-                id=f"time-{len(charts)}",
-                title=f"{printable(component)} layer {layer} {dtype}",
-                caption="Median wall time of one forward on each rank: outside collectives, and inside them "
-                "(waiting for other ranks included).",
-                x_title="rank at tp_degree",
-                y_title="seconds",
-                x=tuple(f"{rank}@{tp}" for tp, cost in timed.items() for rank in range(len(cost.wall_s))),
-                series=(
-                    Series(name="compute", values=tuple(compute), colour=0),
-                    Series(name="collectives", values=tuple(inside), colour=1),
-                ),
-                kind="stack",
-                unit="s",
-            )
-        )
+        timed = [cost for _, cost in sorted(found[component, layer, dtype].items()) if cost.wall_s]
+        if timed:
+            charts.append(_time_chart(f"time-{len(charts)}", f"{printable(component)} layer {layer} {dtype}", timed))
     return charts
+
+
+def _time_chart(name: str, title: str, timed: list[Cost]) -> Chart:
+    """Stacks of compute and collectives, or, where those cannot be told apart, the whole."""
+    caption = "Median wall time of one forward on each rank"
+    if all(cost.collective_s for cost in timed):
+        caption += ": outside collectives, and inside them (waiting for other ranks included)."
+        parts = {
+            "compute": [s for cost in timed for s in cost.compute_s],
+            "collectives": [s for cost in timed for s in cost.collective_s],
+        }
+    else:
+        caption += "; collectives were not timed apart."
+        parts = {"forward": [s for cost in timed for s in cost.wall_s]}
+    return Chart(
+        id=name,
+        title=title,
+        caption=caption,
+        x_title="rank at tp_degree",
+        y_title="seconds",
+        x=tuple(f"{rank}@{cost.tp}" for cost in timed for rank in range(len(cost.wall_s))),
+        series=tuple(Series(name=part, values=tuple(v), colour=i) for i, (part, v) in enumerate(parts.items())),
+        kind="stack",
+        unit="s",
+    )
 
 
 def cost_charts(record: RunRecord) -> list[Chart]:
@@ -184,7 +189,13 @@ def cost_charts(record: RunRecord) -> list[Chart]:
             unit="B",
         ),
     ]
-    return [chart for chart in charts if chart.series]
+    shown = [chart for chart in charts[:-1] if any(_beyond_one(record, series) for series in chart.series)]
+    return [*shown, *(chart for chart in charts[-1:] if chart.series)]
+
+
+def _beyond_one(record: RunRecord, series: Series) -> bool:
+    """Whether there is a value at a degree above 1: what one rank alone costs has nothing to be compared with."""
+    return any(v is not None for tp, v in zip(_degrees(record), series.values, strict=True) if tp > 1)
 
 
 def _efficiency(by_degree: dict[int, Cost], tp: int, *, wall: bool) -> float | None:

@@ -147,7 +147,7 @@ class Scaling:
 def scaling(by_degree: Mapping[int, Cost], tp: int) -> Scaling:
     """How degree `tp` compares with degree 1."""
     cost, one = by_degree[tp], by_degree.get(1)
-    wall = _ratio(one and one.latency_s, cost.latency_s)
+    wall = _ratio(one.latency_s if one else None, cost.latency_s)
     cpu = _ratio(max(one.cpu_s, default=None) if one else None, max(cost.cpu_s, default=None))
     return Scaling(
         speed_up=wall,
