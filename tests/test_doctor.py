@@ -282,6 +282,7 @@ def test_without_a_device_the_neuron_path_runs_where_torch_xla_is() -> None:
 
 def test_the_doctor_and_the_backends_agree_about_this_machine() -> None:
     reasons = backend_reasons(read_facts())
+    assert set(reasons) == {backend.name for backend in BACKENDS}
     for backend in BACKENDS:
         assert (reasons[backend.name] is None) == (backend.available() is None), backend.name
 

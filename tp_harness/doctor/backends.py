@@ -8,6 +8,8 @@ from ..neuron_devices import Machine
 from .facts import Facts
 from .packages import Package
 
+HOW = "docs/trn1.md says how on Trn1, and `make test-xla` makes .venv-xla with it here"
+
 
 def backend_reasons(facts: Facts) -> dict[str, str | None]:
     """By backend, None where it can run here, or the reason why not."""
@@ -23,13 +25,13 @@ def backend_reasons(facts: Facts) -> dict[str, str | None]:
 
 def xla_reason(packages: Mapping[str, Package]) -> str | None:
     """Why torch-xla cannot run on this machine's CPUs."""
-    return None if "torch-xla" in packages else "torch-xla is not installed"
+    return None if "torch-xla" in packages else f"torch-xla is not installed; {HOW}"
 
 
 def neuron_reason(machine: Machine, packages: Mapping[str, Package], environment: Mapping[str, str]) -> str | None:
     """Why ranks cannot run on NeuronCores; with PJRT_DEVICE=CPU, why the same path cannot run without them."""
     if "torch-xla" not in packages:
-        return "torch-xla is not installed"
+        return f"torch-xla is not installed; {HOW}"
     if environment.get("PJRT_DEVICE") == "CPU":
         return None
     return _device_reason(machine) or _package_reason(packages)

@@ -78,7 +78,7 @@ def _backends(facts: Facts) -> Table:
 def _versions(facts: Facts) -> Table:
     table = Table(header_style="bold", pad_edge=False)
     for header in ("package", "installed", *(f"SDK {release.name}" for release in RELEASES)):
-        table.add_column(header, no_wrap=header in ("package", "installed"))
+        table.add_column(header, no_wrap=header in ("package", "installed"), overflow="fold")
     table.add_row("Python", facts.python, *(", ".join(release.python) for release in RELEASES))
     installed = dict(facts.packages) | dict(facts.system_packages or {})
     for name in (*PYTHON_PACKAGES, *SYSTEM_PACKAGES):
