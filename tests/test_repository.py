@@ -233,3 +233,20 @@ def test_no_sharded_module_splits_a_tensor(name: str) -> None:
 def test_a_split_would_be_found() -> None:
     text = "a = torch.split(x, 2)\nb, c = x.chunk(2, dim=-1)\nd = x[:2]\ne = x.split_with_sizes([1])"
     assert len(tensor_splits(text)) == 3
+
+
+def broadcasts(text: str) -> list[str]:
+    """Calls of a broadcast."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = {"broadcast", "broadcast_", "collective_broadcast"}
+    return [ast.unparse(node) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in names]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if place(name) in ("modules", "xla", "nxd")])
+def test_nothing_that_runs_on_a_device_broadcasts(name: str) -> None:
+    """torch-neuronx 2.7 to 2.9 gave zeros on rank 1 (aws-neuron-sdk#1240): gather, and take the source's part."""
+    assert broadcasts(SOURCES[name].text) == []
+
+
+def test_a_broadcast_would_be_found() -> None:
+    assert len(broadcasts("xm.collective_broadcast([x])\ny = self.group.broadcast(x, 0)")) == 2

@@ -56,6 +56,7 @@ def test_ranks_are_fresh_programs_with_the_environment_given_and_open_no_port(tm
     assert [rank["env"]["RANK"] for rank in ranks] == ["0", "1"]
     assert all(rank["env"]["OWN"] == "mine" and rank["env"]["LOCAL_WORLD_SIZE"] == "2" for rank in ranks)
     assert all(rank["env"]["MASTER_ADDR"] == "127.0.0.1" and rank["env"]["TORCHELASTIC_RUN_ID"] for rank in ranks)
+    assert [(rank["own_ports"], rank["torchrun_ports"]) for rank in ranks] == [(["127.0.0.1"], [])] * 2
     assert "rank 1 of 2 does sum" in (tmp_path / "logs" / "rank1.log").read_text()
     assert_nothing_left(running, tmp_path)
 

@@ -9,12 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 from tp_harness.launch.rank import begin_step
 from tp_harness.launch.torchrun_rank import be_rank
 
 SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OWN", "TORCHELASTIC_RUN_ID")
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses at which a process listens."""
+    return sorted({c.laddr.ip for c in psutil.Process(pid).net_connections() if c.status == "LISTEN"})
 
 
 def entry(argument: str, rank: int, size: int) -> None:
@@ -24,7 +30,12 @@ def entry(argument: str, rank: int, size: int) -> None:
     if order["do"] == "sum":
         total = torch.tensor([float(rank)])
         dist.all_reduce(total)
-        seen = {"total": total.item(), "pid": os.getpid(), "env": {name: os.environ.get(name) for name in SEEN}}
+        seen = {
+            "total": total.item(),
+            "env": {name: os.environ.get(name) for name in SEEN},
+            "own_ports": listening(os.getpid()),
+            "torchrun_ports": listening(os.getppid()),
+        }
         Path(order["folder"], f"{rank}.json").write_text(json.dumps(seen))
     elif rank == 1 and order["do"] == "raise":
         raise ValueError("no shards today")
