@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command import CASES
 from inner_pytest import Project, said
 
 from tp_harness.cores import CorePool
@@ -112,35 +113,36 @@ def test_hang(tp_group):
 
 @pytest.mark.tp(1, 2)
 def test_verify(tp_group, tp_degree):
-    options = ["--draws", "1", "--dtype", "float32"]
-    results = tp_group.verify("--component", "rmsnorm" if tp_degree == 1 else "mpl", *options)
-    assert [(r["component"], r["tp"], r["status"]) for r in results] == [("rmsnorm", 1, "PASS")]
+    subject = ["--component", "mpl"] if tp_degree == 1 else ["--case", "cases.py:WRONG"]
+    tp_group.verify(*subject, "--draws", "1", "--dtype", "float32")
 """
 
 
 def test_jobs_of_many_ranks(project: Project) -> None:
     (project.path / "ranks.py").write_text(RANKS)
+    (project.path / "cases.py").write_text(CASES)
     project.tests(JOBS)
     result = project.run_apart("-n", "2")
-    result.assert_outcomes(passed=2, failed=3)
+    result.assert_outcomes(passed=1, failed=4)
     text = said(result)
     assert (
         "ArithmeticError: no sum today" in text and "RankError: torchrun at tp 2: ended with code 1; its outpu" in text
     )
     assert "ChildFailedError" not in text, "torchrun's own traceback"
     assert "torchrun at tp 2 did not end within 0.5 s, so every process of it was ended; its output: " in text
-    assert "tp-harness: unknown component 'mpl'. Did you mean 'mlp'?" in text
+    assert "RankError: tp-harness verify at tp 1: unknown component 'mpl'. Did you mean 'mlp'?" in text
+    assert "RankError: tp-harness verify at tp 2: own float32 MISMATCH: replicas: output.0: rank 1 holds" in text
     results = {(r.test.partition("::")[2], r.component, r.tp): r for r in project.results()}
     assert {key: r.status.value for key, r in results.items()} == {
         ("test_run[hello]", "test_it.py::test_run[hello]", 2): "PASS",
         ("test_run[fail]", "test_it.py::test_run[fail]", 2): "CRASH",
         ("test_hang", "test_it.py::test_hang", 2): "TIMEOUT",
-        ("test_verify", "rmsnorm", 1): "PASS",
-        ("test_verify", "test_it.py::test_verify", 2): "CRASH",
+        ("test_verify", "test_it.py::test_verify", 1): "CRASH",
+        ("test_verify", "own", 2): "MISMATCH",
     }
-    gate = results["test_verify", "rmsnorm", 1].gate
-    assert gate and 0 < gate.value <= gate.limit
-    assert f"test_it.py::test_verify: rmsnorm layer 0 float32  PASS {gate.value:.1e}" in text
+    gate = results["test_verify", "own", 2].gate
+    assert gate and gate.value > gate.limit
+    result.stdout.re_match_lines([rf"test_it.py::test_verify: own layer 0 float32 +- +MISMATCH {gate.value:.1e}$"])
 
 
 FORKED = """

@@ -116,7 +116,8 @@ class TpGroup:
         bad = [f"{r['component']} {r['dtype']} {r['status']}: {r['reason']}" for r in results if r["status"] != "PASS"]
         if code or bad:
             status = next((r["status"] for r in results if r["status"] != "PASS"), "CRASH")
-            raise self._failure(status, "tp-harness verify", "; ".join(bad) or f"ended with code {code}", finished)
+            what = "; ".join(bad) or _refusal(finished.output) or f"ended with code {code}"
+            raise self._failure(status, "tp-harness verify", what, finished)
         return results
 
     def __enter__(self) -> TpGroup:
@@ -181,3 +182,9 @@ def _last_words(output: str) -> str:
     lines = output.splitlines()
     end = next((i for i, line in enumerate(lines) if _TORCHRUN_GIVES_UP in line), len(lines))
     return "\n".join(lines[max(end - LINES, 0) : end + 1])
+
+
+def _refusal(output: str) -> str:
+    """What `tp-harness` itself said last, such as why it refused its options."""
+    said = [line.removeprefix("tp-harness: ") for line in output.splitlines() if line.startswith("tp-harness: ")]
+    return said[-1] if said else ""
