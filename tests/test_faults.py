@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from tp_harness.placements import same_bits
 from tp_harness.scoreboard import Trial, remarks, scores
 from tp_harness.trial import try_faults
 
+ROOT = Path(__file__).parents[1]
 TARGETS = tuple(dict.fromkeys((fault.component, fault.layer) for fault in FAULTS))
 
 
@@ -45,10 +49,9 @@ def config(tp: int) -> InferenceConfig:
 
 def check(bench: Bench, fault: Fault, tp: int) -> None:
     for trial in try_faults(bench, [fault], tp):
-        assert not trial.bad, f"{trial.dtype}: {trial.outcome}, {trial.reason}"
+        assert not trial.bad, f"{trial.dtype}: {trial.outcome}, {trial.reason}; first {trial.first}"
         assert (trial.outcome == "inert") >= (not fault.active(config(tp), tp))
         if trial.outcome == "caught" and trial.dtype == "float32":
-            assert trial.first == fault.flags[0], f"{trial.first} was named first, {fault.flags[0]} is declared"
             assert ("reassembly" in trial.checks) == fault.loads, trial.checks
 
 
@@ -167,8 +170,9 @@ def test_scores_and_remarks() -> None:
     first, second = scores(trials)
     assert (str(first), first.missed, first.inert, first.first_right) == ("2 of 3", ("h",), ("i",), 1)
     assert (first.named_right, first.signed) == (1, 2), "the best cause counts"
-    assert (str(second), [trial.bad for trial in trials]) == ("0 of 1", [False, False, True, False, False])
+    assert (str(second), [trial.bad for trial in trials]) == ("0 of 1", [False, True, True, False, False])
     assert remarks(trials) == [
+        "g at tp 2 in float32: norm was named as the first wrong one, where heads is declared",
         "h at tp 2 in float32 was missed: nothing rejected it",
         "Seen by replicas alone: g.",
     ]
@@ -239,3 +243,39 @@ def test_the_command_tries_faults_in_processes(tmp_path: Path) -> None:
     outcomes = {(t["fault"], t["dtype"]): t["outcome"] for t in trials}
     assert set(outcomes.values()) == {"caught", "inert", "missed"}
     assert outcomes["gate-clamp-symmetric", "bfloat16"] == "missed"
+
+
+# the documents
+
+
+def test_the_walkthrough_in_contributing(tmp_path: Path) -> None:
+    """Its very steps, on a copy of the package."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = text.partition("## Add a fault")[2].partition("\n## ")[0]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    shutil.copytree(ROOT / "tp_harness", tmp_path / "tp_harness")
+    for name in ("kernels", "launch", "reference"):
+        shutil.copytree(ROOT / name, tmp_path / "tp_harness" / name)
+    path = tmp_path / "tp_harness" / "faults" / "norm.py"
+    entries = path.read_text()
+    assert entries.endswith(")\n")
+    entry = "    Fault(" + textwrap.dedent(code).partition("    Fault(")[2]
+    assert len(entry.splitlines()) <= 15
+    path.write_text(entries.removesuffix(")\n") + entry)
+    [command] = [line for line in section.split("`") if line.startswith("tp-harness faults --only")]
+    run = run_copy(tmp_path, command.split()[1:])
+    assert (run.returncode, run.stderr) == (0, "")
+    trials = json.loads(run.stdout)["trials"]
+    assert {(t["outcome"], t["first"]) for t in trials} == {("caught", "norm")}
+    assert [(t["dtype"], t["tp"]) for t in trials] == [(d, tp) for d in ("float32", "bfloat16") for tp in (2, 8, 32)]
+    path.write_text(
+        path.read_text().replace('flags=("norm", "output.0"),\n    ),\n)', 'flags=("output.0",),\n    ),\n)')
+    )
+    wrong = run_copy(tmp_path, [*command.split()[1:], "--tp", "2"])
+    assert wrong.returncode == 1, "another tensor than the declared one went wrong first"
+
+
+def run_copy(folder: Path, given: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tp_harness", *given, "--json"]
+    env = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)

@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "unknown dtype 'float16'. Did you mean 'bfloat16'? Choose from: float32, bfloat16.",
     ),
     "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
-    "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant."),
+    "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant, tied."),
     "repeats": ({"repeats": -1}, "--repeats is -1; a number between 0 and 1000 is needed."),
     "kernels": ({"kernels": "nkl"}, "unknown kernels 'nkl'. Did you mean 'nki'? Choose from: torch, nki."),
     "model": (

@@ -12,7 +12,7 @@ from tp_harness import compare, verdict
 from tp_harness.result import Check, Collective, Distance, Flip, Gate, Status
 
 BLOCKS = 8
-NO_ERROR = Distance(rel_l2=0.0, token=0.0, token_index=0, block=0.0, block_index=0)
+NO_ERROR = Distance(rel_l2=0.0, token=0.0, token_index=0, block=0.0, block_index=0, elements=2 * 40 * 96)
 
 
 def oracle() -> torch.Tensor:
@@ -182,6 +182,17 @@ def test_bfloat16_ratio(actual: float, baseline: float, value: float, passed: bo
     gate = verdict.bfloat16_gate("y", errors(actual), errors(baseline), 1)
     assert gate.value == pytest.approx(value, rel=1e-3, nan_ok=True)
     assert (gate.metric, gate.limit, gate.passed) == ("R of y", 1.2, passed)
+
+
+@pytest.mark.parametrize(("elements", "limit"), [(96, 1.6396), (1632, 1.2034), (2000, 1.2), (460_800, 1.2)])
+def test_few_elements_widen_the_bfloat16_limit_and_say_so(elements: int, limit: float) -> None:
+    base = replace(errors(1e-3), elements=elements)
+    right, wrong = (
+        verdict.bfloat16_gate("y", replace(base, rel_l2=1e-3 * limit * factor), base, 1) for factor in (0.99, 1.01)
+    )
+    assert (right.passed, wrong.passed) == (True, False)
+    assert right.limit == pytest.approx(limit, rel=1e-3)
+    assert (f"only {elements} elements" in right.reason) == (limit > 1.2)
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 32])

@@ -31,6 +31,7 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
         token_index=int(token_errors.argmax()),
         block=block_errors.max().item(),
         block_index=int(block_errors.argmax()),
+        elements=expected.numel(),
     )
 
 

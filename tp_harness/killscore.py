@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from .bench import open_bench
 from .faults import Fault, find_fault
 from .options import Resolved
+from .pool import in_processes
 from .scoreboard import Trial
 from .trial import try_faults
 
@@ -39,11 +36,9 @@ def try_all(faults: Sequence[Fault], options: Resolved, progress: Progress = lam
     """Every fault at every degree and dtype of the options; in the order of the faults, then degrees, then dtypes."""
     units = sorted(_units(faults, options), key=lambda unit: -unit.cost)
     trials: list[Trial] = []
-    with _pool(len(units)) as pool:
-        running: list[Future[list[Trial]]] = [pool.submit(run_unit, unit) for unit in units]
-        for done, future in enumerate(as_completed(running), 1):
-            trials += future.result()
-            progress(f"{len(trials)} trials, {done} of {len(units)} parts")
+    for done, found in enumerate(in_processes(run_unit, units), 1):
+        trials += found
+        progress(f"{len(trials)} trials, {done} of {len(units)} parts")
     names = [fault.name for fault in faults]
     return sorted(trials, key=lambda t: (names.index(t.fault), t.dtype != "float32", t.tp))
 
@@ -62,18 +57,3 @@ def _units(faults: Sequence[Fault], options: Resolved) -> Iterator[Unit]:
                 targets = tuple(dict.fromkeys((fault.component, fault.layer) for fault in piece))
                 chosen = replace(options, targets=targets, degrees=(tp,), draws=1)
                 yield Unit(tp=tp, faults=tuple(fault.name for fault in piece), options=chosen)
-
-
-@contextmanager
-def _pool(units: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start anew, because torch has threads by now; an interruption ends them at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ProcessPoolExecutor(min(cores, units), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()

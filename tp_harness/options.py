@@ -24,7 +24,7 @@ COMPONENT_NAMES = (
 )
 DTYPES = ("float32", "bfloat16")
 KERNEL_NAMES = ("torch", "nki")
-INIT_NAMES = ("discriminating", "constant")
+INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 

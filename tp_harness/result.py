@@ -105,6 +105,7 @@ class Distance:
     token_index: int
     block: float
     block_index: int
+    elements: int = 0  # compared; 0 where not known
 
 
 @dataclass(frozen=True, kw_only=True)

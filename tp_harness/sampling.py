@@ -38,11 +38,24 @@ def constant(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.full((min(math.prod(shape), POOL),), 0.5, dtype=torch.bfloat16)
 
 
+def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """As discriminating, but the last expert's router logit is the first one's, or (odd seeds) 1e-9 above it.
+
+    float32 cannot tell them apart, so that either may be chosen: no mistake.
+    """
+    values = discriminating(name, shape, seed)
+    if name.endswith("gate.weight"):
+        values.view(shape)[-1] = values.view(shape)[0]
+    if name.endswith("gate.bias"):
+        values[0], values[-1] = 0.0, 1e-9 * (seed % 2)
+    return values
+
+
 # Each gives a parameter's first POOL values in row order, bfloat16 so that every dtype can hold the same
 # numbers. A larger tensor repeats them: POOL is a prime above any number of rows, so no two rows, and no two
 # shards of whatever size, are equal for it.
 Init = Callable[[str, tuple[int, ...], int], torch.Tensor]
-INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant}
+INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant, "tied": tied}
 
 
 def fill(out: torch.Tensor, name: str, seed: int, init: Init) -> None:

@@ -41,7 +41,12 @@ class Trial:
     @property
     def bad(self) -> bool:
         """Whether the harness, or the fault, must be mended."""
-        return self.outcome == WRONG or (self.outcome == MISSED and self.must)
+        return self.outcome == WRONG or (self.outcome == MISSED and self.must) or self.misplaced
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether another tensor than the declared one was named as the first to go wrong (in float32)."""
+        return self.outcome == CAUGHT and self.dtype == "float32" and self.first != self.expected
 
     @property
     def only_by(self) -> str:
@@ -140,7 +145,10 @@ def _joined(names: Iterable[str]) -> str:
 def remarks(trials: Sequence[Trial]) -> list[str]:
     """What must be mended, one sentence each; then what one check alone caught."""
     lines = [
-        f"{t.fault} at tp {t.tp} in {t.dtype} was {t.outcome}: {t.reason or 'nothing rejected it'}"
+        f"{t.fault} at tp {t.tp} in {t.dtype}: {t.first or 'no tensor'} was named as the first wrong one, where "
+        f"{t.expected} is declared"
+        if t.misplaced
+        else f"{t.fault} at tp {t.tp} in {t.dtype} was {t.outcome}: {t.reason or 'nothing rejected it'}"
         for t in trials
         if t.bad
     ]

@@ -53,7 +53,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", help="auto or a name from `tp-harness list backends`")
     add("--seed", type=int, metavar="N", help="of weights and inputs")
     add("--draws", type=int, metavar="N", help="how many weights and inputs to try; the worst decides")
-    add("--init", metavar="KIND", help="discriminating or constant (0.5, a weak test)")
+    add("--init", metavar="KIND", help="discriminating, constant (0.5, a weak test) or tied (experts)")
     add("--kernels", metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
     add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
     add("--fault", metavar="NAME", help="put in one of `tp-harness list faults`; the run must then fail")
