@@ -72,6 +72,14 @@ def test_a_small_instance_refuses_large_degrees_before_anything_runs(monkeypatch
         session.environment(8)
 
 
+def test_a_container_with_a_part_of_the_devices_uses_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEURON_RT_VISIBLE_CORES", raising=False)
+    session = NeuronSession(Machine(devices=DEVICES[4:8]))
+    assert session.environment(8)["NEURON_RT_VISIBLE_CORES"] == "8-15"
+    with pytest.raises(UsageError, match="tp_degree 32 needs 32 NeuronCores; this machine has 8"):
+        session.environment(32)
+
+
 def test_the_degrees_are_checked_when_the_backend_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     assert "no NeuronCore was touched" in NeuronBackend().blind_spots

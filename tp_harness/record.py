@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .doctor.packages import PYTHON_PACKAGES
 from .errors import UsageError
 from .restore import from_json
 from .result import SCHEMA, Control, Result, exit_code, to_json
@@ -210,7 +211,7 @@ def read_run(path: Path) -> RunRecord:
 def describe_environment() -> dict[str, Any]:
     """Versions and machine, as they were."""
     packages = {}
-    for name in ("torch", "torch-xla", "torch-neuronx", "neuronx-distributed", "numpy", "safetensors"):
+    for name in (*PYTHON_PACKAGES, "numpy", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     return {

@@ -71,10 +71,10 @@ class NeuronSession:
         Raises:
             UsageError: there are none, or the user's environment contradicts a verification.
         """
-        cores = len(self.machine.cores) or TRN1_CORES
-        check_block(0, tp, cores)
+        check_block(0, tp, len(self.machine.cores) or TRN1_CORES)
         first = free_block(self.machine, os.environ.get("NEURON_RT_VISIBLE_CORES", ""), tp)
-        return neuron_environment(os.environ, first_core=first, degree=tp, cores=cores)
+        highest = max(self.machine.cores, default=TRN1_CORES - 1)  # a container's cores may not begin at 0
+        return neuron_environment(os.environ, first_core=first, degree=tp, cores=highest + 1)
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningOnCores:
         """Start `tp` processes on the job file, each with a core of its own.
