@@ -50,9 +50,11 @@ def config(tp: int) -> InferenceConfig:
 def check(bench: Bench, fault: Fault, tp: int) -> None:
     for trial in try_faults(bench, [fault], tp):
         assert not trial.bad, f"{trial.dtype}: {trial.outcome}, {trial.reason}; first {trial.first}"
+        assert not trial.causes or fault.signature in trial.causes, f"{trial.dtype}: {trial.causes} were named"
         assert (trial.outcome == "inert") >= (not fault.active(config(tp), tp))
         if trial.outcome == "caught" and trial.dtype == "float32":
             assert ("reassembly" in trial.checks) == fault.loads, trial.checks
+            assert trial.causes or not fault.signature, f"{fault.signature} was not named"
 
 
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS])

@@ -277,7 +277,7 @@ def test_a_genuine_tie_flips_without_mismatch(tmp_path: Path, monkeypatch: Patch
 
 @pytest.mark.parametrize("planned", [True, False])
 def test_a_reduction_in_16_bits(ladder: Ladder, monkeypatch: Patch, planned: bool) -> None:
-    """It is a mismatch where float32 was planned, and otherwise noted, with a wider limit."""
+    """It is a mismatch where float32 was planned, and otherwise noted, with a wider limit: what was meant."""
     monkeypatch.setattr(attention, "reduce_dtype", lambda x: x.dtype)
     if planned:
         monkeypatch.setattr(components, "reduce_dtype", lambda x: x.dtype)
@@ -285,4 +285,4 @@ def test_a_reduction_in_16_bits(ladder: Ladder, monkeypatch: Patch, planned: boo
     assert result.status is (Status.PASS if planned else Status.MISMATCH)
     assert "sums over 8 ranks ran in 16 bits" in result.notes[-1]
     assert result.gate is not None
-    assert result.gate.limit == pytest.approx(1.2 * math.sqrt(5))
+    assert result.gate.limit == pytest.approx(1.2 * math.sqrt(5) if planned else 1.2)

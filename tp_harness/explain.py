@@ -26,7 +26,7 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     divergence, traced = found
     if traced is None or divergence.kind not in NUMBERS:
         return replace(result, first_divergence=divergence)
-    site = site_of(evidence, tapped, traced)
+    site = site_of(evidence, tapped, traced, divergence.ranks)
     leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
     causes, tried = diagnose(site, leaves, signatures)
     return replace(result, first_divergence=divergence, diagnosis=causes, hypotheses=tried)

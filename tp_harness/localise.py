@@ -22,10 +22,9 @@ from .placements import KVHeads, Replicate
 from .rank import digest
 from .result import Divergence, Gate
 from .routers import router_flips
-from .taps import CHOSEN, same_choice, tap_name
+from .taps import CHOSEN, PER_EXPERT, same_choice, tap_name
 from .trace import ShapeError, Traced, trace
 
-PER_EXPERT = ("gate_up", "activation")  # rows are (expert, token) pairs rather than tokens
 NAN = float("nan")
 
 

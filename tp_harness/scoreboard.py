@@ -71,6 +71,7 @@ class Score:
     first_right: int
     named_right: int
     signed: int
+    misnamed: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.caught} of {self.active}"
@@ -102,6 +103,7 @@ def _score(tp: int, dtype: str, trials: Iterable[Trial]) -> Score:
         first_right=sum(trial.first == trial.expected for trial in by[CAUGHT]),
         named_right=sum(trial.signature in trial.causes[:1] for trial in signed),
         signed=len(signed),
+        misnamed=tuple(trial.fault for trial in by[CAUGHT] if trial.causes and trial.signature not in trial.causes),
     )
 
 
@@ -114,12 +116,22 @@ def score_table(trials: Sequence[Trial]) -> TextTable:
             str(score),
             f"{score.first_right} of {score.caught}",
             f"{score.named_right} of {score.signed}",
+            ", ".join(score.misnamed) or "none",
             ", ".join(score.missed) or "none",
             ", ".join(score.inert) or "none",
         )
         for score in scores(trials)
     )
-    headers = ("dtype", "tp", "caught of active", "first tensor right", "cause right", "missed", "inert (proved)")
+    headers = (
+        "dtype",
+        "tp",
+        "caught of active",
+        "first tensor right",
+        "cause right",
+        "wrongly named",
+        "missed",
+        "inert (proved)",
+    )
     return TextTable(title="Kill score", headers=headers, rows=rows, left=len(headers))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 LOGITS, CHOSEN = "router_logits", "chosen"
+PER_EXPERT = ("gate_up", "activation")  # their rows are (expert, token) pairs rather than tokens
 
 
 def tap_name(router: str, tap: str) -> str:

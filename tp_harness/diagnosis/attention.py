@@ -192,6 +192,7 @@ def window_length(site: Site) -> Iterator[Guess]:
 def not_causal(site: Site) -> Iterator[Guess]:
     """No causal mask; the window, where there is one, stays open to later keys."""
     yield Guess(attend(site, causal=False))
+    yield Guess(attend(site, causal=False, window=0))
 
 
 def softmax_scale(site: Site) -> Iterator[Guess]:
@@ -226,6 +227,8 @@ def heads_tiled(site: Site) -> Iterator[Guess]:
     yield Guess(shuffled, "and the heads come out in that order")
     shape = shuffled.unflatten(-1, (-1, query.shape[-1]))
     yield Guess(shape[..., across.argsort(), :].flatten(-2))
+    with_sinks = attend(site, query=query[..., across, :], sinks=site.parameter("sinks")[across])
+    yield Guess(with_sinks.unflatten(-1, (-1, query.shape[-1]))[..., across.argsort(), :].flatten(-2))
 
 
 ATTENTION = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..reference import gpt_oss
-from .replay import added_bias, expert_parts, projection_parts, router_weights, weighted_bias
+from .replay import Form, added_bias, expert_parts, projection_parts, router_weights, weighted_bias
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 
@@ -76,13 +76,13 @@ def residual_of_norm(site: Site) -> Iterator[Guess]:
 # summands
 
 
-def right_parts(site: Site, mapping: list[int] | None = None) -> list[torch.Tensor]:
-    """Every rank's summand; with a mapping, rank r computes with the weights of rank `mapping[r]`."""
+def right_parts(site: Site, mapping: list[int] | None = None, form: Form | None = None) -> list[torch.Tensor]:
+    """Every rank's summand; with a mapping, rank r computes with the weights of rank `mapping[r]`, in another form."""
     of_rank = (lambda rank: rank) if mapping is None else mapping.__getitem__
     if isinstance(site.module, gpt_oss.MLPBlock):
-        return expert_parts(site, site.tap("activation"), router_weights(site), of_rank)
+        return expert_parts(site, site.tap("activation"), router_weights(site), of_rank, form)
     _ = site.attention
-    return projection_parts(site, site.tap("heads"), of_rank)
+    return projection_parts(site, site.tap("heads"), of_rank, form)
 
 
 def weights_of_other_rank(site: Site) -> Iterator[Guess]:
@@ -93,6 +93,11 @@ def weights_of_other_rank(site: Site) -> Iterator[Guess]:
     for detail, mapping in {**shifted, "in reverse order": ranks[::-1], "all have rank 0's": [0] * size}.items():
         if mapping != ranks:
             yield Guess(right_parts(site, mapping), detail)
+
+
+def transposed(site: Site) -> Iterator[Guess]:
+    """A rank's slice of the second matrix read the other way round, its shape kept."""
+    yield Guess(right_parts(site, form=lambda shard: shard.transpose(-2, -1).reshape(shard.shape)))
 
 
 def one_part_scaled(site: Site) -> Iterator[Guess]:
@@ -181,6 +186,12 @@ BLOCKS = (
         sentence="the second matrix's shards are on other ranks: {detail}",
         on=("partial",),
         guess=weights_of_other_rank,
+    ),
+    Signature(
+        name="weights transposed",
+        sentence="a rank's slice of the second matrix is read the other way round",
+        on=("partial",),
+        guess=transposed,
     ),
     Signature(
         name="one part scaled",

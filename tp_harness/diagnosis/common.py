@@ -11,6 +11,7 @@ import torch
 
 from ..placements import Replicate
 from ..rank import digest
+from ..taps import PER_EXPERT
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 
@@ -127,6 +128,37 @@ def axes_swapped(site: Site) -> Iterator[Guess]:
     yield Guess(right.reshape(seq, batch, *right.shape[2:]).transpose(0, 1), "read as (sequence, batch)")
 
 
+def rows_of_first(site: Site) -> Iterator[Guess]:
+    """Every row of the batch has the first one's values."""
+    right = site.right
+    if right.ndim < 3 or right.shape[0] == 1 or site.leaf in PER_EXPERT:
+        raise UnavailableError
+    yield Guess(right[:1].expand(right.shape))
+
+
+def stale_tokens(site: Site) -> Iterator[Guess]:
+    """The wrong tokens have their neighbour's values."""
+    right, seen, clean = site.right, site.traced.full.to(torch.float64), site.traced.baseline.to(torch.float64)
+    if right.ndim < 3 or site.leaf in PER_EXPERT:
+        raise UnavailableError
+    features = tuple(range(2, right.ndim))
+    error, usual = ((x - right).square().sum(features).sqrt() for x in (seen, clean))
+    wrong = (error > 8 * usual.max()).reshape(*error.shape, *(1 for _ in features))
+    for step in (1, -1):
+        yield Guess(torch.where(wrong, right.roll(step, 1), right), "before" if step == 1 else "after")
+
+
+def zeros(site: Site) -> Iterator[Guess]:
+    """Features that are 0 in every token, and should not be."""
+    right, seen = site.right, site.traced.full
+    empty = (seen == 0).flatten(0, -2).all(dim=0) & (right != 0).flatten(0, -2).any(dim=0)
+    if empty.any() and not empty.all():
+        first, last = int(empty.nonzero()[0]), int(empty.nonzero()[-1])
+        yield Guess(
+            torch.where(empty, torch.zeros_like(right), right), f"{int(empty.sum())} of them, {first} to {last}"
+        )
+
+
 def block_mapping(site: Site) -> list[int]:
     """For each rank, whose right block its own is nearest to."""
     seen, right = (torch.stack([b.flatten() for b in blocks(site, x)]) for x in ("seen", "right"))
@@ -213,5 +245,15 @@ COMMON = (
     ),
     Signature(name="blocks permuted", sentence="the ranks' blocks are permuted: {detail}", guess=permuted, level=1),
     Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
+    Signature(
+        name="row 0 everywhere", sentence="every row of the batch has row 0's values", guess=rows_of_first, level=1
+    ),
+    Signature(
+        name="stale tokens",
+        sentence="the wrong tokens have the values of the one {detail} them",
+        guess=stale_tokens,
+        level=1,
+    ),
+    Signature(name="zeros", sentence="features are 0 that should not be: {detail}", guess=zeros, level=2),
     Signature(name="axes swapped", sentence="batch and sequence are exchanged: {detail}", guess=axes_swapped, level=1),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -88,13 +88,13 @@ def scale_ignored(site: Site) -> Iterator[Guess]:
 def scale_of_a_rank(site: Site) -> Iterator[Guess]:
     """Each odd rank multiplies by another vector, the same for all tokens: fitted on half of the tokens."""
     plain = _normed(site, _mean_square(site.input), scale=torch.ones(())).flatten(0, -2)
-    right = site.traced.expected
-    values, odd = [], []
+    right, values, odd = site.right, [], []
+    clean = (site.traced.baseline.to(torch.float64) - site.traced.expected).norm()
     for rank, shard in enumerate(site.traced.shards):
         seen = shard.to(torch.float64).flatten(0, -2)
         half = slice(0, len(seen), 2)
         scale = (seen[half] * plain[half]).sum(dim=0) / plain[half].square().sum(dim=0)
-        same = (seen - right.flatten(0, -2)).norm() < 1e-4 * right.norm()
+        same = (seen - right.flatten(0, -2)).norm() < 3 * clean
         odd += [] if same else [rank]
         values.append(right if same else (plain * scale).view_as(right))
     if 0 < len(odd) < site.tp and len(plain) > 2:
@@ -108,8 +108,8 @@ def in_bfloat16(site: Site) -> Iterator[Guess]:
     yield Guess(_normed(site, _mean_square(x.to(torch.bfloat16).to(torch.float64))))
 
 
-def _on_norm(name: str, sentence: str, guess: object) -> Signature:
-    return Signature(name=name, sentence=sentence, on=("norm",), guess=guess)  # type: ignore[arg-type]
+def _on_norm(name: str, sentence: str, guess: Callable[[Site], Iterator[Guess]], level: int = 0) -> Signature:
+    return Signature(name=name, sentence=sentence, on=("norm",), guess=guess, level=level)
 
 
 NORM = (
@@ -119,6 +119,6 @@ NORM = (
     _on_norm("norm over padded width", "the sum of squares is divided by {detail}", padded_width),
     _on_norm("norm scale moved", "norm.scale is {detail}", scale_moved),
     _on_norm("norm scale ignored", "norm.scale is not applied", scale_ignored),
-    _on_norm("norm scale of a rank", "{detail} multiplies by another norm.scale than the others", scale_of_a_rank),
+    _on_norm("norm scale of a rank", "{detail} multiplies by another norm.scale than the others", scale_of_a_rank, 1),
     _on_norm("norm in bfloat16", "the mean square is computed in bfloat16", in_bfloat16),
 )

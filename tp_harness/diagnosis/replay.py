@@ -16,6 +16,7 @@ from ..reference import gpt_oss
 from .site import Site, UnavailableError
 
 Value = torch.Tensor | Sequence[torch.Tensor]
+Form = Callable[[torch.Tensor], torch.Tensor]
 
 
 # attention
@@ -49,15 +50,22 @@ def attend(
     sinks = site.parameter("sinks") if sinks is None else sinks
     window = site.attention.sliding_window if window is None else window
     mask = gpt_oss.visible(site.positions, window)
-    mask = mask if causal else torch.ones_like(mask)
+    if not causal:  # a window, where there is one, still hides what is long past
+        mask = mask | gpt_oss.visible(-site.positions, 0)
     grouped = query.unflatten(-2, (key.shape[-2], -1)) * scale
     return gpt_oss.sink_attention(grouped, key, value, sinks, mask)
 
 
-def projection_parts(site: Site, heads: torch.Tensor, of_rank: Callable[[int], int]) -> list[torch.Tensor]:
-    """Every rank's summand of the output projection, rank r with the weights of rank `of_rank(r)`."""
-    columns = site.parameter("out.weight").chunk(site.tp, dim=1)
+def projection_parts(
+    site: Site, heads: torch.Tensor, of_rank: Callable[[int], int], form: Form | None = None
+) -> list[torch.Tensor]:
+    """Every rank's summand of the projection, rank r with the weights of rank `of_rank(r)`, changed by `form`."""
+    columns = [(form or _as_it_is)(part) for part in site.parameter("out.weight").chunk(site.tp, dim=1)]
     return [linear(part, columns[of_rank(r)]) for r, part in enumerate(heads.chunk(site.tp, dim=-1))]
+
+
+def _as_it_is(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 # experts
@@ -85,14 +93,19 @@ def gate_ups(site: Site, product: Callable[[int, torch.Tensor], torch.Tensor]) -
 
 
 def expert_parts(
-    site: Site, activation: torch.Tensor, weights: torch.Tensor, of_rank: Callable[[int], int]
+    site: Site,
+    activation: torch.Tensor,
+    weights: torch.Tensor,
+    of_rank: Callable[[int], int],
+    form: Form | None = None,
 ) -> list[torch.Tensor]:
-    """Every rank's summand, (tokens, hidden), rank r with the down columns of rank `of_rank(r)`."""
+    """Every rank's summand, (tokens, hidden), rank r with the down columns of rank `of_rank(r)`, changed by `form`."""
     shape = (len(weights), site.experts.mlp2_weight.shape[1])
     parts = [torch.zeros(shape, dtype=torch.float64) for _ in range(site.tp)]
     split = activation.split([len(rows) for _, rows in pairs(site)])
     for (expert, rows), act in zip(pairs(site), split, strict=True):
-        columns = site.experts.mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
+        shards = site.experts.mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
+        columns = [(form or _as_it_is)(shard) for shard in shards]
         for rank, own in enumerate(act.chunk(site.tp, dim=-1)):
             down = linear(own, columns[of_rank(rank)])
             parts[rank].index_add_(0, rows, down * weights[rows, expert, None])
@@ -116,12 +129,9 @@ def added_bias(site: Site) -> torch.Tensor:
 def _steps(site: Site) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
     """Leaf -> (next leaf, how its full value follows)."""
 
-    def same(value: torch.Tensor) -> torch.Tensor:
-        return value
-
     experts = isinstance(site.module, gpt_oss.MLPBlock)
     shared: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
-        "partial": ("total", same),
+        "partial": ("total", _as_it_is),
         "total": ("combined" if experts else "reduced", lambda total: total + added_bias(site)),
         "reduced": ("residual", lambda reduced: site.input + reduced),
         "combined": ("residual", lambda combined: site.input + combined),

@@ -74,6 +74,7 @@ class Tried(NamedTuple):
     place: Site
     number: int
     guess: Guess
+    partly: bool = False  # made on the wrong ranks alone
 
 
 def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> tuple[tuple[Cause, ...], int]:
@@ -84,7 +85,9 @@ def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature])
         leaves: its own leaf, and those just before it that nobody looked at.
         signatures: the known mistakes.
     """
-    fits = [(tried, _fit(tried)) for tried in _guesses(site, leaves, signatures)]
+    partly = () if site.traced.summed or len(site.wrong) == site.tp else (True,)
+    tries = (t._replace(partly=p) for t in _guesses(site, leaves, signatures) for p in (False, *partly))
+    fits = [(tried, _fit(tried)) for tried in tries]
     found = [(tried, fit) for tried, fit in fits if fit and fit.reproduces]
     lowest = min((tried.signature.level for tried, _ in found), default=0)
     causes = [_cause(tried, fit) for tried, fit in found if tried.signature.level == lowest]
@@ -109,9 +112,10 @@ def _guesses(site: Site, leaves: Iterable[str], signatures: Sequence[Signature])
 
 
 def _cause(tried: Tried, fit: Fit) -> Cause:
+    where = ", on the wrong ranks alone" if tried.partly else ""
     return Cause(
         name=tried.signature.name,
-        sentence=tried.signature.sentence.format(detail=tried.guess.detail, tp=tried.place.tp).strip(),
+        sentence=tried.signature.sentence.format(detail=tried.guess.detail, tp=tried.place.tp).strip() + where,
         explained=fit.explained,
         residual=fit.gates[0].value,
         limit=fit.gates[0].limit,
@@ -121,7 +125,7 @@ def _cause(tried: Tried, fit: Fit) -> Cause:
 def _fit(tried: Tried) -> Fit | None:
     """What the ranks hold against a guess, all ranks as one; None where the guess has another size."""
     place, guess = tried.place, tried.guess
-    sides = _sides(place, guess)
+    sides = _sides(place, guess, partly=tried.partly)
     mismatch = _mismatch(place.at(place.target))
     if sides is None or mismatch == 0.0:
         return None
@@ -135,7 +139,7 @@ def _fit(tried: Tried) -> Fit | None:
     return fit if rounded is None else Fit(_gates(place, actual, guessed, rounded), explained)
 
 
-def _sides(place: Site, guess: Guess) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What is seen and what is guessed, of all ranks, stacked."""
     try:
         value = carry(place, guess.value)
@@ -153,6 +157,12 @@ def _sides(place: Site, guess: Guess) -> tuple[torch.Tensor, torch.Tensor] | Non
             seen, value = [traced.full], [value]
         else:
             value = place.at(place.target).shards(value)
+    if partly:
+        right = place.at(place.target)
+        value = [
+            v if r in place.wrong else own
+            for r, (v, own) in enumerate(zip(value, right.shards(right.right), strict=True))
+        ]
     if len(value) != len(seen) or any(v.numel() != s.numel() for v, s in zip(value, seen, strict=True)):
         return None
     guessed = [v.to(torch.float64).reshape(s.shape) for v, s in zip(value, seen, strict=True)]
@@ -163,7 +173,7 @@ def _rounded(tried: Tried) -> torch.Tensor | None:
     """The same guess made of rounded values: a mistake may carry rounding further than the right code does."""
     place = replace(tried.place, rounded=True)
     guess = next(islice(tried.signature.guess(place), tried.number, None), None)
-    sides = guess and _sides(place, guess)
+    sides = guess and _sides(place, guess, partly=tried.partly)
     return sides[1] if sides else None
 
 

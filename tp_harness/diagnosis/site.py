@@ -28,8 +28,9 @@ class Site:
     """Where to explain: `traced` is the first wrong tensor, leaf `target` of module `owner`.
 
     A signature speaks of `leaf`: the same, unless tensors just before the wrong one were not tapped, in which a mistake
-    may lie, too. `rounded`: the values before it are the single-core reference's in the dtype under test instead of the
-    oracle's, so that a signature shows how far rounding moves what its mistake makes.
+    may lie, too. `wrong` are the ranks that hold it wrong. `rounded`: the values before it are the single-core
+    reference's in the dtype under test instead of the oracle's, so that a signature shows how far rounding moves what
+    its mistake makes.
     """
 
     evidence: Evidence
@@ -38,6 +39,7 @@ class Site:
     owner: str
     leaf: str
     target: str
+    wrong: tuple[int, ...]
     rounded: bool = False
 
     @property
@@ -133,14 +135,14 @@ class Site:
         return self.tapped.inputs[-1]
 
 
-def site_of(evidence: Evidence, tapped: Tapped, traced: Traced) -> Site:
+def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int, ...]) -> Site:
     """The place of a tensor; an output of a built-in module counts as the last tap of what made it."""
     owner, _, leaf = traced.name.rpartition(".")
     if owner == "output":
         owner, leaf = _maker(tapped.reference, int(leaf))
     elif leaf == "norm" and not owner and isinstance(tapped.reference, gpt_oss.Transformer):
         owner, leaf = "norm", "norm"
-    return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf)
+    return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf, wrong=wrong)
 
 
 def _maker(reference: nn.Module, output: int) -> tuple[str, str]:

@@ -63,11 +63,27 @@ def broadcast(site: Site) -> Iterator[Guess]:
 
 
 def in_16_bits(site: Site) -> Iterator[Guess]:
-    """Summands and running sums rounded to bfloat16, in rank order."""
-    total = torch.zeros_like(summands(site)[0], dtype=torch.bfloat16)
-    for part in summands(site):
-        total += part.to(torch.bfloat16)
-    yield Guess(total)
+    """Summands and running sums rounded to bfloat16, in rank order or in gloo's."""
+    parts = [part.to(torch.bfloat16) for part in summands(site)]
+    yield Guess(_running_sum(parts))
+    if parts[0].numel() % site.tp == 0:  # gloo: chunk k is summed over ranks k - 1, k - 2, ..., k
+        chunks = [part.flatten().chunk(site.tp) for part in parts]
+        order = [[(k - 1 - i) % site.tp for i in range(site.tp)] for k in range(site.tp)]
+        yield Guess(torch.cat([_running_sum([chunks[r][k] for r in order[k]]) for k in range(site.tp)]))
+
+
+def _running_sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def slices_gathered(site: Site) -> Iterator[Guess]:
+    """Rank r's share of the features from rank r's summand."""
+    parts = summands(site)
+    if parts[0].shape[-1] % site.tp == 0:
+        yield Guess(torch.cat([part.chunk(site.tp, -1)[rank] for rank, part in enumerate(parts)], dim=-1))
 
 
 def _most_like(site: Site, parts: list[torch.Tensor], *, sign: int) -> int:
@@ -103,6 +119,12 @@ SUMS = (
         sentence="all ranks have the part of rank {detail}: a broadcast instead of a sum",
         on=("total",),
         guess=broadcast,
+    ),
+    Signature(
+        name="gathered instead of reduced",
+        sentence="slices of the ranks' parts are gathered where the parts must be added",
+        on=("total",),
+        guess=slices_gathered,
     ),
     Signature(name="reduced in 16 bits", sentence="the parts are summed in bfloat16", on=("total",), guess=in_16_bits),
 )

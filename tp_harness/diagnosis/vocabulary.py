@@ -13,8 +13,13 @@ from .site import Site, UnavailableError
 Held = Callable[[torch.Tensor, int], torch.Tensor]  # (token - first of rank, tokens per rank) -> whether it is held
 
 
-def _parts(site: Site, held: Held, first_of: Callable[[int, int], int] = lambda rank, count: rank * count) -> Guess:
-    """Every rank's rows, zeros for what it does not take for its own; in a sum, the sum."""
+def _parts(
+    site: Site, held: Held, first_of: Callable[[int, int], int] = lambda rank, count: rank * count, rows_of: int = 0
+) -> Guess:
+    """Every rank's rows, zeros for what it does not take for its own; in a sum, the sum.
+
+    `rows_of`: rank r has the rows of rank r + rows_of.
+    """
     module = site.module
     if not isinstance(module, gpt_oss.Embedding) or site.tp == 1:
         raise UnavailableError
@@ -22,7 +27,8 @@ def _parts(site: Site, held: Held, first_of: Callable[[int, int], int] = lambda 
     parts = []
     for rank in range(site.tp):
         local = site.input - first_of(rank, count)
-        rows = module.weight[rank * count + local.clamp(0, count - 1)].to(torch.float64)
+        start = (rank + rows_of) % site.tp * count
+        rows = module.weight[start + local.clamp(0, count - 1)].to(torch.float64)
         parts.append(rows * held(local, count)[..., None])
     return Guess(parts if site.leaf == "partial" else torch.stack(parts).sum(dim=0))
 
@@ -54,6 +60,12 @@ def bounds_of_next_rank(site: Site) -> Iterator[Guess]:
     yield _parts(site, _inside, lambda rank, count: (rank + 1) % site.tp * count)
 
 
+def rows_of_other_rank(site: Site) -> Iterator[Guess]:
+    """The right range of tokens, and the rows of a neighbour."""
+    for step in (1, -1):
+        yield _parts(site, _inside, rows_of=step)._replace(detail=f"r {step:+d}")
+
+
 def _inside(local: torch.Tensor, count: int) -> torch.Tensor:
     return (local >= 0) & (local < count)
 
@@ -81,5 +93,11 @@ VOCABULARY = (
         sentence="ranks use the range of tokens of the next rank",
         on=EMBEDDED,
         guess=bounds_of_next_rank,
+    ),
+    Signature(
+        name="vocabulary rows of other rank",
+        sentence="rank r has the rows of rank {detail}",
+        on=EMBEDDED,
+        guess=rows_of_other_rank,
     ),
 )

@@ -144,104 +144,110 @@ FAULTS = (  # a fault reads as one paragraph
     _attention(
         "qkv-cut-contiguously", 16, "The fused projection is cut into equal slices instead of by heads.",
         loads("qkv.weight", _contiguous), "q_rope", loads=True,
-        active=lambda config, tp: 1 < tp <= config.num_key_value_heads,
+        active=lambda config, tp: 1 < tp <= config.num_key_value_heads, signature="qkv cut contiguously",
     ),
     _attention(
         "kv-modulo", 17, "Ranks take KV head rank % heads (0, 1, 0, 1) where neighbours share one (0, 0, 1, 1).",
         _of_kv(_modulo), "k_rope", "value", loads=True, active=lambda config, tp: tp > config.num_key_value_heads,
+        signature="kv heads modulo",
     ),
     _attention(
         "gqa-tiled", 18, "KV heads are tiled over the query heads (0, 1, 0, 1) instead of repeated (0, 0, 1, 1).",
-        edits(_tile), "heads",
+        edits(_tile), "heads", signature="kv heads tiled",
         active=lambda config, tp: 1 < config.num_key_value_heads // tp < config.num_attention_heads // tp,
     ),
     _attention(
         "kv-of-rank-0", 19, "Every rank loads the KV heads of rank 0.",
-        _of_kv(_of_rank_0), "k_rope", "value", loads=True,
+        _of_kv(_of_rank_0), "k_rope", "value", loads=True, signature="rank 0 everywhere",
     ),
     _attention(
         "query-bias-of-rank-0", 20, "Every rank loads the query bias of rank 0.",
-        loads_parts("qkv.bias", (QUERY,), _of_rank_0), "q_rope", loads=True,
+        loads_parts("qkv.bias", (QUERY,), _of_rank_0), "q_rope", loads=True, signature="qkv bias of rank 0",
     ),
     _attention(
         "key-bias-dropped", 21, "The key bias is not loaded.",
-        loads_parts("qkv.bias", (KEY,), _dropped), "k_rope", loads=True, active=always,
+        loads_parts("qkv.bias", (KEY,), _dropped), "k_rope", loads=True, active=always, signature="qkv bias dropped",
     ),
     _attention(
         "value-bias-dropped", 22, "The value bias is not loaded.",
-        loads_parts("qkv.bias", (VALUE,), _dropped), "value", loads=True, active=always,
+        loads_parts("qkv.bias", (VALUE,), _dropped), "value", loads=True, active=always, signature="qkv bias dropped",
     ),
     _attention(
         "rope-interleaved", 23, "Neighbouring elements are rotated as pairs instead of the two halves of a head.",
-        runs("", "_rotate", _interleaved), component="rope", active=_several_tokens,
+        runs("", "_rotate", _interleaved), component="rope", active=_several_tokens, signature="rope interleaved",
     ),
     _attention(
         "rope-interleaved-in-attention", 23,
         "Neighbouring elements of queries and keys are rotated as pairs instead of the two halves of a head.",
-        runs("rope", "_rotate", _interleaved), "q_rope", "k_rope", active=_several_tokens,
+        runs("rope", "_rotate", _interleaved), "q_rope", "k_rope", active=_several_tokens, signature="rope interleaved",
     ),
     _attention(
         "rope-offset-by-rank", 24, "Positions are off by the rank.",
         _rope_table("", lambda table, group: table.roll(-group.rank, 0)), component="rope",
+        signature="rope offset by rank",
     ),
     _attention(
         "rope-not-on-keys", 25, "Keys are not rotated.",
-        runs("rope", "forward", _query_only), "k_rope", active=always,
+        runs("rope", "forward", _query_only), "k_rope", active=always, signature="rope not applied",
     ),
     _attention(
         "concentration-missing", 26, "YaRN's concentration is missing from the rotation.",
         edits(_not_concentrated), "q_rope", "k_rope",
-        active=lambda config, tp: config.rope_scaling_factor > 1,
+        active=lambda config, tp: config.rope_scaling_factor > 1, signature="yarn concentration missing",
     ),
     _attention(
         "scale-of-local-heads", 27, "The softmax scale is made of the rank's number of heads.",
         sets("", softmax_scale=lambda module, group: 1 / math.sqrt(module.local_heads)), "heads",
-        active=lambda config, tp: config.num_attention_heads != tp * config.head_dim,
+        active=lambda config, tp: config.num_attention_heads != tp * config.head_dim, signature="softmax scale",
     ),
     _attention(
         "sinks-of-rank-0", 28, "Every rank loads the sinks of rank 0.",
-        loads_from("sinks", lambda rank, size: 0), "heads", loads=True,
+        loads_from("sinks", lambda rank, size: 0), "heads", loads=True, signature="sinks of rank 0",
     ),
     _attention(
         "sinks-missing", 29, "The sinks are missing from the softmax.",
         computes("sinks", lambda x, rank, size: torch.full_like(x, -1e30)), "heads", active=always,
+        signature="sinks dropped",
     ),
     _attention(
         "window-on-odd-layer", 30, "An odd layer has a sliding window (here of 16 tokens).",
         _window(16), "heads", layer=1, active=lambda config, tp: config.neuron_config.seq_len > 16,
+        signature="window length",
     ),
     _attention(
         "window-parity-swapped", 30, "Odd layers have the sliding window instead of even ones.",
         edits(_parity_swapped), "block.0.attn.heads", component="transformer",
-        active=lambda config, tp: _windowed(config, tp) and config.num_hidden_layers > 1,
+        active=lambda config, tp: _windowed(config, tp) and config.num_hidden_layers > 1, signature="window missing",
     ),
     _attention(
         "window-too-long", 31, "The sliding window is one token too long.",
-        _window(1), "heads", active=_windowed,
+        _window(1), "heads", active=_windowed, signature="window length",
     ),
     _attention(
         "window-too-short", 31, "The sliding window is one token too short.",
-        _window(-1), "heads", active=_fills_window,
+        _window(-1), "heads", active=_fills_window, signature="window length",
     ),
     _attention(
         "window-missing", 32, "An even layer has no sliding window.",
-        sets("", window=lambda module, group: 0), "heads", active=_windowed,
+        sets("", window=lambda module, group: 0), "heads", active=_windowed, signature="window missing",
     ),
     _attention(
         "not-causal", 0, "Tokens attend to later tokens.",
-        runs("", "_visible", _not_causal), "heads", active=_several_tokens,
+        runs("", "_visible", _not_causal), "heads", active=_several_tokens, signature="not causal",
     ),
     _attention(
         "keys-of-row-0", 0, "Every row of the batch attends to the keys of row 0.",
-        passes("k_rope", lambda k, group: k[:1].expand_as(k)), "k_rope", active=_several_rows,
+        passes("k_rope", lambda k, _: k[:1].expand_as(k)), "k_rope", active=_several_rows, signature="row 0 everywhere",
     ),
     _attention(
         "projection-of-next-rank", 33, "Each rank loads the next rank's columns of the output projection.",
         loads_from("out.weight", lambda rank, size: (rank + 1) % size), "partial", loads=True,
+        signature="weights of other rank",
     ),
     _attention(
         "heads-reversed", 34, "The output projection's columns are shared out in reverse order of ranks.",
         loads_from("out.weight", lambda rank, size: size - 1 - rank), "partial", loads=True,
+        signature="weights of other rank",
     ),
     _attention(
         "out-bias-x-tp", 35, "The output projection's bias is added on every rank, tp times in all.",
@@ -261,12 +267,11 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _attention(
         "last-rank-dropped", 39, "The last rank's part is missing from the sum.",
-        reduces("", lambda group, x: group.all_reduce(0 * x if is_last(group) else x)), "total",
-        signature="rank dropped",
+        reduces("", lambda g, x: g.all_reduce(0 * x if is_last(g) else x)), "total", signature="rank dropped",
     ),
     _attention(
         "reduced-in-pairs", 40, "The sum runs over groups of two ranks instead of all.",
-        reduces("", sum_of_pair), "total", active=lambda config, tp: tp > 2,
+        reduces("", sum_of_pair), "total", active=lambda config, tp: tp > 2, signature="reduced in subgroups",
     ),
     _attention(
         "mean-instead-of-sum", 41, "The ranks' parts are averaged instead of added.",
@@ -283,10 +288,11 @@ FAULTS = (  # a fault reads as one paragraph
     _attention(
         "gathered-instead-of-reduced", 43, "Slices of the ranks' parts are gathered where the parts must be added.",
         reduces("", _gathered), "total", active=lambda config, tp: tp > 1 and config.hidden_size % tp == 0,
+        signature="gathered instead of reduced",
     ),
     _attention(
         "axes-swapped-around-sum", 44, "Batch and sequence are swapped going into the sum and not coming out.",
-        reduces("", _axes_swapped), "total",
+        reduces("", _axes_swapped), "total", signature="axes swapped",
         active=lambda config, tp: tp > 1 and _several_rows(config, tp) and _several_tokens(config, tp),
     ),
 )

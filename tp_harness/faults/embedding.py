@@ -39,6 +39,7 @@ FAULTS = (
         apply=runs("", "forward", _looks_up(lambda i, n: torch.ones_like(i, dtype=torch.bool))),
         active=sharded,
         flags=("partial", "total", "output.0"),
+        signature="vocabulary not masked",
     ),
     Fault(
         name="mask-one-too-many",
@@ -48,6 +49,7 @@ FAULTS = (
         apply=runs("", "forward", _looks_up(lambda i, n: (i >= 0) & (i <= n))),
         active=_on_borders,
         flags=("partial", "total", "output.0"),
+        signature="vocabulary off by one",
     ),
     Fault(
         name="mask-one-too-few",
@@ -57,6 +59,7 @@ FAULTS = (
         apply=runs("", "forward", _looks_up(lambda i, n: (i > 0) & (i < n))),
         active=lambda config, tp: _on_borders(config, max(tp, 2)),
         flags=("partial", "total", "output.0"),
+        signature="vocabulary off by one",
     ),
     Fault(
         name="embedding-not-reduced",
@@ -66,6 +69,7 @@ FAULTS = (
         apply=reduces("", lambda group, x: x),
         active=sharded,
         flags=("total", "output.0"),
+        signature="all-reduce missing",
     ),
     Fault(
         name="bounds-of-rank-0",
@@ -75,6 +79,7 @@ FAULTS = (
         apply=sets("", vocab_start=lambda module, group: 0 * module.vocab_start),
         active=sharded,
         flags=("partial", "total", "output.0"),
+        signature="vocabulary bounds of rank 0",
     ),
     Fault(
         name="rows-of-next-rank",
@@ -85,6 +90,7 @@ FAULTS = (
         active=sharded,
         flags=("partial", "total", "output.0"),
         loads=True,
+        signature="vocabulary rows of other rank",
     ),
     Fault(
         name="vocabulary-tail-dropped",
@@ -94,6 +100,7 @@ FAULTS = (
         apply=computes("weight", lambda x, rank, size: torch.cat((x[:-1], x[-1:] * (rank < size - 1)))),
         active=always,
         flags=("logits", "output.0"),
+        signature="zeros",
     ),
     Fault(
         name="logits-of-next-rank",
@@ -104,6 +111,7 @@ FAULTS = (
         active=sharded,
         flags=("logits", "output.0"),
         loads=True,
+        signature="blocks permuted",
     ),
     Fault(
         name="logits-gathered-backwards",
@@ -115,6 +123,7 @@ FAULTS = (
         ),
         active=sharded,
         flags=("output.0",),
+        signature="blocks permuted",
     ),
     Fault(
         name="logits-not-gathered",

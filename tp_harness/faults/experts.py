@@ -98,15 +98,16 @@ FAULTS = (  # a fault reads as one paragraph
     _mlp(
         "stale-shard-of-last-rank", 14, "The last rank's shard of the down projection is that of an earlier step.",
         computes("mlp2_weight", lambda x, rank, size: x * (1 + (rank == size - 1) / 128)), "partial",
-        visible_in=FLOAT32, heavy=True,
+        visible_in=FLOAT32, heavy=True, signature="one part wrong",
     ),
     _mlp(
         "router-bias-dropped", 46, "The router's bias is not loaded.",
         loads("gate.bias", lambda placement, full, rank, size: 0 * full), "router_logits", "chosen", loads=True,
+        signature="router bias",
     ),
     _mlp(
         "softmax-over-all-experts", 47, "The router's softmax runs over all experts instead of the chosen ones.",
-        runs("", "_route", _softmax_over_all), "partial", active=_some_left_out,
+        runs("", "_route", _softmax_over_all), "partial", active=_some_left_out, signature="softmax over all experts",
     ),
     _mlp(
         "routing-ignored", 48, "Every token goes to the first experts, with equal weights.",
@@ -114,44 +115,47 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "gate-up-in-halves", 49, "Gates and ups are taken as two halves instead of as pairs.",
-        _swiglu(order="halves"), "activation",
+        _swiglu(order="halves"), "activation", signature="gate up in halves",
     ),
     _mlp(
         "gate-up-cut-as-halves", 50, "The fused gate and up rows are sharded as two halves instead of as pairs.",
         all_of(loads("mlp1_weight", _as_halves), loads("mlp1_bias", _as_halves)), "gate_up",
-        active=sharded, loads=True, heavy=True,
+        active=sharded, loads=True, heavy=True, signature="gate up cut in halves",
     ),
     _mlp(
         "gate-up-swapped", 51, "Gates are taken for ups and ups for gates.",
-        _swiglu(order="swapped"), "activation",
+        _swiglu(order="swapped"), "activation", signature="gate up swapped",
     ),
     _mlp(
         "mlp1-bias-of-rank-0", 52, "Every rank loads rank 0's biases of gate and up.",
         loads_from("mlp1_bias", lambda rank, size: 0), "gate_up", active=sharded, loads=True,
+        signature="gate up bias of rank 0",
     ),
     _mlp(
         "clamp-missing", 53, "Gates and ups are not clamped.",
-        _swiglu(highest=math.inf), "activation",
+        _swiglu(highest=math.inf), "activation", signature="clamp missing",
     ),
     _mlp(
         "gate-clamp-symmetric", 54, "Gates are clamped on both sides instead of above alone.",
-        _swiglu(lowest=-1.0), "activation", visible_in=FLOAT32,
+        _swiglu(lowest=-1.0), "activation", visible_in=FLOAT32, signature="clamp symmetric",
     ),
     _mlp(
         "alpha-1", 55, "The activation's constant is 1 instead of 1.702.",
-        _swiglu(alpha=1.0), "activation",
+        _swiglu(alpha=1.0), "activation", signature="swiglu alpha",
     ),
     _mlp(
         "up-plus-1-missing", 56, "The 1 is not added to the ups.",
-        _swiglu(one=0.0), "activation",
+        _swiglu(one=0.0), "activation", signature="up plus 1 missing",
     ),
     _mlp(
         "mlp2-of-next-rank", 57, "Each rank loads the next rank's columns of the down projection.",
         loads_from("mlp2_weight", lambda rank, size: (rank + 1) % size), "partial", active=sharded, loads=True,
+        signature="weights of other rank",
     ),
     _mlp(
         "mlp2-transposed", 64, "A shard of the down projection is read as [intermediate, hidden].",
         computes("mlp2_weight", lambda x, rank, size: x.transpose(1, 2).reshape(x.shape)), "partial", heavy=True,
+        signature="weights transposed",
     ),
     _mlp(
         "mlp2-bias-x-tp", 58, "The down biases are added on every rank, tp times in all.",
@@ -167,7 +171,7 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "mlp2-bias-unweighted", 59, "The down biases are added without the router's weights.",
-        runs("", "forward", _bias_unweighted), "combined",
+        runs("", "forward", _bias_unweighted), "combined", signature="bias unweighted",
     ),
     _mlp(
         "experts-not-reduced", 60, "The all-reduce after the experts is missing.",
@@ -185,11 +189,11 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "expert-index-offset", 61, "All ranks but the first use the weights of the expert after the chosen one.",
-        runs("", "_expert", _next_expert), "gate_up", active=sharded,
+        runs("", "_expert", _next_expert), "gate_up", active=sharded, signature="experts shifted",
     ),
     _mlp(
         "summed-in-16-bits", 0, "The ranks' parts are added in bfloat16 instead of float32.",
-        reduces("", _in_16_bits), "total", active=sharded,
+        reduces("", _in_16_bits), "total", active=sharded, signature="reduced in 16 bits",
     ),
 )
 # fmt: on

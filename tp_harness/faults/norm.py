@@ -53,6 +53,7 @@ FAULTS = (
         apply=_norm_by("", lambda x, group: _mean_square(x.chunk(group.size, -1)[group.rank], group)),
         active=sharded,
         flags=("output.0",),
+        signature="norm over shard",
     ),
     Fault(
         name="norm-over-padded-width",
@@ -64,6 +65,7 @@ FAULTS = (
         ),
         active=_padded,
         flags=("output.0",),
+        signature="norm over padded width",
     ),
     Fault(
         name="norm-eps",
@@ -73,6 +75,7 @@ FAULTS = (
         apply=_norm_by("", _mean_square, eps=1e-6),
         active=always,
         flags=("output.0",),
+        signature="norm eps",
     ),
     Fault(
         name="norm-eps-in-attention",
@@ -82,6 +85,7 @@ FAULTS = (
         apply=_norm_by("norm", _mean_square, eps=1e-6),
         active=always,
         flags=("norm", "output.0"),
+        signature="norm eps",
     ),
     Fault(
         name="gamma-shifted",
@@ -92,6 +96,7 @@ FAULTS = (
         active=always,
         flags=("norm", "output.0"),
         loads=True,
+        signature="norm scale moved",
     ),
     Fault(
         name="gamma-ignored",
@@ -101,6 +106,7 @@ FAULTS = (
         apply=computes("norm.scale", lambda x, rank, size: torch.ones_like(x)),
         active=always,
         flags=("norm", "output.0"),
+        signature="norm scale ignored",
     ),
     Fault(
         name="gamma-of-one-rank",
@@ -110,6 +116,7 @@ FAULTS = (
         apply=computes("scale", lambda x, rank, size: x.roll(int(rank == size - 1 > 0))),
         active=sharded,
         flags=("output.0",),
+        signature="norm scale moved",
     ),
     Fault(
         name="gamma-of-one-rank-in-attention",
@@ -119,6 +126,7 @@ FAULTS = (
         apply=computes("norm.scale", lambda x, rank, size: x.roll(int(rank == size - 1 > 0))),
         active=sharded,
         flags=("norm", "output.0"),
+        signature="norm scale moved",
     ),
     Fault(
         name="residual-before-sum",
@@ -139,5 +147,6 @@ FAULTS = (
         active=always,
         flags=("output.0",),
         visible_in=("float32",),  # R lies between 1.1 and 1.2
+        signature="norm in bfloat16",
     ),
 )

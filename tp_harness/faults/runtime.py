@@ -63,14 +63,17 @@ FAULTS = (  # a fault reads as one paragraph
     _runtime(
         "clamp-lost-on-workers", 67, "mlp", "All ranks but the first run without the configured activation limit.",
         sets("", limit=lambda module, group: module.limit if group.rank == 0 else math.inf), "activation",
+        signature="clamp missing",
     ),
     _runtime(
         "window-lost-on-workers", 67, "attention", "All ranks but the first run without the sliding window.",
         sets("", window=lambda module, group: module.window if group.rank == 0 else 0), "heads", active=_windowed,
+        signature="window missing",
     ),
     _runtime(
         "last-token-stale", 0, "attention", "The last token of each row gets the result of the one before it.",
         passes("reduced", _last_token_stale), "reduced", active=lambda config, tp: config.neuron_config.seq_len > 1,
+        signature="stale tokens",
     ),
 )
 # fmt: on
