@@ -26,7 +26,7 @@ ORDER = (
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage sightings "
-    "trn1 record resume todo changes comparison comparison_text "
+    "trn1 record resume todo hosts changes comparison comparison_text "
     "control table report run served "
     "nxd "
     "testing api listing pytest_plugin commands cli __main__ launch.tp_test"

@@ -43,6 +43,7 @@ class RunRecord:
     finished: bool = False
     run_id: str = ""  # the folder's name when the run was made, wherever it is now
     seconds: float = 0.0  # until the last save
+    awaited: bool = False  # other hosts have results of the run, which is not finished before they are here
     paused: float = 0.0  # seconds between being cut short and being resumed
     lock: int | None = None  # descriptor that holds the folder's lock, see workfolder.lock_folder
     _texts: list[str] = field(default_factory=list)  # the JSON of each result, made once
@@ -98,8 +99,8 @@ class RunRecord:
             "command": self.command,
             "started": time.strftime(_TIME, time.gmtime(self.started)),
             "seconds": self.seconds,
-            "finished": self.finished,
-            "exit_code": self.exit_code if self.finished else None,
+            "finished": self.finished and not self.awaited,
+            "exit_code": self.exit_code if self.finished and not self.awaited else None,
             "backend": self.backend,
             "blind_spots": self.blind_spots,
             "options": self.options,

@@ -7,11 +7,12 @@ others which job file to run, runs it too, and goes on when all are done.
 from __future__ import annotations
 
 import json
+import signal
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,13 @@ from .gloo import GlooBackend
 class TorchrunBackend(GlooBackend):
     """gloo ranks, started by somebody else."""
 
+    ended_by: ClassVar[str] = ""  # the signal that torchrun has sent, as it does when a rank has failed
+
+    @classmethod
+    def note_signal(cls, number: int, _frame: FrameType | None) -> None:
+        """A signal handler that changes nothing at once: a lost rank is noticed in the next collective anyway."""
+        cls.ended_by = signal.Signals(number).name
+
     def open(self, degrees: tuple[int, ...] = ()) -> TorchrunSession:  # type: ignore[override]  # both are sessions
         """Lead the other ranks."""
         return TorchrunSession()
@@ -33,15 +41,31 @@ class TorchrunBackend(GlooBackend):
 class TorchrunSession:
     """Rank 0's side. A job has ended when `start` returns."""
 
+    def __init__(self) -> None:
+        self._lost = ""
+
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> FinishedJob:
         """Run the job on all ranks; their output stays with torchrun, so `log_dir` remains empty."""
         started = time.perf_counter()
+        if self._lost:
+            message = f"not run, because torchrun starts no rank anew: {self._lost}"
+            return FinishedJob(LaunchOutcome(ok=False, kind="start", message=message, size=tp))
+        if TorchrunBackend.ended_by:
+            raise KeyboardInterrupt(f"ended by {TorchrunBackend.ended_by}")
         try:
             tell({"job": str(job)})
             take_part(job)
         except RuntimeError as error:  # gloo's word for a peer that is gone
-            message = f"a rank was lost: {str(error).splitlines()[0]}; torchrun's output says which and why"
-            outcome = LaunchOutcome(ok=False, kind="crash", message=message, size=tp, traceback=traceback.format_exc())
+            late = "imed out" in str(error)  # in gloo's words
+            what = f"a rank did not come within {timeout:g} s" if late else "a rank was lost"
+            self._lost = f"{what}: {str(error).splitlines()[0]}; torchrun's output says which and why"
+            outcome = LaunchOutcome(
+                ok=False,
+                kind="timeout" if late else "crash",
+                message=self._lost,
+                size=tp,
+                traceback=traceback.format_exc(),
+            )
             return FinishedJob(outcome)
         seconds = time.perf_counter() - started
         return FinishedJob(LaunchOutcome(ok=True, kind="ok", message="all ranks finished", size=tp, seconds=seconds))

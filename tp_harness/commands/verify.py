@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,8 +133,16 @@ def asked(arguments: argparse.Namespace) -> tuple[Options, RunRecord | None]:
     return options, record
 
 
-def run_verify(options: Resolved, backend: Backend, console: Console, record: RunRecord | None = None) -> int:
+def run_verify(
+    options: Resolved,
+    backend: Backend,
+    console: Console,
+    record: RunRecord | None = None,
+    complete: Callable[[RunRecord], None] = lambda record: None,
+) -> int:
     """Verify into a folder of the run's own, or go on with a record; print the summary; returns the exit code.
+
+    `complete` may add to the record what was found elsewhere, before it is shown.
 
     Raises:
         UsageError: what was found wrong before any rank started.
@@ -149,6 +158,7 @@ def run_verify(options: Resolved, backend: Backend, console: Console, record: Ru
             record = recorded(
                 options, backend, command_line(), lambda text: status.update(Text(printable(text))), record=record
             )
+    complete(record)
     print_summary(record, console)
     _leave_pages(record, console)
     return record.exit_code
