@@ -68,6 +68,7 @@ def _join(host: Host, timeout: float) -> dist.Store:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(host.ranks)}  # as a user's module shall see it
     own = dist.PrefixStore(f"host{host.index}", store)
     dist.init_process_group("gloo", store=own, rank=rank, world_size=host.ranks, timeout=limit)
+    TorchrunBackend.orders = dist.new_group(timeout=timedelta(days=365))
     return store.clone()  # type: ignore[no-any-return]  # a connection that threads may use beside the group's
 
 

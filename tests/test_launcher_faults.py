@@ -55,7 +55,7 @@ GOOD = Seen(code=3, struck=True, seconds=1.0, results=[{"status": "PASS", "reaso
     [
         ({"code": 1}, "exit code 1 instead of 3"),
         ({"struck": False}, "the fault did not strike"),
-        ({"seconds": 11.0}, "11.0 s, more than 10"),
+        ({"seconds": 23.0}, "23.0 s, more than 22"),
         ({"left": ["process 7 python"]}, "left behind: process 7 python"),
         ({"results": [BAD]}, "0 results kept, at least 5 promised"),
         ({"results": [*GOOD.results[:5], BAD | {"reason": "rank 3 of 8 was killed"}]}, "not named"),

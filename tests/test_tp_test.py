@@ -73,3 +73,59 @@ def test_without_torchrun_it_says_how(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert "start it as `torchrun --nproc-per-node N launch/tp_test.py`" in result.stderr
+
+
+FAULTY = """
+import os, signal, sys, threading, time
+def spoil():
+    while not hasattr(sys.modules.get("tp_harness.modules.mlp"), "NeuronGPTOSSMLPBlock"):
+        time.sleep(0.01)
+    block = sys.modules["tp_harness.modules.mlp"].NeuronGPTOSSMLPBlock
+    def forward(self, x):
+        if self.group.rank == 1:
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(3600)
+        return self.group.all_reduce(x)
+    block.forward = forward
+threading.Thread(target=spoil, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("SIGKILL", "CRASH"), ("SIGSTOP", "TIMEOUT")])
+def test_a_lost_rank_ends_the_run_and_what_was_found_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(name=name))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    components = [word for component in ("rmsnorm", "mlp", "rope") for word in ("--component", component)]
+    result = torchrun(2, *components, "--draws", "1", "--dtype", "float32", "--timeout", "10", cwd=tmp_path)
+    assert result.returncode != 0
+    results = record(tmp_path)["results"]
+    # The first case passed, but without ranks the control of this degree, a fault to be rejected, cannot be run.
+    assert [r["status"] for r in results] == ["VOID", status, "CRASH"], result.stderr[-3000:]  # type: ignore[attr-defined]
+    assert "its ranks ended: not run" in results[0]["reason"] and results[0]["gates"]  # type: ignore[index]
+    assert "torchrun's output says which and why" in results[1]["reason"]  # type: ignore[index]
+    assert results[2]["reason"].startswith("not run, because torchrun starts no rank anew: ")  # type: ignore[index]
+    assert record(tmp_path)["exit_code"] == 3
+
+
+@pytest.mark.slow
+def test_a_leader_that_judges_longer_than_the_timeout_loses_no_follower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def slow_down():\n"
+        "    while not hasattr(sys.modules.get('tp_harness.run'), 'judge'):\n"
+        "        time.sleep(0.01)\n"
+        "    run = sys.modules['tp_harness.run']\n"
+        "    judge = run.judge\n"
+        "    run.judge = lambda *arguments: (time.sleep(12), judge(*arguments))[1]\n"
+        "threading.Thread(target=slow_down, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = torchrun(
+        2, "--component", "rmsnorm", "--draws", "1", "--dtype", "float32", "--timeout", "10", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr[-3000:]

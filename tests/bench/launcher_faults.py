@@ -21,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -362,7 +362,7 @@ def complaints(fault: Fault, seen: Seen) -> list[str]:
     found = [f"left behind: {', '.join(seen.left)}"] if seen.left else []
     if not seen.struck:
         return [*found, f"the fault did not strike (exit code {seen.code}, {seen.errors[-300:]!r})"]
-    allowed = (2 * 10.0 if fault.persists else TIMEOUT) * fault.hangs + GRACE
+    allowed = (2 * 10.0 if fault.persists and fault.hangs else TIMEOUT) + GRACE
     if seen.seconds > allowed:
         found.append(f"{seen.seconds:.1f} s, more than {allowed:.0f}")
     expected, least = _promise(fault)
@@ -426,7 +426,7 @@ def page(seen: dict[Fault, Seen]) -> str:
         "| fault | moment | " + " | ".join(f"tp {tp}" for tp in DEGREES) + " |",
         "|---|---|" + "---|" * len(DEGREES),
     ]
-    for kind, moment in dict.fromkeys((fault.kind, fault.moment) for fault in seen):
+    for kind, moment in dict.fromkeys((f.kind, f.moment) for f in (*ALL, *seen) if f in seen):
         cells = [_cell(Fault(kind, moment, tp), seen, wrong) for tp in DEGREES]
         lines.append(f"| {kind} | {moment} | {' | '.join(cells)} |")
     lines += ["", *(f"- {f.kind} at {f.moment}, tp {f.tp}: {'; '.join(w)}" for f, w in wrong.items() if w)]
@@ -439,6 +439,13 @@ def _cell(fault: Fault, seen: dict[Fault, Seen], wrong: dict[Fault, list[str]]) 
     one = seen[fault]
     note = " **wrong**" if wrong[fault] else ""
     return f"{one.code}, {one.seconds:.1f} s, {one.kept()} kept{note}"
+
+
+def _read(path: Path | None) -> dict[Fault, Seen]:
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {Fault(**fault): Seen(**seen) for fault, seen in lines}
 
 
 def _chosen(words: list[str]) -> Iterator[Fault]:
@@ -454,9 +461,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="KIND:MOMENT:TP", help="default: all")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table as Markdown")
+    parser.add_argument("--seen", type=Path, metavar="FILE", help="results of other calls, joined in the table; grows")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    seen: dict[Fault, Seen] = {}
+    seen = _read(arguments.seen)
     wrong = 0
     for fault in list(_chosen(arguments.faults)) or ALL:
         seen[fault] = observe(fault)
@@ -467,7 +475,11 @@ def main() -> int:
             *found,
             flush=True,
         )
+        if arguments.seen:
+            with arguments.seen.open("a") as file:
+                print(json.dumps([asdict(fault), asdict(seen[fault])]), file=file)
         if arguments.write:
+            seen = _read(arguments.seen) | seen  # of a call that goes on beside this one
             arguments.write.parent.mkdir(exist_ok=True)
             arguments.write.write_text(page(seen))
     return 1 if wrong else 0

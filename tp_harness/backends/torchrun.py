@@ -26,6 +26,8 @@ from .gloo import GlooBackend
 class TorchrunBackend(GlooBackend):
     """gloo ranks, started by somebody else."""
 
+    # For orders: followers wait for the next one however long the leader judges, and not for --timeout.
+    orders: ClassVar[dist.ProcessGroup | None] = None
     ended_by: ClassVar[str] = ""  # the signal that torchrun has sent, as it does when a rank has failed
 
     @classmethod
@@ -112,10 +114,10 @@ def tell(message: dict[str, Any] | None) -> dict[str, Any]:
     """Rank 0's message, on all ranks. JSON in a tensor: nothing is pickled."""
     text = json.dumps(message).encode() if message is not None else b""
     length = torch.tensor([len(text)])
-    dist.broadcast(length, src=0)
+    dist.broadcast(length, src=0, group=TorchrunBackend.orders)
     content = torch.zeros(int(length), dtype=torch.uint8)
     if text:
         content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(content, src=0)
+    dist.broadcast(content, src=0, group=TorchrunBackend.orders)
     received: dict[str, Any] = json.loads(content.numpy().tobytes())
     return received
