@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
+from typing import Any
 
 from .bench import RanksFailedError, open_bench
 from .job import Task
@@ -68,7 +69,14 @@ def clean_draws(options: Resolved, count: int) -> list[Resolved]:
         passes, at = divmod(i, len(combinations))
         target, tp, (batch, seq) = combinations[at]
         init = ("discriminating", "tied")[(passes + at) % 2]
-        chosen = {"targets": (target,), "degrees": (tp,), "batch": batch, "seq": seq, "init": init, "draws": 1}
+        chosen: dict[str, Any] = {
+            "targets": (target,),
+            "degrees": (tp,),
+            "batch": batch,
+            "seq": seq,
+            "init": init,
+            "draws": 1,
+        }
         draws.append(replace(options, seed=options.seed + i, **chosen))
     return draws
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from ..group import Group, collective
-from ..launch.outcome import Report, name_ranks
+from ..launch.outcome import Report
+from ..launch.stacks import name_ranks
 from ..result import Collective
 
 RING_SEGMENT_BYTES = 1 << 20  # gloo's default for the largest piece that a ring passes on
@@ -121,9 +122,9 @@ class Turns:
         gone, waiting = sorted(self.returned), sorted(self._waiting)
         what = self._waiting[waiting[0]].what
         if len(gone) <= len(waiting):
-            self._disagree(gone[0], f"it returned without entering {what}, in which {name_ranks(tuple(waiting))} wait")
+            self._disagree(gone[0], f"it returned without entering {what}, in which {name_ranks(waiting)} wait")
         else:
-            self._disagree(waiting[0], f"it waits in {what}, which {name_ranks(tuple(gone))} never entered")
+            self._disagree(waiting[0], f"it waits in {what}, which {name_ranks(gone)} never entered")
 
     def _check_agreement(self, calls: Sequence[Call]) -> None:
         kinds = [call.agreement for call in calls]

@@ -135,7 +135,7 @@ def _not_concentrated(module: Any, group: Group) -> None:
 
 def _attention(name: str, number: int, cause: str, apply: Apply, *flags: str, **fields: Any) -> Fault:
     """Most faults of this file: in layer 0, at more than one rank; every one reaches the output."""
-    defaults = {"active": sharded, "component": "attention"} | fields
+    defaults: dict[str, Any] = {"active": sharded, "component": "attention"} | fields
     return Fault(name=name, number=number, cause=cause, apply=apply, flags=(*flags, "output.0"), **defaults)
 
 

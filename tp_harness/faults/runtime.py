@@ -40,7 +40,7 @@ def _last_token_stale(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _runtime(name: str, number: int, component: str, cause: str, apply: Apply, *flags: str, **fields: Any) -> Fault:
-    defaults = {"active": sharded} | fields
+    defaults: dict[str, Any] = {"active": sharded} | fields
     return Fault(
         name=name, number=number, component=component, cause=cause, apply=apply, flags=(*flags, "output.0"), **defaults
     )
