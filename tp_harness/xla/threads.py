@@ -39,7 +39,7 @@ def _process_groups(size: int) -> Callable[[int], None]:
     which traces collectives into the program.
     """
     import torch.distributed as dist  # noqa: PLC0415
-    from torch._C._distributed_c10d import _set_thread_isolation_mode  # noqa: PLC0415
+    from torch._C._distributed_c10d import _set_thread_isolation_mode  # type: ignore[attr-defined]  # noqa: PLC0415
     from torch.testing._internal.distributed.multi_threaded_pg import _install_threaded_pg  # noqa: PLC0415
 
     _install_threaded_pg()
