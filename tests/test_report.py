@@ -408,6 +408,7 @@ def test_a_chart_of_zeros_or_nothing_has_axes() -> None:
         (0.0123, "12.3 ms"),
         (2.0, "2 s"),
         (164.2, "164 s"),
+        (1550.9, "1,551 s"),
         (None, "-"),
     ],
 )

@@ -15,8 +15,8 @@ from ..result import Control, Gate, Result, Status
 HEADLINES = {
     0: "Every sharded component is the same function as its reference",
     1: "Something differs from the reference",
-    3: "Incomplete: a rank crashed, hung or went missing",
-    4: "Void: this run proves nothing",
+    3: "A rank crashed, hung or went missing",
+    4: "This run proves nothing",
 }
 WALL_TIME_BACKENDS = ("neuron",)  # elsewhere ranks share the cores of one CPU
 
@@ -25,7 +25,11 @@ Row = tuple[str, int, str]  # component, layer, dtype
 
 def headline(record: RunRecord) -> str:
     """The verdict in one sentence."""
-    return HEADLINES[record.exit_code] if record.finished else "Unfinished: the run did not end by itself"
+    return (
+        HEADLINES[record.exit_code]
+        if record.finished
+        else "The run was cut short; `tp-harness verify --resume` goes on with it"
+    )
 
 
 def word(record: RunRecord) -> str:
@@ -181,6 +185,8 @@ def seconds(value: float | None) -> str:
     """A time with its unit, three digits."""
     if value is None:
         return "-"
+    if value >= 999.5:
+        return f"{value:,.0f} s"
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if value * factor >= 0.9995:
             return f"{value * factor:.3g} {unit}"
