@@ -38,6 +38,7 @@ def test_bias_inside_the_reduction_is_found(tmp_path: Path) -> None:
     result = verify(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "MISMATCH my_mlp layer 0 tp 8 float32" in result.stdout
+    assert "likely cause: bias x tp: bias is added by every rank before the reduction, 8 times" in result.stdout
 
 
 def test_build_module_example(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ ORDER = (
     "launch measure rank backends "
     "oracle material gather evidence "
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
-    "texttable scoreboard pool bench trial killscore cleanruns faultpage sightings "
+    "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text "
     "control table report run served "
     "nxd "
@@ -33,7 +33,7 @@ ORDER = (
 )
 TORCH_FREE = (
     "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
-    "neuron_env changes comparison comparison_text texttable report "
+    "neuron_env changes comparison comparison_text texttable standings report "
     "neuron_ls neuron_devices compile_cache symptoms doctor.facts doctor.findings doctor.show commands.doctor "
     "packing cores "
     "pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger pytest_plugin.worker pytest_plugin.tenant"

@@ -34,11 +34,11 @@ class Unit:
 
 def try_all(faults: Sequence[Fault], options: Resolved, progress: Progress = lambda _text: None) -> list[Trial]:
     """Every fault at every degree and dtype of the options; in the order of the faults, then degrees, then dtypes."""
-    units = sorted(_units(faults, options), key=lambda unit: -unit.cost)
+    work = sorted(units(faults, options), key=lambda unit: -unit.cost)
     trials: list[Trial] = []
-    for done, found in enumerate(in_processes(run_unit, units), 1):
+    for done, found in enumerate(in_processes(run_unit, work), 1):
         trials += found
-        progress(f"{len(trials)} trials, {done} of {len(units)} parts")
+        progress(f"{len(trials)} trials, {done} of {len(work)} parts")
     names = [fault.name for fault in faults]
     return sorted(trials, key=lambda t: (names.index(t.fault), t.dtype != "float32", t.tp))
 
@@ -49,7 +49,8 @@ def run_unit(unit: Unit) -> list[Trial]:
         return try_faults(bench, [find_fault(name) for name in unit.faults], unit.tp)
 
 
-def _units(faults: Sequence[Fault], options: Resolved) -> Iterator[Unit]:
+def units(faults: Sequence[Fault], options: Resolved) -> Iterator[Unit]:
+    """The work of all faults at all degrees, in pieces of some faults of one component."""
     for tp in options.degrees:
         for component in dict.fromkeys(fault.component for fault in faults):
             own = [fault for fault in faults if fault.component == component]

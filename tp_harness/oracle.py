@@ -80,6 +80,11 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     return Expectation(oracle=oracle, run_baselines=run_baselines, run_tapped=run_tapped)
 
 
+def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
+    """The single-core reference in a dtype, with its own routing."""
+    return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
+
+
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
     """Name, full shape and stored dtype of everything the case loads."""
     module = case.make(case.reference)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from . import compare, doctor, faults, graph_faults, model, report, verify
+from . import checks, compare, doctor, faults, graph_faults, model, report, verify
 from . import list as list_command
 
 
@@ -25,4 +25,4 @@ class Command(Protocol):
         """Do the work; the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (verify, list_command, model, doctor, compare, faults, graph_faults, report)
+COMMANDS: tuple[Command, ...] = (verify, list_command, model, doctor, compare, faults, checks, graph_faults, report)
