@@ -53,7 +53,7 @@ class Project:
 
     def run_apart(self, *options: str) -> pytest.RunResult:
         """In a process of its own."""
-        return self.pytester.runpytest_subprocess(*options, timeout=120)
+        return self.pytester.runpytest_subprocess(*options, timeout=240)
 
     def fake_neuron(self, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
         """Have this many NeuronCores in every run with `-p fake_neuron`; `device` stands for /dev/neuron."""
