@@ -274,11 +274,10 @@ def observe(fault: Fault) -> Seen:
             _be_main(fault, home)
         code = _wait(child)
         end = time.monotonic() + GRACE
-        while _processes() and time.monotonic() < end:
+        killed = code == -signal.SIGKILL  # then others clean up, and take a moment for it
+        while (_processes() or _files_left(home, killed)) and time.monotonic() < end:
             time.sleep(0.02)
         over = time.time()
-        while list((home / "shm").iterdir()) and time.monotonic() < end:
-            time.sleep(0.02)
         left = [f"process {process.pid} {process.name()}" for process in _processes()]
         for process in _processes():
             process.kill()
@@ -289,7 +288,7 @@ def observe(fault: Fault) -> Seen:
             seconds=over - float(struck.read_text()) if struck.exists() else float("nan"),
             results=_results(home),
             errors=(home / "errors").read_text(),
-            left=left + _files_left(home, code == -signal.SIGKILL),
+            left=left + _files_left(home, killed),
         )
 
 
