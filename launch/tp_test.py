@@ -59,17 +59,18 @@ def main() -> int:
     return _lead(options, host, store) if leads else follow()
 
 
-def _join(host: Host, timeout: float) -> dist.Store:
+def _join(host: Host, timeout: float) -> Store:
     """Join this host's group, on loopback unless GLOO_SOCKET_IFNAME says otherwise; returns torchrun's store."""
     limit = timedelta(seconds=timeout)
-    store, _, _ = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined, no-untyped-call]
+    store, _, _ = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     rank = int(os.environ["LOCAL_RANK"])
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(host.ranks)}  # as a user's module shall see it
-    own = dist.PrefixStore(f"host{host.index}", store)
+    own = dist.PrefixStore(f"host{host.index}", store)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=own, rank=rank, world_size=host.ranks, timeout=limit)
     TorchrunBackend.orders = dist.new_group(timeout=timedelta(days=365))
-    return store.clone()  # type: ignore[no-any-return]  # a connection that threads may use beside the group's
+    connection: Store = store.clone()  # that threads may use beside the group's
+    return connection
 
 
 def _lead(options: Resolved, host: Host, store: Store) -> int:

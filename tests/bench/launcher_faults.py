@@ -137,10 +137,12 @@ class Injection:
 
     def __init__(self, fault: Fault, home: Path) -> None:
         self.fault, self.home, self.main = fault, home, os.getpid()
+        self.armed = False  # in a rank: the fault has yet to strike in this start
 
     def install(self) -> None:
         """Set the hooks that the fault's moment needs."""
-        hooks = {"start": self.at_start, "rendezvous": self.at_start, "gather": self.at_gather, "write": self.at_write}
+        self.at_start()
+        hooks = {"gather": self.at_gather, "write": self.at_write}
         if self.fault.moment in hooks:
             hooks[self.fault.moment]()
         NeuronGPTOSSMLPBlock.forward = self.around(NeuronGPTOSSMLPBlock.forward)  # type: ignore[method-assign]
@@ -171,6 +173,7 @@ class Injection:
         join = launch_rank._join_group
 
         def joined(task: launch_rank.RankTask, rank: int) -> None:
+            self.armed = not (self.home / "struck").exists()  # the same in all: none has begun
             if self.fault.moment == "start" and self.is_victim(rank, task.size):
                 self.strike()
             join(task, rank)
@@ -189,7 +192,7 @@ class Injection:
                 self.await_file("writing")
             if moment in ("forward", "write") and not self.strikes_itself() and self.is_victim(rank, size):
                 self.strike()
-            if moment == "collective" and size == self.fault.tp and not (self.home / "struck").exists():
+            if moment == "collective" and size == self.fault.tp and self.armed:
                 if rank == 0:
                     time.sleep(0.3)  # the others wait inside
                 work = dist.all_reduce(torch.ones(64), async_op=True)
@@ -305,6 +308,7 @@ def _be_main(fault: Fault, home: Path) -> NoReturn:
     Injection(fault, home).install()
     options = [word for component in COMPONENTS for word in ("--component", component)]
     options += ["--tp", f"1,{fault.tp}", "--draws", "1", "--dtype", "float32", "--out", str(home / "out")]
+    options += ["--no-fault-control"]  # which would run the second component first, and be struck
     options += ["--timeout", str(TIMEOUT if fault.hangs else 120)]
     try:
         code = cli.main(["verify", *options])
