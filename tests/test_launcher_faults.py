@@ -72,5 +72,5 @@ def test_what_is_not_as_promised_is_seen(change: dict[str, Any], words: str) -> 
 
 def test_the_page_shows_each_fault_and_counts_what_is_wrong() -> None:
     text = page({FAULT: GOOD, replace(FAULT, tp=2): replace(GOOD, code=0, left=["x"])})
-    assert "2 faults, 1 as promised, 1 left anything behind" in text
+    assert f"2 of {len(launcher_faults.ALL)} faults were put in, 1 ended as promised, 1 left anything behind" in text
     assert "| SIGKILL | forward | 0, 1.0 s, 5 kept **wrong** | 3, 1.0 s, 5 kept | not run |" in text

@@ -407,6 +407,7 @@ def page(seen: dict[Fault, Seen]) -> str:
     """The table as Markdown, one row per kind and moment, one column per degree."""
     wrong = {fault: complaints(fault, one) for fault, one in seen.items()}
     right = sum(not found for found in wrong.values())
+    littered = sum(bool(one.left) for one in seen.values())
     ended = [(one.seconds, fault) for fault, one in seen.items() if not fault.hangs and one.struck]
     slowest = max(ended, key=lambda pair: pair[0], default=None)
     lines = [
@@ -414,7 +415,7 @@ def page(seen: dict[Fault, Seen]) -> str:
         "",
         "Made by `python tests/bench/launcher_faults.py --write docs/launcher-faults.md`, which explains the moments.",
         "",
-        f"{len(seen)} faults, {right} as promised, {sum(bool(one.left) for one in seen.values())} left anything behind "
+        f"{len(seen)} of {len(ALL)} faults were put in, {right} ended as promised, {littered} left anything behind "
         "(processes and with them ports, files in shared memory and in TMPDIR, locks).",
     ]
     if slowest:
