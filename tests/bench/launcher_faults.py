@@ -277,7 +277,8 @@ def observe(fault: Fault) -> Seen:
             _be_main(fault, home)
         code = _wait(child)
         end = time.monotonic() + GRACE
-        killed = code == -signal.SIGKILL  # then others clean up, and take a moment for it
+        # Who is killed, or whose folder was moved away, cannot remove the half-written file in it.
+        killed = code == -signal.SIGKILL or fault.kind == "folder gone"
         while (_processes() or _files_left(home, killed)) and time.monotonic() < end:
             time.sleep(0.02)
         over = time.time()
