@@ -281,3 +281,17 @@ def run_copy(folder: Path, given: list[str]) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "tp_harness", *given, "--json"]
     env = os.environ | {"PYTHONPATH": str(folder)}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_the_page_about_faults_is_current() -> None:
+    """Names, words and what is inert where; the trials themselves are not repeated here."""
+    lines = (ROOT / "docs" / "faults.md").read_text().partition("## All faults")[2].strip().splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert [row[0] for row in rows] == [fault.name for fault in FAULTS], "write it with the command in CONTRIBUTING.md"
+    for row, fault in zip(rows, FAULTS, strict=True):
+        assert row[1:4] == [str(fault.number or "-"), fault.component, fault.cause]
+        for head, cell in zip(header, row, strict=True):
+            dtype, _, tp = head.partition(" tp ")
+            if tp and dtype == "float32":
+                active = fault.active(config(int(tp)), int(tp))
+                assert cell == ("caught" if active else "inert"), f"{fault.name}, {head}"
