@@ -216,6 +216,15 @@ def test_a_rank_that_fails_after_its_last_output_is_not_overlooked(tmp_path: Pat
     harness = Harness(tmp_path)
     options = ["--component", "rmsnorm", "--component", "rope", "--tp", "2", "--draws", "1", "--dtype", "float32"]
     assert harness.code(*options, patch=CRASH_AT_THE_END) == 3
+    results = harness.record()["results"]  # not even the control's ranks end well: nothing was decided
+    assert [r["status"] for r in results] == ["CRASH", "CRASH"]
+    assert all("rank 1 of 2 left with exit code 7" in r["reason"] for r in results)
+
+
+def test_without_a_control_it_is_the_last_case_that_failed(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    options = ["--component", "rmsnorm", "--component", "rope", "--tp", "2", "--draws", "1", "--dtype", "float32"]
+    assert harness.code(*options, "--no-fault-control", patch=CRASH_AT_THE_END) == 3
     assert [r["status"] for r in harness.record()["results"]] == ["PASS", "CRASH"]
     assert "rank 1 of 2 left with exit code 7" in harness.record()["results"][1]["reason"]
 

@@ -26,7 +26,7 @@ from .record import RunRecord
 from .result import Control, Result, Status
 from .trial import rejections
 
-DRAWN = 3  # faults at most, until one changes a bit
+DRAWN = 3  # faults at most, until one ends with a verdict
 
 
 def candidates(options: Resolved, tp: int) -> list[Fault]:
@@ -44,7 +44,12 @@ def candidates(options: Resolved, tp: int) -> list[Fault]:
         and (fault.loads or options.kernels == "torch")
         and fault.active(config, tp)
     ]
-    return Random(f"{options.seed} {tp}").sample(fit, min(DRAWN, len(fit)))
+    return Random(f"{options.seed} {tp}").sample(fit, len(fit))
+
+
+def failure_status(outcome: LaunchOutcome) -> Status:
+    """The status of what ranks did not complete."""
+    return {"timeout": Status.TIMEOUT, "ok": Status.MISSING}.get(outcome.kind, Status.CRASH)
 
 
 def control_dtype(options: Resolved) -> str:
@@ -62,7 +67,8 @@ class ControlRun:
         self._wanted = bool(self._left) or (options.fault_control and not options.fault)
         self._clean: dict[Task, str] = {}
         self._digest = ""
-        self._failure = ""
+        self._draws = DRAWN
+        self._failure: LaunchOutcome | None = None
         self.target: Target | None = None
         self._draw()
 
@@ -90,26 +96,41 @@ class ControlRun:
         self._record(task, result.seed, bool(set(rejections(result)) - {"reassembly"}), result.reason)
 
     def fail(self, outcome: LaunchOutcome) -> None:
-        """The ranks ended before they left the fault's outputs."""
+        """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
+
+        If they do so nowhere, the degree has no verdict: its ranks crash, hang or go missing.
+        """
         assert self.target is not None
-        self._record(self.target.tasks[0], self.options.seed, False, f"its ranks ended: {outcome.message}")
+        task = self.target.tasks[0]
+        passed = {("case" if self.options.case else r.component, r.layer) for _, r in self._passed()}
+        self._left = [fault for fault in self._left if (fault.component, fault.layer) in passed]
+        self._draw()
+        if self.target is None:
+            self._failure = outcome
+            self._record(task, self.options.seed, False, f"its ranks ended: {outcome.message}")
 
     def conclude(self) -> None:
         """Take back what passed at this degree if the fault was not rejected; say so if there was none."""
         controls = [control for control in self.record.controls if control.tp == self.tp]
-        passed = [i for i, r in enumerate(self.record.results) if r.tp == self.tp and r.status is Status.PASS]
+        passed = self._passed()
         if self._wanted and passed and not controls:
             self.record.notes.append(f"tp {self.tp}: no fault that could be put in as a control changes this run")
         for control in controls:
             if not control.rejected:
-                reason = f"the control passed: fault {control.fault}, put into {control.component} layer "
-                reason += f"{control.layer} in {control.dtype}, was not rejected: {control.reason}"
-                for i in passed:
-                    self.record.replace(i, replace(self.record.results[i], status=Status.VOID, reason=reason))
+                status = failure_status(self._failure) if self._failure else Status.VOID
+                reason = f"the control {'failed' if self._failure else 'passed'}: fault {control.fault}, put into "
+                reason += f"{control.component} layer {control.layer} in {control.dtype}, was not rejected: "
+                for i, result in passed:
+                    self.record.replace(i, replace(result, status=status, reason=reason + control.reason))
+
+    def _passed(self) -> list[tuple[int, Result]]:
+        results = enumerate(self.record.results)
+        return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS]
 
     def _draw(self) -> None:
         self.target = None
-        if self._left:
+        if self._left and self._draws:
+            self._draws -= 1
             fault = self._left.pop(0)
             task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
             self.target = Target(name=fault.component, layer=fault.layer, tasks=(task,))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .backends import Backend, RunningJob, Session
-from .control import ControlRun
+from .control import ControlRun, failure_status
 from .evidence import Evidence
 from .explain import explain
 from .faults import find_fault
@@ -183,10 +183,9 @@ class DegreeRun:
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""
-        status = {"timeout": Status.TIMEOUT, "ok": Status.MISSING}.get(outcome.kind, Status.CRASH)
         return replace(
             self._blank(target.tasks[0], dtype),
-            status=status,
+            status=failure_status(outcome),
             reason="the ranks ended without leaving their outputs" if outcome.ok else outcome.message,
             traceback=outcome.traceback or "",
         )
