@@ -16,7 +16,7 @@ from tp_harness.commands import verify
 from tp_harness.errors import UsageError
 from tp_harness.options import Options, as_record, resolve
 from tp_harness.record import RunRecord, open_record
-from tp_harness.result import Result, Status
+from tp_harness.result import Control, Result, Status
 from tp_harness.resume import asked_of, inputs_of, take_up
 from tp_harness.todo import Todo
 from tp_harness.workfolder import lock_folder
@@ -26,7 +26,7 @@ KILL_AT_THE_THIRD = """
 import os, signal
 write = Path.write_text
 def cut(self, text, **options):
-    if self.name == "run.json.part" and text.count('"component"') == 3:
+    if self.name == "run.json.part" and len(json.loads(text)["results"]) == 3:
         write(self, text[:-100], **options)
         os.kill(os.getpid(), signal.SIGKILL)
     return write(self, text, **options)
@@ -62,19 +62,45 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (len(first["results"]), first["finished"]) == (2, False)
     folder = harness.out / first["run_id"]
     assert harness.code("--resume", str(folder), patch=TELL_JOBS) == 0
-    assert (harness.home / "asleep").read_text() == "1 rmsnorm.0.d0 rope.0.d0\n"
+    (job,) = (harness.home / "asleep").read_text().splitlines()
+    assert job.startswith("1 rmsnorm.0.d0 rope.0.d0"), "and perhaps a control; nothing at tp 2"
     record = harness.record()
     assert record["results"][:2] == first["results"]
     assert (record["finished"], record["exit_code"], record["command"]) == (True, 0, first["command"])
     assert record["notes"][0].startswith("resumed after 2 results, cut short after ")
-    assert sorted(path.name for path in folder.iterdir()) == ["logs", "run.json"]
+    assert not list(folder.glob("*.part"))
     assert whole.code(*ASKED, "--dtype", "float32") == 0
     assert [*map(without_times, record["results"])] == [*map(without_times, whole.record()["results"])]
+    assert record["controls"] == whole.record()["controls"]
     [(code, text)] = harness.run(["--resume", str(folder)])
     assert (code, text) == (
         2,
         f"tp-harness: the run in {folder} has finished, with exit code 0 and 4 results; there is nothing to resume.\n",
     )
+
+
+KILL_BEFORE_THE_CONTROL = """
+import os, signal
+from tp_harness.control import ControlRun
+def settle(self, result):
+    os.kill(os.getpid(), signal.SIGKILL)
+ControlRun.settle = settle
+"""
+
+
+def test_a_degree_that_lacks_its_control_gets_it(tmp_path: Path) -> None:
+    """Its results are all there; without the control they would prove less than those of an uninterrupted run."""
+    harness = Harness(tmp_path)
+    options = ["--component", "rmsnorm", "--tp", "2", "--draws", "1", "--dtype", "float32"]
+    harness.start(options, patch=KILL_BEFORE_THE_CONTROL).communicate()
+    while harness.processes():
+        pass
+    first = harness.record()
+    assert (len(first["results"]), first["controls"]) == (1, [])
+    assert harness.code("--resume", str(harness.out / first["run_id"])) == 0
+    record = harness.record()
+    assert record["results"] == first["results"]
+    assert [(c["tp"], c["component"], c["rejected"]) for c in record["controls"]] == [(2, "rmsnorm", True)]
 
 
 def test_two_runs_at_once_share_nothing(tmp_path: Path) -> None:
@@ -102,6 +128,10 @@ def result(component: str, tp: int, dtype: str = "float32", status: Status = Sta
         status=status,
         reason="",
     )
+
+
+def control(tp: int) -> Control:
+    return Control(tp=tp, fault="f", component="mlp", layer=0, dtype="float32", seed=5, rejected=True, reason="")
 
 
 OPTIONS = Options(components=("attention", "mlp"), degrees=(2, 8), dtypes=("float32",), seed=5, draws=1)
@@ -250,6 +280,8 @@ def test_what_is_left_to_do(tmp_path: Path) -> None:
     ]
     record = begun(tmp_path, options, *done, result("mlp", 2))
     todo = Todo(options=resolve(options), record=record)
+    assert todo.targets == (("attention", 0), ("attention", 1), ("mlp", 0)), "the degrees lack their control"
+    todo.record.controls += [control(2), control(8)]
     assert todo.targets == (("mlp", 0),)
     assert (todo.dtypes(("mlp", 0), 2), todo.dtypes(("mlp", 0), 8)) == (("bfloat16",), ("float32", "bfloat16"))
     record.replace(0, replace(done[0], status=Status.MISMATCH))

@@ -148,6 +148,7 @@ class ControlRun:
                 reason=reason,
             )
         )
+        self.record.save()
         self.target, self._left = None, []
 
 

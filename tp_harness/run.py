@@ -73,7 +73,7 @@ class DegreeRun:
     def run(self) -> None:
         """Add one result per target and dtype to the record."""
         pending = tuple(t for t in self.material.targets if self.todo.dtypes((t.name, t.layer), self.tp))
-        pending = self.control.of(pending) if pending else ()
+        pending = self._with_control(pending) if pending or self.todo.lacks_control(self.tp) else ()
         while pending:
             self.log_dir = self._new_log_dir()
             job = self.material.job(self.tp, pending)
@@ -97,6 +97,12 @@ class DegreeRun:
             pending = self.control.of(pending[failed:])
         self.control.conclude()
         self._explain()
+
+    def _with_control(self, pending: tuple[Target, ...]) -> tuple[Target, ...]:
+        """And the control; beside it the target that its fault is in, resumed or not: what is inert shows by it."""
+        control = self.control.target
+        own = (t for t in self.material.targets if control and (t.name, t.layer) == (control.name, control.layer))
+        return self.control.of((*pending, *(target for target in own if target not in pending)))
 
     def _new_log_dir(self) -> Path:
         """tp8, and for further starts tp8-start1 and so on; never one that holds logs."""

@@ -23,6 +23,12 @@ class Todo:
         """Those that lack something at some degree."""
         return tuple(t for t in self.options.targets if any(self._lacks(t, tp) for tp in self.options.degrees))
 
+    def lacks_control(self, tp: int) -> bool:
+        """Something passed at that degree, and the run was cut short before a fault was put in beside it."""
+        wanted = self.options.fault_control and not self.options.fault
+        passed = any(r.tp == tp and r.status is Status.PASS for r in self.record.results)
+        return wanted and passed and all(control.tp != tp for control in self.record.controls)
+
     def target_of(self, result: Result) -> tuple[str, int]:
         """The target that a result is of; a user's case is a target called "case"."""
         return "case" if self.options.case else result.component, result.layer
@@ -37,8 +43,12 @@ class Todo:
         return result.status in EXPLAINED and result.first_divergence is None and not result.never_ran
 
     def _lacks(self, target: tuple[str, int], tp: int) -> bool:
-        """A result, or the explanation of a mismatch."""
-        return bool(self.dtypes(target, tp)) or any(map(self.unexplained, self._held(target, tp)))
+        """A result, the explanation of a mismatch, or the control of its degree."""
+        return (
+            self.lacks_control(tp)
+            or bool(self.dtypes(target, tp))
+            or any(map(self.unexplained, self._held(target, tp)))
+        )
 
     def _held(self, target: tuple[str, int], tp: int) -> list[Result]:
         return [r for r in self.record.results if r.tp == tp and self.target_of(r) == target]
