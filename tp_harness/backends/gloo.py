@@ -63,14 +63,14 @@ class GlooSession:
 
 def rank_entry(argument: str, rank: int, size: int) -> None:
     """What a rank executes once the default process group stands."""
-    _save_memory()
+    save_memory()
     group = TorchGroup()
     if (group.rank, group.size) != (rank, size):
         raise RuntimeError(f"launched as rank {rank} of {size}, but the group says {group.rank} of {group.size}")
     run_job(Path(argument), group, core=f"cpu process {rank}", begin=begin_step)
 
 
-def _save_memory() -> None:
+def save_memory() -> None:
     """Give freed memory back at once: 32 ranks that keep 40 MB each are another copy of the weights.
 
     oneDNN would cache a compiled primitive for every number of tokens an expert gets, none of which recurs. glibc

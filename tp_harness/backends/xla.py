@@ -21,6 +21,7 @@ from ..launch import LaunchOutcome, RankLauncher, RunningRanks
 from ..launch.rank import begin_step
 from ..rank import run_job
 from ..xla.threads import run_on_cores
+from .gloo import save_memory
 
 if TYPE_CHECKING:
     from ..xla.device import XLADevice
@@ -96,6 +97,7 @@ def cores_entry(argument: str, _rank: int, _size: int) -> None:
     Raises:
         VirtualRankError: a rank failed; its own exception is the cause.
     """
+    save_memory()
     torch.distributed.destroy_process_group()  # the launcher's, which is of this one process
     path = Path(argument)
     tp = read_job(path)[0].tp
