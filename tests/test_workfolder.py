@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,11 +144,16 @@ def test_an_interruption_that_python_lost_is_found() -> None:
         sys.unraisablehook = hook
 
 
-def test_deferred_interrupts_wait() -> None:
-    done = False
+def test_deferred_interrupts_wait_whichever_thread_takes_them() -> None:
+    done, released = False, threading.Event()
+    threading.Thread(target=released.wait, daemon=True).start()
     with pytest.raises(KeyboardInterrupt), interrupt.one_interrupt():
         with interrupt.deferred_interrupts():
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # so that the other thread takes it
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             done = True
         time.sleep(PATIENCE)
+    released.set()
     assert done

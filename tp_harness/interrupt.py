@@ -36,12 +36,22 @@ def one_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM wait."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Inside, SIGINT and SIGTERM wait. By handlers, not by a mask: another thread, which has none, would take them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _frame: waiting.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in dict.fromkeys(waiting):
+            signal.raise_signal(number)
 
 
 def check_interrupt() -> None:
