@@ -12,7 +12,9 @@ SCRIPT = Path(__file__).parents[1] / "launch" / "tp_test.py"
 
 
 def torchrun(ranks: int, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(SCRIPT), *options]
+    # a free port: tests beside this one may have torchrun's own, 29500
+    agent = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, *agent, "--nproc-per-node", str(ranks), str(SCRIPT), *options]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240)
 
 
