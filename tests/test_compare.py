@@ -292,6 +292,7 @@ def test_unusable_input_is_one_sentence(name: str, tmp_path: Path, capsys: pytes
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
+@pytest.mark.slow
 def test_two_real_runs_of_one_program_show_nothing_and_a_wrong_one_is_found(tmp_path: Path) -> None:
     """Without repeats: how two runs' times differ is the machine's affair."""
     options = ["--component", "rmsnorm", "--tp", "1,2", "--draws", "1"]

@@ -34,6 +34,7 @@ def test_every_component_passes_on_gloo_ranks(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
+@pytest.mark.slow
 def test_replicated_kv_heads_at_32_ranks(tmp_path: Path) -> None:
     result = run_verify(tmp_path, "--tp", "32", "--component", "attention", "--component", "mlp", "--dtype", "float32")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -49,7 +50,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+FIRST, *OTHERS = MISTAKES
+
+
+@pytest.mark.parametrize("mistake", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_mistake_in_a_kernel_call_is_a_mismatch(tmp_path: Path, mistake: str) -> None:
     kernel, change = MISTAKES[mistake]
     before = (
