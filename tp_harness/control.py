@@ -79,10 +79,10 @@ class ControlRun:
         return (*own, self.target) if self.target and speaks else own
 
     def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
-        """Remember what ranks left, to tell whether a fault changed anything."""
+        """Remember what ranks left, to tell whether a fault changed anything; faults are put into the first draw."""
         if task.fault:
             self._digest = _digest(ranks, self.dtype)
-        else:
+        elif self.target is not None and task.draw == 0:
             self._clean[task] = _digest(ranks, self.dtype)
 
     def settle(self, result: Result) -> None:
