@@ -6,6 +6,7 @@ Neuron is played by a file: whoever has it open holds the device.
 from __future__ import annotations
 
 import fcntl
+import time
 
 import psutil
 import pytest
@@ -82,8 +83,12 @@ def test_waits_too():
     [crashed] = [r for r in project.results() if r.status.value == "CRASH"]
     assert "crashed while running 'test_it.py::test_dies[tp2]'" in crashed.reason
     ranks = [int(path.stem) for path in project.path.glob("*.rank")]
-    assert ranks and not any(psutil.pid_exists(pid) for pid in ranks)
-    assert CorePool(project.locks, ALL).free() == ALL
+    pool = CorePool(project.locks, ALL)
+    end = time.monotonic() + 30
+    while pool.free() != ALL:  # the keeper may outlive the run by its grace for torchrun
+        assert time.monotonic() < end, f"only {pool.free()} are free"
+        time.sleep(0.05)
+    assert ranks and not any(psutil.pid_exists(pid) for pid in ranks), "cores were given back under a living rank"
 
 
 def test_dist_loadgroup(project: Project) -> None:
