@@ -82,6 +82,18 @@ SPOILED = {
     "output-missing": (
         "mlp", lambda ranks: ranks[5].tensors.pop(OUTPUT), Status.MISSING, "rank 5 gave 0 outputs instead of 1"
     ),
+    "choice-missing": (
+        "mlp", lambda ranks: ranks[5].tensors.pop("float32.locked.chosen"), Status.MISSING,
+        "rank 5 left no chosen: a submodule of that name must see every token",
+    ),
+    "logits-one-bit": (
+        "mlp", edit(5, one_bit, "float32.locked.router_logits"), Status.MISMATCH,
+        "replicas: router_logits: rank 5 holds ",
+    ),
+    "other-parameters": (
+        "mlp", edit_facts(5, lambda facts: facts["float32"]["parameters"].pop("mlp1_bias")),
+        Status.MISMATCH, "reassembly: of ranks 0 and 5 only one holds mlp1_bias",
+    ),
     "output-added": ("mlp", add_output, Status.MISSING, "rank 0 gave 2 outputs instead of 1"),
     "flattened": (
         "mlp", edit(5, lambda x: x.flatten(0, 1)), Status.SHAPE,

@@ -8,7 +8,7 @@ import torch
 
 from . import verdict
 from .evidence import Evidence
-from .gather import Joined
+from .gather import Joined, join, router_names
 from .placements import Placement, ReplicaError, Replicate, same_bits
 from .plan import local_placement
 from .rank import digest
@@ -17,9 +17,10 @@ from .result import Check
 
 def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
     """What needs no tolerance."""
-    drifts = [(name, output.drift) for name, output in joined.items() if output.drift]
-    replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs)
-    agreed = f"{replicated} replicated outputs equal on {evidence.tp} ranks, bit for bit"
+    routers = {name: join(Replicate(), evidence.shards(name)) for name in router_names(evidence.case)}
+    drifts = [(name, output.drift) for name, output in {**routers, **joined}.items() if output.drift]
+    replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs) + len(routers)
+    agreed = f"{replicated} replicated tensors equal on {evidence.tp} ranks, bit for bit"
     replicas = "; ".join(f"{name}: {drift}" for name, drift in drifts) or agreed
     hashes = {rank: output.facts["config_hash"] for rank, output in evidence.ranks.items()}
     odd = [rank for rank, value in hashes.items() if value != hashes[0]]
@@ -43,16 +44,18 @@ def reassembly_check(evidence: Evidence) -> Check:
     A rank holds either a view of the mapped checkpoint (its place is compared) or a copy (its digest is).
     """
     total = 0
-    for name, held in evidence.ranks[0].facts[evidence.dtype]["parameters"].items():
+    parameters = {rank: output.facts[evidence.dtype]["parameters"] for rank, output in evidence.ranks.items()}
+    for rank, own in parameters.items():
+        if other := ", ".join(sorted(own.keys() ^ parameters[0].keys())):
+            return Check(name="reassembly", passed=False, detail=f"of ranks 0 and {rank} only one holds {other}")
+    for name, held in parameters[0].items():
         full = evidence.checkpoint.tensor(evidence.case.prefix + name)
         placement = local_placement(evidence.case, name, full.shape, held["shape"], evidence.tp)
         if not _joins(placement, full, evidence.tp):
             detail = f"{name}: what {placement} splits does not join to the same tensor"
             return Check(name="reassembly", passed=False, detail=detail)
-        for rank, output in evidence.ranks.items():
-            facts = output.facts[evidence.dtype]["parameters"][name]
-            shard = placement.shard(full, rank, evidence.tp)
-            if not _holds(facts, shard):
+        for rank, own in parameters.items():
+            if not _holds(own[name], placement.shard(full, rank, evidence.tp)):
                 detail = f"rank {rank} does not hold its shard of {name} ({placement})"
                 return Check(name="reassembly", passed=False, detail=detail)
         total += full.numel() * full.element_size()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from .evidence import Evidence
-from .gather import output_names
+from .gather import output_names, router_names
 from .placements import shape_only
 from .result import Status
-from .taps import CHOSEN, LOGITS, tap_name
+from .taps import CHOSEN
 
 
 def presence(evidence: Evidence) -> tuple[Status, str] | None:
@@ -22,6 +22,9 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
         count = sum(name.startswith(f"{evidence.dtype}.locked.output.") for name in output.tensors)
         if count != len(evidence.case.outputs):
             return Status.MISSING, f"rank {rank} gave {count} outputs instead of {len(evidence.case.outputs)}"
+        for name in router_names(evidence.case):
+            if f"{evidence.dtype}.locked.{name}" not in output.tensors:
+                return Status.MISSING, f"rank {rank} left no {name}: a submodule of that name must see every token"
     expected = len(evidence.expectation.oracle.outputs)
     if expected != len(evidence.case.outputs):
         return (
@@ -51,17 +54,15 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
 
 def _router_form(evidence: Evidence) -> tuple[Status, str] | None:
     """Every rank's router gave logits for the oracle's tokens and experts, and chose as many of these."""
-    for router in evidence.case.routing:
-        for tap in (LOGITS, CHOSEN):
-            name = tap_name(router, tap)
-            right = tuple(evidence.expectation.oracle.routing[name].shape)
-            for rank, own in enumerate(evidence.shards(name)):
-                if tuple(own.shape) != right:
-                    what = f"{own.shape[-1]} experts per token instead of {right[-1]}"
-                    what = what if tap == CHOSEN else f"logits of {what}"
-                    same_tokens = own.shape[:-1] == right[:-1]
-                    detail = what if same_tokens else f"shape {list(own.shape)} instead of {list(right)}"
-                    return Status.SHAPE, f"{name} of rank {rank} has {detail}"
+    for name in router_names(evidence.case):
+        right = tuple(evidence.expectation.oracle.routing[name].shape)
+        for rank, own in enumerate(evidence.shards(name)):
+            if tuple(own.shape) != right:
+                what = f"{own.shape[-1]} experts per token instead of {right[-1]}"
+                what = what if name.endswith(CHOSEN) else f"logits of {what}"
+                same_tokens = own.shape[:-1] == right[:-1]
+                detail = what if same_tokens else f"shape {list(own.shape)} instead of {list(right)}"
+                return Status.SHAPE, f"{name} of rank {rank} has {detail}"
     return None
 
 

@@ -16,6 +16,7 @@ from .job import Job, Task
 from .placements import KVHeads, Placement, ReplicaError
 from .restore import from_json
 from .result import Collective, Forwards, RankRecord
+from .taps import CHOSEN, LOGITS, tap_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +101,8 @@ def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
 def output_names(case: Case) -> tuple[str, ...]:
     """The tensor names of a case's outputs."""
     return tuple(f"output.{i}" for i in range(len(case.outputs)))
+
+
+def router_names(case: Case) -> tuple[str, ...]:
+    """The names of what a case's routers leave: logits [tokens, experts] and choice [tokens, k] of each."""
+    return tuple(tap_name(router, tap) for router in case.routing for tap in (LOGITS, CHOSEN))
