@@ -16,8 +16,10 @@ from pathlib import Path
 
 _PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
+_THREAD = re.compile(r"^(?:Current thread|Thread) (?P<ident>0x[0-9a-f]+)")
 _LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
-_WAITING = ("/torch/distributed/", "/tp_harness/group.py")  # code of collectives; a frame in it waits for peers
+# Code of collectives and of meetings; a frame in it waits for peers.
+_WAITING = ("/torch/distributed/", "/tp_harness/group.py", "/tp_harness/xla/meeting.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +125,21 @@ def _frames(log: Path, start: int) -> tuple[str, ...]:
         return ()
     with log.open("rb") as file:
         file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
+        threads = frames_by_thread(file.read().decode(errors="replace"))
+    frames = next(reversed(threads.values()), ())
+    ends = [i for i, line in enumerate(frames) if _LAUNCHER.search(line)]
+    return frames[: ends[0]] if ends else frames
+
+
+def frames_by_thread(text: str) -> dict[int, tuple[str, ...]]:
+    """The stacks in what faulthandler wrote: by thread, the innermost call first; of two of a thread, the later."""
     frames: list[str] = []
-    for line in lines:
-        if line.startswith(("Thread 0x", "Current thread 0x")):
-            frames = []
+    found = {0: frames}  # 0: no thread is named, as where there is one alone
+    for line in text.splitlines():
+        if thread := _THREAD.match(line):
+            ident = int(thread["ident"], 16)
+            found.pop(ident, None)  # so that the order is that of the last ones
+            frames = found[ident] = []
         elif _FRAME.match(line):
             frames.append(line)
-    ends = [i for i, line in enumerate(frames) if _LAUNCHER.search(line)]
-    return tuple(frames[: ends[0]] if ends else frames)
+    return {ident: tuple(lines) for ident, lines in found.items()}

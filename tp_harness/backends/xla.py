@@ -19,9 +19,11 @@ import torch
 from ..job import read_job
 from ..launch import LaunchOutcome, RankLauncher, RunningRanks
 from ..launch.rank import begin_step
+from ..launch.stacks import Stack, render, suspects
 from ..rank import run_job
 from ..xla.threads import run_on_cores
 from .gloo import save_memory
+from .virtual_stacks import virtual_stacks, whereabouts
 
 if TYPE_CHECKING:
     from ..xla.device import XLADevice
@@ -126,18 +128,36 @@ def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
     if failed:
         rank, error = int(failed["rank"]), failed["error"]
         return replace(outcome, failed_rank=rank, error=error, message=f"{failed[0]}; log of all ranks: {log}")
-    if outcome.kind == "timeout":
-        message = "the virtual cores did not finish in time; the log shows where each thread was"
-    elif outcome.kind == "crash":
-        message = _death(outcome, log)
-    else:
+    if outcome.kind not in ("timeout", "crash"):
         return outcome
-    return replace(outcome, message=f"{message}; log of all {tp} ranks: {log}")
+    text = log.read_text(errors="replace") if log.exists() else ""
+    stacks = virtual_stacks(text)
+    awaited = suspects(stacks)
+    message = _lateness(outcome, stacks, tp) if outcome.kind == "timeout" else _death(outcome, text, stacks, tp)
+    return replace(
+        outcome,
+        message=f"{message}; log of all {tp} ranks: {log}",
+        traceback=render(stacks) or outcome.traceback,
+        failed_rank=awaited[0] if awaited else None,
+        unfinished_ranks=tuple(stacks),
+    )
 
 
-def _death(outcome: LaunchOutcome, log: Path) -> str:
-    stuck = _STUCK.search(log.read_text(errors="replace")) if log.exists() else None
+def _lateness(outcome: LaunchOutcome, stacks: dict[int, Stack], tp: int) -> str:
+    """What did not finish, and where its ranks were."""
+    step = outcome.message.partition(":")[0]  # as the launcher says of the process: which step, and how long
+    if not stacks:
+        return f"{step}: the process that holds all ranks was stopped by a signal, or did not say where they were"
+    return f"{step}: {whereabouts(stacks, tp)}"
+
+
+def _death(outcome: LaunchOutcome, log: str, stacks: dict[int, Stack], tp: int) -> str:
+    stuck = _STUCK.search(log)
     if stuck:
-        return f"XLA aborted the process, because ranks waited in a collective for others that never came ({stuck[0]})"
+        where = f": {whereabouts(stacks, tp)}" if stacks else ""
+        return (
+            "XLA aborted the process, because ranks waited in a collective for others that never came "
+            f"({stuck[0]}){where}"
+        )
     how = outcome.signal_name or f"exit code {outcome.exit_code}"
     return f"the process that holds all ranks ended with {how}"

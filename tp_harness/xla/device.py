@@ -22,7 +22,7 @@ from ..restore import from_json
 from ..result import Program, ProgramCollective, to_json
 from . import hlo
 from .cause import difference, short
-from .meeting import Meets
+from .meeting import Meets, awaited
 
 xlac = torch_xla._XLAC
 _REFUSED = "Unexpected execution happens"  # what torch-xla raises where execution is not allowed
@@ -61,7 +61,7 @@ class XLADevice(Device):
         if problem:
             raise GraphFinding(problem, to_json(program))
         compiles = self._execute(tensors)
-        outputs = {name: tensor.cpu() for name, tensor in traced.items()}
+        outputs = awaited(lambda: {name: tensor.cpu() for name, tensor in traced.items()})
         ends = self.meeting.exchange(self.rank, (compiles, _left_device() - left))  # and all ranks have ended
         self._compiled[program.fingerprint] += sum(count for count, _ in ends)
         fallbacks = tuple(sorted({name for _, names in ends for name in names}))
@@ -72,7 +72,7 @@ class XLADevice(Device):
         """Run what the tensors in `result` stand for, and wait for it."""
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self._execute(tensors)
-        xlac._xla_wait_device_ops(xlac._xla_real_devices([str(self.device)]))
+        awaited(lambda: xlac._xla_wait_device_ops(xlac._xla_real_devices([str(self.device)])))
         return result
 
     def warm_up(self, forward: Callable[[], Any]) -> None:

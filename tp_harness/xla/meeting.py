@@ -1,10 +1,18 @@
-"""Where ranks meet: each brings something and takes away what all have brought. Here, the threads of one process."""
+"""Where ranks wait for one another: each brings something and takes away what all have brought.
+
+Here, the threads of one process. A rank that is in a function of this file waits for others: that is how
+launch/stacks.py tells it from a rank that the others wait for.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+Result = TypeVar("Result")
 
 
 class Meets(Protocol):
@@ -18,6 +26,25 @@ class Meets(Protocol):
         """What every rank brought, by rank: JSON values."""
 
 
+def awaited(call: Callable[[], Result]) -> Result:
+    """What the call returns; it waits for a program with collectives, so for every rank that takes part in it."""
+    return call()
+
+
+class Turn:
+    """Held by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Wait for the one that holds it."""
+        self._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.release()
+
+
 class Meeting:
     """For `size` threads. `turn` is held by one of them at a time.
 
@@ -25,7 +52,7 @@ class Meeting:
     """
 
     def __init__(self, size: int) -> None:
-        self.turn = threading.Lock()
+        self.turn = Turn()
         self._brought: list[Any] = [None] * size
         self._barrier = threading.Barrier(size)
 

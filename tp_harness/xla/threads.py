@@ -32,6 +32,11 @@ def environment(size: int) -> dict[str, str]:
     return {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(size), "XLA_THREAD_POOL_SIZE": pool, "XLA_FLAGS": flags}
 
 
+def thread_line(rank: int, size: int) -> str:
+    """What a rank says at its start, so that its stack can be found among those of the process's threads."""
+    return f"rank {rank} of {size} is thread {threading.get_ident():#x}"
+
+
 def _process_groups(size: int) -> Callable[[int], None]:
     """Give every thread a torch.distributed of its own, as torch's tests of collectives do.
 
@@ -79,6 +84,7 @@ def run_on_cores(size: int, entry: Entry) -> Failure | None:
         try:
             group = XLAGroup(size)
             number = group.rank
+            print(thread_line(number, size), flush=True)
             join(number)
             entry(group, XLADevice(number, size, meeting))
         except threading.BrokenBarrierError:
