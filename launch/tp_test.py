@@ -22,11 +22,13 @@ from typing import NoReturn
 
 import torch.distributed as dist
 from rich.console import Console
+from tp_harness.launch.usher import end_parent_soon
 
 from tp_harness.backends.torchrun import TorchrunBackend, follow, tell
 from tp_harness.commands.verify import add_verify_options, options_of, run_verify
 from tp_harness.errors import UsageError, printable
 from tp_harness.hosts import Collector, Host, Publisher, Store
+from tp_harness.interrupt import request_interrupt
 from tp_harness.options import Resolved, as_record, resolve
 from tp_harness.record import RunRecord, command_line, open_record
 from tp_harness.result import Result, Status
@@ -106,13 +108,20 @@ def _verify(options: Resolved, host: Host, store: Store) -> int:
         record.awaited = True
         collector = Collector(host, store, record, options.timeout)
         return run_verify(own, backend, console, record, lambda record: _complete(options, host, collector, record))
-    publisher = Publisher(host, store, record)
+    publisher = Publisher(host, store, record, options.timeout)
     publisher.start()
-    code = run_verify(own, backend, console, record) if own.targets else 0
-    if publisher.finish(options.timeout):
-        return code
-    _say(f"host 0 could not be told what host {host.index} found; it is in {record.path}.")
-    return 3
+    gone = f"host 0 does not answer any more; what host {host.index} found is in {record.path}"
+    resume = f"`tp-harness verify --resume {record.folder}` goes on with it"
+    publisher.when_lost(lambda: request_interrupt(f"{gone}, and {resume}"))
+    try:
+        code = run_verify(own, backend, console, record) if own.targets else 0
+        if publisher.finish():
+            return code
+        _say(f"{gone}.")
+        return 3
+    finally:
+        if publisher.lost:
+            end_parent_soon()
 
 
 def _complete(options: Resolved, host: Host, collector: Collector, record: RunRecord) -> None:

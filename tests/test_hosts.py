@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -69,13 +70,13 @@ def test_results_travel_and_so_do_corrections_and_notes(tmp_path: Path) -> None:
     here, there = new_record(tmp_path / "0"), new_record(tmp_path / "1")
     host = replace(ZERO, count=2)
     here.add(result("rope"))
-    publisher = Publisher(replace(ONE, count=2), store, there)
+    publisher = Publisher(replace(ONE, count=2), store, there, PATIENCE)
     publisher.start()
     there.add(result("mlp", Status.MISMATCH))
     there.add(result("attention"))
     there.replace(0, replace(result("mlp", Status.MISMATCH), reason="explained"))
     there.notes.append("a note")
-    assert publisher.finish(PATIENCE)
+    assert publisher.finish()
     assert Collector(host, store, here, PATIENCE).collect() == ()
     assert [(r.component, r.reason) for r in here.results] == [("rope", ""), ("mlp", "explained"), ("attention", "")]
     assert here.notes == ["host 1: a note"]
@@ -86,7 +87,7 @@ def test_results_travel_and_so_do_corrections_and_notes(tmp_path: Path) -> None:
 def test_a_silent_host_is_lost_and_what_it_told_is_kept(tmp_path: Path) -> None:
     store = dist.HashStore()  # type: ignore[attr-defined]
     here, there = new_record(tmp_path / "0"), new_record(tmp_path / "1")
-    publisher = Publisher(ONE, store, there)
+    publisher = Publisher(ONE, store, there, PATIENCE)
     there.add(result("mlp"))
     publisher._publish()  # and then never again
     assert Collector(ZERO, store, here, 0.5).collect() == (1, 2)
@@ -98,9 +99,27 @@ def test_a_store_that_is_gone_is_noticed(tmp_path: Path) -> None:
         def add(self, key: str, amount: int) -> int:
             raise RuntimeError("connection lost")
 
-    publisher = Publisher(ONE, Gone(), new_record(tmp_path))
+    publisher = Publisher(ONE, Gone(), new_record(tmp_path), PATIENCE)
     publisher.start()
-    assert not publisher.finish(PATIENCE)
+    assert not publisher.finish()
+
+
+def test_a_store_that_does_not_answer_is_lost_and_said_so_while_the_host_works(tmp_path: Path) -> None:
+    """As behind a cut cable: nothing fails, nothing returns."""
+    forever = threading.Event()
+
+    class Silent(dist.HashStore):  # type: ignore[misc, name-defined]
+        def add(self, key: str, amount: int) -> int:
+            forever.wait()
+            return 0
+
+    told = threading.Event()
+    publisher = Publisher(ONE, Silent(), new_record(tmp_path), 0.5)
+    publisher.start()
+    publisher.when_lost(told.set)
+    assert told.wait(PATIENCE)
+    assert publisher.lost and not publisher.finish()
+    forever.set()
 
 
 def test_a_run_is_not_finished_while_others_are_awaited(tmp_path: Path) -> None:
@@ -138,18 +157,24 @@ def namespaces() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
+MEETING = {
+    "static": ("--master-addr", "10.77.0.1", "--master-port", "29777"),
+    "c10d": ("--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29777"),
+}
+
+
 class Hosts:
     """Two torchruns, each in its namespace and folder."""
 
-    def __init__(self, namespaces: tuple[str, str], home: Path, options: list[str]) -> None:
+    def __init__(self, namespaces: tuple[str, str], home: Path, options: list[str], rendezvous: str = "static") -> None:
         self.homes = [home / str(index) for index in range(2)]
         self.runs = []
         for index, (namespace, folder) in enumerate(zip(namespaces, self.homes, strict=True)):
             folder.mkdir()
             torchrun = [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"),
-                *("--node-rank", str(index), "--master-addr", "10.77.0.1", "--master-port", "29777"),
-                *("--local-addr", f"10.77.0.{index + 1}"),
+                *("--local-addr", f"10.77.0.{index + 1}", *MEETING[rendezvous]),
+                *(("--node-rank", str(index)) if rendezvous == "static" else ("--rdzv-conf", f"is_host={1 - index}")),
             ]
             self.runs.append(
                 subprocess.Popen(
@@ -202,31 +227,32 @@ def test_two_hosts_share_the_work_and_host_0_has_all_results(namespaces: tuple[s
         hosts.end()
 
 
-# Found by every Python of the runs: each verdict takes three seconds, so that a link can be cut between two.
+# Found by every Python of the runs: a verdict takes three seconds, so that a link can be cut between two, and twelve on
+# host 1, which is not done when it notices.
 SLOWLY = """
-import sys, threading, time
+import os, sys, threading, time
 def slow_down():
     while "tp_harness.run" not in sys.modules or not hasattr(sys.modules["tp_harness.run"], "judge"):
         time.sleep(0.01)
     run = sys.modules["tp_harness.run"]
     judge = run.judge
-    run.judge = lambda *arguments: (time.sleep(3), judge(*arguments))[1]
+    run.judge = lambda *arguments: (time.sleep(12 if os.environ["GROUP_RANK"] == "1" else 3), judge(*arguments))[1]
 threading.Thread(target=slow_down, daemon=True).start()
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rendezvous", MEETING)
 def test_a_link_cut_in_the_middle_ends_both_hosts_with_what_they_found(
-    namespaces: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    namespaces: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendezvous: str
 ) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOWLY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
     names = ("rmsnorm", "rope", "mlp", "embedding", "attention", "unembedding")
     options = [word for name in names for word in ("--component", name)]
-    hosts = Hosts(
-        namespaces, tmp_path, [*options, "--layer", "0", "--draws", "1", "--dtype", "float32", "--timeout", "20"]
-    )
+    options += ["--layer", "0", "--draws", "1", "--dtype", "float32", "--timeout", "20"]
+    hosts = Hosts(namespaces, tmp_path, options, rendezvous)
     try:
         hosts.until(lambda: len(hosts.record(1)["results"]) >= 1, "a result on host 1")
         cut = time.monotonic()
@@ -248,7 +274,10 @@ def test_a_link_cut_in_the_middle_ends_both_hosts_with_what_they_found(
         missing = {r["component"] for r in here["results"] if r["status"] == "MISSING"}
         assert missing and missing <= set(names[1::2])
         assert (here["finished"], here["exit_code"]) == (True, 3)
-        assert len(hosts.record(1)["results"]) >= 1, "host 1 keeps what it found"
+        there = hosts.record(1)
+        assert there["results"] and not there["finished"], "host 1 keeps what it found, to go on with"
+        errors = (hosts.homes[1] / "err").read_text()
+        assert errors.count("tp_test: host 0 does not answer any more; what host 1 found is in ") == 1, errors[-3000:]
         print("seconds from the cut to the end of hosts 0 and 1:", *(f"{ends[index]:.0f}" for index in (0, 1)))
     finally:
         hosts.end()

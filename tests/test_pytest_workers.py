@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from importlib.metadata import version
 
 import psutil
 import pytest
@@ -102,8 +103,9 @@ def test_grouped(x, worker_id):
     result = project.run_apart("-n", "2", "--dist", "loadgroup", "-v")
     result.assert_outcomes(passed=4)
     assert project.statuses() == {(f"test_grouped[{x}]", tp): "PASS" for x in ("a", "b@c") for tp in (1, 2)}
-    if "[tp1-a]@together" not in said(result):
-        pytest.skip("this pytest ignores the groups of this pytest-xdist (9.2.0 those of 3.8.0)")
+    known = pytest.version_tuple >= (9, 2) and version("pytest-xdist") == "3.8.0"
+    if "[tp1-a]@together" not in said(result) and known:
+        pytest.skip("pytest from 9.2 on ignores the groups of pytest-xdist 3.8.0 (its issue 1386)")
     assert len(list(project.path.glob("gw*"))) == 1
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -71,15 +71,41 @@ class Host:
 
 
 class Publisher(threading.Thread):
-    """Tells host 0 each result as it is found, and in between that this host lives."""
+    """Tells host 0 each result as it is found, and in between that this host lives.
 
-    def __init__(self, host: Host, store: Store, record: RunRecord) -> None:
+    Args:
+        host: this one.
+        store: torchrun's.
+        record: of this host's results.
+        silence: seconds without an answer after which host 0 counts as lost, `MOST_SILENCE` at most; as `Collector`
+            counts, so that both give up at about the same time.
+    """
+
+    def __init__(self, host: Host, store: Store, record: RunRecord, silence: float) -> None:
         super().__init__(daemon=True)  # a store that does not answer must not keep the process
         self._host, self._store, self._record = host, store, record
+        self._silence = min(silence, MOST_SILENCE)
+        self._answered = time.monotonic()
         self._told: dict[int, Result] = {}
         self._events = 0
         self._ending = threading.Event()
         self.complete = False
+
+    @property
+    def lost(self) -> bool:
+        """Host 0 has not answered for too long; it has, or will have, given this host up."""
+        return not self.complete and time.monotonic() - self._answered > self._silence
+
+    def when_lost(self, act: Callable[[], None]) -> None:
+        """Call `act` in a thread of its own, once, if host 0 is lost before `finish` is called."""
+
+        def watch() -> None:
+            while not self._ending.wait(BEAT_SECONDS):
+                if self.lost:
+                    act()
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def run(self) -> None:
         """Until `finish` was called, or the store is gone."""
@@ -92,10 +118,11 @@ class Publisher(threading.Thread):
         except Exception:  # DistStoreError and its like have no common base; `complete` stays False
             return
 
-    def finish(self, seconds: float) -> bool:
-        """Tell the rest; whether host 0's store has taken all of it."""
+    def finish(self) -> bool:
+        """Tell the rest; whether host 0's store has taken all of it. Returns False once host 0 is lost."""
         self._ending.set()
-        self.join(seconds)
+        while self.is_alive() and not self.lost:
+            self.join(BEAT_SECONDS)
         return self.complete
 
     def _publish(self) -> None:
@@ -103,12 +130,16 @@ class Publisher(threading.Thread):
             if self._told.get(index) is not result:
                 self._tell({"index": index, "result": to_json(result)})
                 self._told[index] = result
-        self._store.add(_key(self._host.index, "beat"), 1)
+        self._count("beat")
 
     def _tell(self, event: dict[str, Any]) -> None:
         self._store.set(_key(self._host.index, f"event{self._events}"), json.dumps(event, allow_nan=False))
         self._events += 1
-        self._store.add(_key(self._host.index, "events"), 1)
+        self._count("events")
+
+    def _count(self, name: str) -> None:
+        self._store.add(_key(self._host.index, name), 1)
+        self._answered = time.monotonic()
 
 
 class Collector:

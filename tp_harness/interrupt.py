@@ -50,18 +50,24 @@ def deferred_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in dict.fromkeys(waiting):
-            signal.raise_signal(number)
+        for arrived in dict.fromkeys(waiting):
+            signal.raise_signal(arrived)
 
 
 def check_interrupt() -> None:
     """To be called in long loops: an exception from a signal is lost where Python calls back, as in __del__.
 
     Raises:
-        KeyboardInterrupt: a signal arrived.
+        KeyboardInterrupt: a signal arrived, or `request_interrupt` was called.
     """
     if _noted:
         raise KeyboardInterrupt(_noted[0])
+
+
+def request_interrupt(reason: str) -> None:
+    """End the run at its next `check_interrupt`, for this reason. From any thread, in a process that ends then."""
+    if not _noted:
+        _noted.append(reason)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -123,6 +123,7 @@ class DegreeRun:
         """
         outcome = None
         for done, target in enumerate(pending):
+            check_interrupt()
             self.progress(f"tp {self.tp}: {target.name} layer {target.layer}")
             is_last, awaited = target is pending[-1], Awaited(job, target.tasks)
             while not awaited.all_there() or (is_last and outcome is None):

@@ -1,0 +1,42 @@
+"""Seeing to it that torchrun ends soon after its ranks have: a process that outlives them, and ends it if need be.
+
+With the c10d rendezvous torchrun asks host 0's store ten times a second, also about ranks that have ended. Behind a
+cable that was cut it waits for the answer until TCP gives up, a quarter of an hour, in C++ where no signal is heard.
+
+Not covered: systems without pidfd (other than Linux).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+PATIENCE = 3.0  # seconds for torchrun to end by itself; it needs a tenth of one
+_USHER = """
+import select, signal, sys
+fd = int(sys.argv[1])
+if not select.select([fd], [], [], float(sys.argv[2]))[0]:
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+"""
+
+
+def end_parent_soon(patience: float = PATIENCE) -> None:
+    """Have this process's parent killed if it has not ended within so many seconds; returns at once.
+
+    For a rank of torchrun that is about to leave, and knows that torchrun may not notice.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return
+    fd = os.pidfd_open(os.getppid())  # and not a number, which another process may have by then
+    try:
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _USHER, str(fd), str(patience)],
+            pass_fds=(fd,),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    finally:
+        os.close(fd)
