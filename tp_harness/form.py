@@ -69,6 +69,8 @@ def _router_form(evidence: Evidence) -> tuple[Status, str] | None:
 def _reference_form(name: str, oracle: torch.Tensor) -> tuple[Status, str] | None:
     if not oracle.numel():
         return Status.VOID, f"{name} of the reference is empty: there is nothing to compare"
+    if oracle.numel() == 1:
+        return Status.VOID, f"{name} of the reference is one number, which proves little: return what it is made of"
     if not torch.isfinite(oracle).all():
         return Status.NONFINITE, f"{name} of the float64 reference has {_first_nonfinite(oracle)}"
     if not oracle.any():

@@ -176,6 +176,12 @@ class Preparation:
         inputs, outputs = read_inputs(job.inputs_path(task))[0], expectation.oracle.outputs
         for tp in self.options.degrees:
             case = self.subject.case(task, dtype=self.options.dtypes[0], tp=tp)
+            for i, output in enumerate(outputs):
+                if not output.is_floating_point():
+                    raise UsageError(
+                        f"output {i} of {case.name} is {output.dtype}; only floating-point outputs can be judged: leave "
+                        "it out of what both modules return."
+                    )
             placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
             placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=False))]
             for name, placement, tensor in placed:
@@ -216,4 +222,4 @@ class Preparation:
 
 
 def _initial(init: Init, seed: int, spec: TensorSpec) -> torch.Tensor:
-    return spec.fixed if spec.fixed is not None else init(spec.name, spec.shape, seed)
+    return spec.fixed if spec.fixed is not None else init(spec.drawn_as or spec.name, spec.shape, seed)

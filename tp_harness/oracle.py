@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .case import Case, Tensors
+from .errors import UsageError
 from .job import Job, Task
 from .rank import as_tuple
 from .sampling import generator
@@ -59,7 +60,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     # nothing here depends on the degree
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
     case = cases[job.dtypes[0]]
-    inputs = tuple(_round(x) for x in case.inputs(generator(seed, f"{task.key}.inputs")))
+    inputs = tuple(_round(x) for x in _drawn(case, generator(seed, f"{task.key}.inputs")))
     reference = _load(case, checkpoint)
     oracle = _run(case, reference, inputs, torch.float64, locks=None)
     locks = {name: oracle.routing[name] for name in _lock_names(case)}
@@ -88,13 +89,19 @@ def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
     """Name, full shape and stored dtype of everything the case loads."""
     module = case.make(case.reference)
-    learned = {name for name, parameter in module.named_parameters() if parameter.is_floating_point()}
+    first_names = {parameter: name for name, parameter in module.named_parameters()}
+    learned = {
+        name: first_names[parameter]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point()
+    }
     return tuple(
         TensorSpec(
             name=case.prefix + name,
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
             fixed=None if name in learned else tensor.detach(),
+            drawn_as=case.prefix + learned.get(name, name),
         )
         for name, tensor in module.state_dict().items()
     )
@@ -118,10 +125,26 @@ def _run(
     taps: bool = False,
 ) -> Run:
     module = case.in_dtype(reference, dtype)
-    cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    cast = tuple(x.to(dtype if x.is_floating_point() else x.dtype, copy=True) for x in inputs)  # it may write to them
     with tapping(module, case.taps if taps else ()) as tapped, routing(module, case.routing, locks) as record:
         outputs = as_tuple(module(*cast))
     return Run(outputs=outputs, routing=dict(record), taps=tapped)
+
+
+def _drawn(case: Case, source: torch.Generator) -> Tensors:
+    """The inputs as the case makes them.
+
+    Raises:
+        UsageError: they are no tuple of tensors.
+    """
+    inputs = case.inputs(source)
+    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else None
+    odd = [inputs] if given is None else [x for x in given if not isinstance(x, torch.Tensor)]
+    if given is None or odd:
+        what = f"inputs of {case.name} returns a {type(inputs).__name__}" + ("" if given is None else " with a ")
+        what += "" if given is None else type(odd[0]).__name__
+        raise UsageError(f"{what}; a tuple of tensors is needed, for example (x,).")
+    return given
 
 
 def _lock_names(case: Case) -> tuple[str, ...]:

@@ -87,8 +87,11 @@ def _run(
     if job.kernels == "nki":
         module = with_nki(module)
 
+    def call() -> Tensors:
+        return as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
+
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
-        return _record_calls(case, group, lambda: as_tuple(module(*inputs)))
+        return _record_calls(case, group, call)
 
     calls: tuple[Collective, ...] = ()
 
@@ -101,7 +104,7 @@ def _run(
 
     def unlocked() -> dict[str, torch.Tensor]:
         with routing(module, case.routing) as record:
-            outputs = as_tuple(module(*inputs))
+            outputs = call()
         return _named(f"{dtype}.unlocked", outputs, record)
 
     tensors, program = device.run(locked)
@@ -158,9 +161,19 @@ def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor]]:
     return inputs, locks
 
 
-def as_tuple(outputs: torch.Tensor | Tensors) -> Tensors:
-    """A module's outputs as a tuple, whether it returns one tensor or several."""
-    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+def as_tuple(outputs: object) -> Tensors:
+    """A module's outputs as a tuple, whether it returns one tensor or several; what is None is left out.
+
+    Raises:
+        TypeError: it returned something else.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return (outputs,)
+    tensors = [x for x in outputs if x is not None] if isinstance(outputs, (tuple, list)) else [outputs]
+    for x in tensors:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"the module returned a {type(x).__name__}; a tensor or a tuple of tensors is needed")
+    return tuple(tensors)
 
 
 def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> tuple[Tensors, tuple[Collective, ...]]:
@@ -185,7 +198,7 @@ def _held(tensor: torch.Tensor, full: torch.Tensor) -> dict[str, Any]:
 
 def digest(tensor: torch.Tensor) -> str:
     """A hash of a tensor's bits."""
-    return hashlib.blake2b(tensor.contiguous().view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+    return hashlib.blake2b(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
 def _named(variant: str, outputs: Tensors, record: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count
@@ -180,8 +181,15 @@ class DegreeRun:
             return
         for i, result in failed.items():
             self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
-            ranks = read_outputs(job, tasks[i])
-            self.record.replace(i, explain(self._evidence(job, tasks[i], result.dtype, ranks), result))
+            evidence = self._evidence(job, tasks[i], result.dtype, read_outputs(job, tasks[i]))
+            try:
+                self.record.replace(i, explain(evidence, result))
+            except Exception as error:  # the verdict stands, whatever becomes of its explanation
+                (log_dir / "explanation.log").write_text(traceback.format_exc())
+                self.record.notes.append(
+                    f"{result.title}: what went wrong first was not found out, which is a bug in tp-harness: "
+                    f"{type(error).__name__}: {error} ({log_dir / 'explanation.log'})"
+                )
 
     def _task(self, result: Result) -> Task:
         """The draw that a result stands for."""

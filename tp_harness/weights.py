@@ -26,13 +26,15 @@ FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 class TensorSpec:
     """A parameter's full name in the model, its full shape, and the dtype it is stored in.
 
-    `fixed` holds the values of what no initialisation may change: a buffer of a user's module.
+    `fixed` holds the values of what no initialisation may change: a buffer of a user's module. `drawn_as` is the name
+    that its values are drawn by: of a parameter with several names, the first.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     fixed: torch.Tensor | None = None
+    drawn_as: str = ""
 
     @property
     def bytes(self) -> int:

@@ -147,6 +147,8 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
         return None
     traced, seen = place.traced, list(place.traced.shards)
     if guess.seen is not None:
+        if partly:  # it is of all ranks as one
+            return None
         assert isinstance(value, torch.Tensor)  # what is seen is one tensor
         seen, value = [guess.seen], [value]
     elif isinstance(value, torch.Tensor):
