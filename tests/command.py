@@ -86,6 +86,20 @@ def case(sharded, plan=("up.weight", "up.bias"), down=Shard(1), inputs=(2, 16, 1
 
 RIGHT, WRONG, NOTHING = case(Sharded), case(Forgetful), case(MLP, plan=(), down=None)
 FORGOTTEN, SLEEPY, UNBUILDABLE = case(Sharded, plan=("up.weight",)), case(Sleepy), case(Unbuildable)
+class Answers(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.weight, self.answer = nn.Parameter(torch.ones(1)), answer
+
+    def forward(self, *x):
+        return self.answer(x[0] * self.weight)
+
+def answering(answer, inputs=lambda generator: (torch.randn(2, 16, 12, generator=generator),), **fields):
+    module = lambda: Answers(answer)
+    return Case(name="odd", reference=module, sharded=module, replicated=True, inputs=inputs, **fields)
+
+DICT, TWO, INTEGER = (answering(f) for f in (lambda x: {"y": x}, lambda x: (x, None, x), lambda x: x.argmax(-1)))
+BARE, WORD = (answering(abs, lambda g, x=x: x) for x in (torch.randn(2, 12), (torch.randn(2, 12), "x")))
 UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2, 16, 13))
 """
 

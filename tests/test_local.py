@@ -36,12 +36,13 @@ from tp_harness import Case, Replicate, Shard
 from tp_harness.group import current_group
 
 class Full(nn.Module):
-    def __init__(self):
+    def __init__(self, outputs=1):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
+        self.outputs = outputs
 
     def forward(self, x):
-        return (x,)
+        return (x,) * self.outputs
 
 class Everything(Full):
     """Sums of many lengths, one slice of a sum, a gather, and a broadcast."""
@@ -93,7 +94,7 @@ class Breaks(Full):
         return (self.group.all_reduce(x) / self.group.size,)
 
 def case(sharded, outputs=1):
-    return Case(name=sharded.__name__, reference=Full, sharded=sharded, replicated=True,
+    return Case(name=sharded.__name__, reference=lambda: Full(outputs), sharded=sharded, replicated=True,
                 output=(Replicate(),) * outputs, inputs=lambda g: (torch.randn(24, 48, generator=g),))
 
 EVERYTHING, RAISES, SKIPS, EXTRA, MIXED = case(Everything, 4), case(Raises), case(Skips), case(Extra), case(Mixed)

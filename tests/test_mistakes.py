@@ -35,6 +35,11 @@ CASE_ERRORS = {
     "UNBUILDABLE": "raised ArithmeticError: no shards today (before any rank started).",
     "NO_INPUT": "raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "UNPLACEABLE": "output 0 of own cannot be placed as Shard(dim=0, unit=1): dimension 0 of shape (2, 16, 20)",
+    "DICT": "raised TypeError: the module returned a dict; a tensor or a tuple of tensors is needed (before",
+    "TWO": "odd returns 2 outputs (None left out), and `output` of its Case places 1: give it one placement for each.",
+    "INTEGER": "output 0 of odd is torch.int64; only floating-point outputs can be judged: leave it out of what both",
+    "BARE": "inputs of odd returns a Tensor; a tuple of tensors is needed, for example (x,).",
+    "WORD": "inputs of odd returns a tuple with a str; a tuple of tensors is needed, for example (x,).",
     "RIHGT": "unknown case in",
     "os": "cases.py:os is a module; a tp_harness.Case is needed.",
 }

@@ -7,12 +7,18 @@ from dataclasses import replace
 
 import torch
 
+from .compare import distance
 from .diagnosis import SIGNATURES, Signature, diagnose, site_of
 from .evidence import Evidence
 from .localise import first_divergence
 from .result import Divergence, Result
 from .trace import Traced
 
+REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
+RANDOM = (
+    "the reference gave other outputs when it was run again: it draws random numbers (dropout, say), and nothing can "
+    "be compared with it"
+)
 NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature can reproduce
 
 
@@ -20,6 +26,9 @@ NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature
 def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] = SIGNATURES) -> Result:
     """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
     tapped = evidence.expectation.run_tapped(evidence.dtype)
+    runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
+    if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):
+        return replace(result, notes=(*result.notes, RANDOM))
     found = first_divergence(evidence, tapped)
     if found is None:
         return result

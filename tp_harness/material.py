@@ -176,14 +176,19 @@ class Preparation:
         inputs, outputs = read_inputs(job.inputs_path(task))[0], expectation.oracle.outputs
         for tp in self.options.degrees:
             case = self.subject.case(task, dtype=self.options.dtypes[0], tp=tp)
+            if len(outputs) != len(case.outputs):
+                raise UsageError(
+                    f"{case.name} returns {len(outputs)} outputs (None left out), and `output` of its Case places "
+                    f"{len(case.outputs)}: give it one placement for each."
+                )
             for i, output in enumerate(outputs):
                 if not output.is_floating_point():
                     raise UsageError(
-                        f"output {i} of {case.name} is {output.dtype}; only floating-point outputs can be judged: leave "
-                        "it out of what both modules return."
+                        f"output {i} of {case.name} is {output.dtype}; only floating-point outputs can be judged: "
+                        "leave it out of what both modules return."
                     )
             placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
-            placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=False))]
+            placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=True))]
             for name, placement, tensor in placed:
                 try:
                     placement.shard(tensor, 0, tp)

@@ -75,6 +75,8 @@ def _failures(results: list[Result]) -> list[Text]:
             line.append(f"\n  first wrong tensor: {printable(divergence_text(result.first_divergence))}")
             for sentence in diagnosis_text(result):
                 line.append(f"\n  {printable(sentence)}")
+        for note in result.notes:
+            line.append(f"\n  note: {printable(note)}")
         line.append(f"\n  rank logs: {printable(result.log_dir)}")
         lines.append(line)
     return lines

@@ -1,0 +1,153 @@
+"""Own modules of unusual kinds: right ones pass, and what cannot be judged is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ladder import options
+
+from tp_harness import run
+from tp_harness.backends import choose_backend
+from tp_harness.config import PRESETS
+from tp_harness.record import RunRecord, open_record
+from tp_harness.result import Result, Status
+
+CASES = '''
+import torch
+from torch import nn
+from tp_harness import Case, Replicate, Shard
+from tp_harness.group import current_group
+
+class Scalars(nn.Module):
+    """A parameter without dimensions, an empty one, and buffers of integers and booleans."""
+
+    def __init__(self, ranks=1):
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 64 // ranks), nn.Linear(64 // ranks, 20, bias=False)
+        self.temperature, self.empty = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.zeros(0))
+        self.norm = nn.BatchNorm1d(12)
+        self.register_buffer("mask", torch.arange(12) != 3)
+
+    def forward(self, x):
+        x = self.norm(x.flatten(0, 1)).view(x.shape) * self.mask
+        return self.reduce(self.down(torch.relu(self.up(x)))) * self.temperature
+
+    def reduce(self, x):
+        return x
+
+class ShardedScalars(Scalars):
+    def __init__(self):
+        super().__init__(current_group().size)
+
+    def reduce(self, x):
+        return current_group().all_reduce(x)
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.out(self.embedding(tokens))
+
+class Untied(Tied):
+    def __init__(self):
+        super().__init__()
+        self.out.weight = nn.Parameter(self.out.weight.detach().clone())
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 20)
+
+    def forward(self, x):
+        return self.linear(x)
+
+class Writes(Linear):
+    def forward(self, x):
+        x += 1
+        return None, self.linear(x)
+
+class Total(Linear):
+    def forward(self, x):
+        return self.linear(x).sum()
+
+class Random(Linear):
+    def forward(self, x):
+        return nn.functional.dropout(self.linear(x))
+
+def case(reference, sharded=None, inputs=lambda g: (torch.randn(4, 8, 12, generator=g),), **fields):
+    return Case(name="odd", reference=reference, sharded=sharded or reference, inputs=inputs, **fields)
+
+def tokens(generator):
+    return (torch.randint(0, 64, (2, 8), generator=generator),)
+
+SCALARS = case(Scalars, ShardedScalars, plan={"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)})
+TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
+    case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
+)
+WRITES, TOTAL, RANDOM = (case(module, replicated=True) for module in (Writes, Total, Random))
+'''
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    path = tmp_path / "cases.py"
+    path.write_text(CASES)
+    return path
+
+
+def record_of(cases: Path, name: str, **fields: object) -> RunRecord:
+    """A run of one of the cases at tp 1 and 2 on local ranks."""
+    chosen = options(targets=(("case", 0),), case=f"{cases}:{name}", degrees=(1, 2), model=PRESETS["tiny"], **fields)
+    backend = choose_backend("local")
+    record = open_record(cases.parent / "out", command="", options={}, backend="local", blind_spots="")
+    try:
+        run.verify(chosen, backend, record, lambda _step: None)
+    finally:
+        record.release()
+    return record
+
+
+def results(cases: Path, name: str, **fields: object) -> list[Result]:
+    return record_of(cases, name, **fields).results
+
+
+@pytest.mark.parametrize("name", ["SCALARS", "TIED", "TIED_IN_THE_REFERENCE", "WRITES"])
+def test_a_right_one_passes(cases: Path, name: str) -> None:
+    found = results(cases, name, repeats=1)
+    assert [result.reason for result in found if result.status is not Status.PASS] == []
+    assert len(found) == 4
+
+
+def test_tying_what_the_reference_does_not_is_a_mismatch(cases: Path) -> None:
+    found = results(cases, "TIED_BY_MISTAKE")
+    assert {result.status for result in found} == {Status.MISMATCH}
+    assert found[0].reason == "reassembly: rank 0 does not hold its shard of embedding.weight (Replicate())"
+
+
+def test_one_number_proves_little(cases: Path) -> None:
+    reason = "output.0 of the reference is one number, which proves little: return what it is made of"
+    assert {(r.status, r.reason) for r in results(cases, "TOTAL")} == {(Status.VOID, reason)}
+
+
+def test_a_reference_that_draws_random_numbers_is_named(cases: Path) -> None:
+    found = results(cases, "RANDOM", dtypes=("float32",))
+    assert {result.status for result in found} == {Status.MISMATCH}
+    assert all("it draws random numbers (dropout, say)" in result.notes[-1] for result in found)
+
+
+def test_the_verdict_outlives_its_explanation(cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ArithmeticError("no idea")
+
+    monkeypatch.setattr(run, "explain", fails)
+    record = record_of(cases, "TIED_BY_MISTAKE", dtypes=("float32",))
+    assert [(r.tp, r.status) for r in record.results] == [(1, Status.MISMATCH), (2, Status.MISMATCH)]
+    [first, second] = [
+        note for note in record.notes if "which is a bug in tp-harness: ArithmeticError: no idea" in note
+    ]
+    log = Path(first.rpartition("(")[2].rstrip(")"))
+    assert first != second and "in fails" in log.read_text()
