@@ -251,7 +251,7 @@ def test_ranks_that_cannot_start_fail_every_case_of_the_degree_at_once(tmp_path:
 AHEAD = """
 import os, time
 from tp_harness import rank
-write = rank._write
+write = rank.write_output
 def fail_once(path, tensors, facts):
     if path.name.startswith("rmsnorm.") and facts["rank"] == 1 and not os.path.exists(os.environ["ASLEEP"]):
         Path(os.environ["ASLEEP"]).touch()
@@ -260,7 +260,7 @@ def fail_once(path, tensors, facts):
             time.sleep(0.01)
         raise ArithmeticError("rank 1 cannot write")
     write(path, tensors, facts)
-rank._write = fail_once
+rank.write_output = fail_once
 """
 
 

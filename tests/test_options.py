@@ -23,7 +23,7 @@ from tp_harness.preflight import REQUIREMENTS, check_degrees, mxfp4_note
 from tp_harness.sampling import INITS
 
 FLAGS = (
-    "component tp model batch seq layer dtype backend seed draws init kernels repeats fault no-fault-control "
+    "component tp model batch seq layer depth dtype backend seed draws init kernels repeats fault no-fault-control "
     "checkpoint case out resume timeout"
 )
 
@@ -46,7 +46,7 @@ def test_no_flags_is_the_default_of_every_option() -> None:
 
 def test_flags_reach_their_options() -> None:
     line = (
-        "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 "
+        "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 --depth 3 "
         "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --repeats 4 --checkpoint c "
         "--fault f --no-fault-control --out o --timeout 1.5"
     )
@@ -57,6 +57,7 @@ def test_flags_reach_their_options() -> None:
         batch=3,
         seq=7,
         layers=(5, 4),
+        depth=3,
         dtypes=("bfloat16",),
         backend="gloo",
         seed=9,
@@ -169,12 +170,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "layer-negative": ({"layers": (-1,)}, "--layer is -1; tiny has layers 0 to 1."),
     "layer-unlayered": ({"components": ("rope",), "layers": (24,)}, "--layer is 24; tiny has layers 0 to 1."),
     "layer-twice": ({"layers": (1, 1)}, "--layer is [1, 1]; distinct layers are needed."),
+    "depth-none": ({"depth": 0}, "--depth is 0; a number between 1 and 2 is needed, the layers of tiny."),
+    "depth-beyond": (
+        {"depth": 25, "model": "gpt-oss-20b"},
+        "--depth is 25; a number between 1 and 24 is needed, the layers of gpt-oss-20b.",
+    ),
+    "depth-of-others": (
+        {"depth": 1, "components": ("mlp",)},
+        "--depth is 1, but only the transformer has one; add --component transformer.",
+    ),
     **{
         f"case-and-{name}": (
             {"case": "my.py:CASE", name: value},
-            "--case brings its own modules; it cannot be joined with --component, --layer or --checkpoint.",
+            "--case brings its own modules; it cannot be joined with --component, --layer, --depth or --checkpoint.",
         )
-        for name, value in (("components", ("mlp",)), ("layers", (0,)), ("checkpoint", Path("c")))
+        for name, value in (("components", ("mlp",)), ("layers", (0,)), ("depth", 1), ("checkpoint", Path("c")))
     },
 }
 

@@ -16,12 +16,13 @@ from tp_harness.oracle import parameter_specs
 from tp_harness.placements import Shard, same_bits
 from tp_harness.sampling import (
     INITS,
-    POOL,
+    PAGE,
     constant,
     discriminating,
     fill,
     generator,
     hidden_states,
+    period,
     position_ids,
     tokens,
 )
@@ -96,25 +97,33 @@ def test_any_seed_and_draw_that_options_allow_can_be_used() -> None:
 
 
 @pytest.mark.parametrize("name", ["discriminating", "constant"])
-@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 3), (POOL + 5,)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 3), (2**21 + 5,)], ids=str)
 def test_an_init_gives_the_first_values_in_bfloat16(name: str, shape: tuple[int, ...]) -> None:
     values = INITS[name]("a.weight", shape, 0)
-    assert (values.dtype, tuple(values.shape)) == (torch.bfloat16, (min(math.prod(shape), POOL),))
+    assert (values.dtype, tuple(values.shape)) == (torch.bfloat16, (period(shape),))
+    assert period(shape) == math.prod(shape) or period(shape) < math.prod(shape) < 2**22
 
 
-def test_pool_is_a_prime_above_the_rows_of_every_matrix() -> None:
-    assert all(POOL % factor for factor in range(2, math.isqrt(POOL) + 1))
-    for model in PRESETS:
-        assert all(math.prod(s.shape[:-1]) < POOL and s.shape[-1] % POOL for s in model_specs(model))
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_period_is_a_prime_number_of_pages_that_no_two_rows_share(model: str) -> None:
+    for spec in model_specs(model):
+        count = period(spec.shape)
+        if count < math.prod(spec.shape):
+            pages, columns = count // PAGE, spec.shape[-1]
+            assert count % PAGE == 0 and all(pages % factor for factor in range(2, math.isqrt(pages) + 1)), spec.name
+            rows = math.prod(spec.shape[:-1])
+            # row i begins at i * columns of the period: they come back to the start together after this many
+            assert math.lcm(count, columns) // columns >= rows, spec.name
+            assert math.prod(spec.shape) <= 64 * count, spec.name
 
 
 def test_no_two_rows_or_shards_of_a_large_tensor_are_equal() -> None:
     rows, columns = 2**14, 96
     large = filled("unembedding.weight", rows, columns)
-    assert large.numel() > POOL  # values repeat
+    assert large.numel() > period((rows, columns))  # values repeat
     assert (equal_rows(large), equal_shards(large)) == (0, 0)
-    period = large[: rows // 32].repeat(32, 1)  # what a pool of a whole number of rows would give
-    assert (equal_rows(period), equal_shards(period)) == (rows - rows // 32, 31)
+    whole_rows = large[: rows // 32].repeat(32, 1)  # what a period of a whole number of rows would give
+    assert (equal_rows(whole_rows), equal_shards(whole_rows)) == (rows - rows // 32, 31)
     half = filled("unembedding.weight", rows, columns, init="constant")
     assert (equal_rows(half), equal_shards(half)) == (rows - 1, 31)  # why constant is the weak choice
 

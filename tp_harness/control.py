@@ -21,7 +21,7 @@ from .job import Task
 from .launch import LaunchOutcome
 from .material import Target
 from .options import Resolved
-from .rank import digest
+from .outputs import digest
 from .record import RunRecord
 from .result import Control, Result, Status
 from .trial import rejections
@@ -154,10 +154,12 @@ class ControlRun:
 
 def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:
     """Of every tensor of the run that is judged, and every rank's schedule."""
-    total = hashlib.blake2b(digest_size=16)
+    total, of_tensor = hashlib.blake2b(digest_size=16), dict[int, str]()
     for rank in sorted(ranks):
         for name, tensor in sorted(ranks[rank].tensors.items()):
             if name.startswith(f"{dtype}.locked."):
-                total.update(f"{rank} {name} {digest(tensor)}".encode())
+                if id(tensor) not in of_tensor:  # ranks that hold the same bits share a large tensor
+                    of_tensor[id(tensor)] = digest(tensor)
+                total.update(f"{rank} {name} {of_tensor[id(tensor)]}".encode())
         total.update(" ".join(map(str, ranks[rank].collectives(dtype))).encode())
     return total.hexdigest()

@@ -9,9 +9,9 @@ import torch
 from . import verdict
 from .evidence import Evidence
 from .gather import Joined, join, router_names
+from .outputs import digest
 from .placements import Placement, ReplicaError, Replicate, same_bits
 from .plan import local_placement
-from .rank import digest
 from .result import Check
 
 

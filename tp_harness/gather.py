@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from . import outputs
 from .case import Case
 from .job import Job, Task
 from .placements import KVHeads, Placement, ReplicaError
@@ -65,19 +64,17 @@ class Awaited:
 def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:
     """The outputs of the ranks whose file is there, by rank."""
     paths = {rank: job.output_path(task, rank) for rank in range(job.tp)}
-    outputs = {}
+    found, large = {}, dict[str, torch.Tensor]()
     for rank, path in paths.items():
         if path.exists():
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                outputs[rank] = RankOutput(tensors=tensors, facts=json.loads(file.metadata()["facts"]))
-    return outputs
+            tensors, facts = outputs.read_output(path, large)
+            found[rank] = RankOutput(tensors=tensors, facts=facts)
+    return found
 
 
 def remove_outputs(job: Job, task: Task) -> None:
     """Delete a task's files once they have been judged."""
-    for rank in range(job.tp):
-        job.output_path(task, rank).unlink(missing_ok=True)
+    outputs.remove_outputs(job.output_path(task, rank) for rank in range(job.tp))
 
 
 @dataclass(frozen=True, kw_only=True)

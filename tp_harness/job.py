@@ -13,6 +13,8 @@ from .case import Case, load_case
 from .components import component_case
 from .config import InferenceConfig, ModelConfig, NeuronConfig
 
+WHOLE = "transformer"  # the component that has all layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -40,19 +42,30 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Which cases a name stands for: the built-in components of a model, or a user's case in a file."""
+    """Which cases a name stands for: the built-in components of a model, or a user's case in a file.
+
+    `depth` is how many layers the transformer is run with, 0 for all that `model` has.
+    """
 
     model: ModelConfig
     batch_size: int
     seq_len: int
     case_spec: str | None = None
+    depth: int = 0
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
         """The case of a task; a user's case is the same in every dtype and at every degree."""
         if self.case_spec is not None:
             return load_case(self.case_spec)
-        config = InferenceConfig.of(self.model, self.neuron_config(dtype=dtype, tp=tp))
+        model = self.model
+        if self.extent(task.component):
+            model = dataclasses.replace(model, num_hidden_layers=self.depth)
+        config = InferenceConfig.of(model, self.neuron_config(dtype=dtype, tp=tp))
         return component_case(task.component, config, task.layer)
+
+    def extent(self, component: str) -> str:
+        """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""
+        return f"{self.depth} of {self.model.num_hidden_layers} layers" if self.depth and component == WHOLE else ""
 
     def neuron_config(self, *, dtype: str, tp: int) -> NeuronConfig:
         """How the model is used in one run."""

@@ -18,8 +18,8 @@ from . import verdict
 from .evidence import Evidence
 from .limits import limits
 from .oracle import Tapped
+from .outputs import digest
 from .placements import KVHeads, Replicate
-from .rank import digest
 from .result import Divergence, Gate
 from .routers import router_flips
 from .taps import CHOSEN, PER_EXPERT, same_choice, tap_name

@@ -22,8 +22,10 @@ from .oracle import Expectation, expect, parameter_specs
 from .placements import PlacementError
 from .plan import check_plan, stand_in_group
 from .rank import read_inputs
-from .sampling import INITS, Init
-from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint
+from .sampling import INITS, Init, period
+from .tilefile import SUFFIX as TILES_SUFFIX
+from .tilefile import can_map
+from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint, write_tiles
 from .workfolder import WorkFolder, sweep
 
 SHM = Path("/dev/shm")
@@ -92,6 +94,7 @@ class Preparation:
             batch_size=options.batch,
             seq_len=options.seq,
             case_spec=options.case or None,
+            depth=options.depth,
         )
         self.targets = tuple(self._target(name, layer) for name, layer in options.targets)
         specs: dict[str, TensorSpec] = {}
@@ -220,8 +223,12 @@ class Preparation:
         checkpoints = []
         for draw in range(self.options.draws):
             seed = self.options.seed + draw
-            path = folder / f"weights.d{draw}.safetensors"
-            write_checkpoint(path, self.specs, partial(_initial, init, seed))
+            path = folder / f"weights.d{draw}{TILES_SUFFIX if can_map() else '.safetensors'}"
+            values = partial(_initial, init, seed)
+            if can_map():
+                write_tiles(path, self.specs, values, period)
+            else:
+                write_checkpoint(path, self.specs, values)
             checkpoints.append(Checkpoint([path]))
         return tuple(checkpoints)
 

@@ -26,6 +26,8 @@ DTYPES = ("float32", "bfloat16")
 KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
+TIMEOUT = 300.0  # seconds
+SECONDS_PER_WEIGHT = 1.5e-7  # measured with 32 ranks on two cores: 7e-8 in both dtypes
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
 
@@ -39,6 +41,7 @@ class Options:
     batch: int | None = None
     seq: int | None = None
     layers: tuple[int, ...] = ()
+    depth: int | None = None
     dtypes: tuple[str, ...] = ()
     backend: str = "auto"
     seed: int = 0
@@ -51,12 +54,15 @@ class Options:
     checkpoint: Path | None = None
     case: str | None = None
     out: Path = Path("artifacts")
-    timeout: float = 300.0
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A run, fully decided. `targets` are (component, layer) in order; `case` is "" for built-in components."""
+    """A run, fully decided. `targets` are (component, layer) in order; `case` is "" for built-in components.
+
+    `model` is the whole model; `depth` is how many of its layers the transformer is run with, 0 for all.
+    """
 
     targets: tuple[tuple[str, int], ...]
     degrees: tuple[int, ...]
@@ -76,6 +82,7 @@ class Resolved:
     repeats: int = 0
     fault: str = ""
     fault_control: bool = True
+    depth: int = 0
 
 
 def resolve(options: Options) -> Resolved:
@@ -99,21 +106,23 @@ def resolve(options: Options) -> Resolved:
             check_range(name, value)
     if not 0 <= options.repeats <= MAX_REPEATS:
         raise UsageError(f"--repeats is {options.repeats}; a number between 0 and {MAX_REPEATS} is needed.")
-    if not 0 < options.timeout < float("inf"):
+    if options.timeout is not None and not 0 < options.timeout < float("inf"):
         raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
     if not 0 <= options.seed < 2**31:
         raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
     check_distinct_degrees(options.degrees)
-    if options.case and (options.components or options.checkpoint or options.layers):
+    if options.case and (options.components or options.checkpoint or options.layers or options.depth is not None):
         raise UsageError(
-            "--case brings its own modules; it cannot be joined with --component, --layer or --checkpoint."
+            "--case brings its own modules; it cannot be joined with --component, --layer, --depth or --checkpoint."
         )
     if options.case:
         targets: tuple[tuple[str, int], ...] = (("case", 0),)
     else:
         check_degrees(model, components, options.degrees)
         _check_layers(options, model)
+        _check_depth(options, model, components)
         targets = tuple((name, layer) for name in components for layer in _layers(options, model, name, small))
+    depth = options.depth or model.num_hidden_layers
     return Resolved(
         targets=targets,
         degrees=options.degrees,
@@ -129,10 +138,11 @@ def resolve(options: Options) -> Resolved:
         checkpoint=str(options.checkpoint or ""),
         case=options.case or "",
         out=str(options.out),
-        timeout=options.timeout,
+        timeout=options.timeout or _timeout(model, depth, targets),
         repeats=options.repeats,
         fault=options.fault,
         fault_control=options.fault_control,
+        depth=0 if depth == model.num_hidden_layers else depth,
     )
 
 
@@ -144,6 +154,25 @@ def _layers(options: Options, model: ModelConfig, component: str, small: bool) -
         return options.layers
     both = component == "attention" or (component == "transformer_block" and small)
     return (0, 1) if both and model.num_hidden_layers > 1 else (0,)
+
+
+def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ...]) -> None:
+    if options.depth is None:
+        return
+    if not 1 <= options.depth <= model.num_hidden_layers:
+        raise UsageError(
+            f"--depth is {options.depth}; a number between 1 and {model.num_hidden_layers} is needed, the layers of "
+            f"{options.model}."
+        )
+    if "transformer" not in components:
+        raise UsageError(f"--depth is {options.depth}, but only the transformer has one; add --component transformer.")
+
+
+def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...]) -> float:
+    """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes where cores are few."""
+    layers = depth if any(name == "transformer" for name, _ in targets) else 1
+    weights = layers * 3 * model.num_experts * model.hidden_size * model.intermediate_size
+    return TIMEOUT + round(SECONDS_PER_WEIGHT * weights)
 
 
 def _check_layers(options: Options, model: ModelConfig) -> None:

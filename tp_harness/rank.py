@@ -5,15 +5,13 @@ The same code runs on every backend; a rank gives no opinion on its results.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from .case import Case, Tensors
@@ -23,6 +21,7 @@ from .group import Group, use_group
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
 from .modules.nki import with_nki
+from .outputs import digest, put_aside, write_output
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, Forwards, to_json
@@ -31,6 +30,7 @@ from .weights import Checkpoint
 
 # The facts of a dtype whose program never ran.
 NOTHING: dict[str, Any] = {
+    "aside": {},
     "parameters": {},
     "collectives": [],
     "forwards": to_json(Forwards(wall_s=(), cpu_s=(), collective_s=(), warm=False)),
@@ -59,7 +59,7 @@ def run_job(
     with use_group(group), torch.inference_mode():
         for task in job.tasks:
             begin(task.key)
-            facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash}
+            facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash, "aside": {}}
             tensors: dict[str, torch.Tensor] = {}
             started = time.perf_counter(), group.cpu_seconds()
             for dtype in job.dtypes_of(task):
@@ -68,9 +68,10 @@ def run_job(
                 except GraphFinding as finding:  # the same on all ranks; there is no output to judge
                     of_dtype, facts[dtype] = {}, NOTHING | {"finding": str(finding), "program": finding.program}
                 tensors |= of_dtype
+                facts["aside"] |= facts[dtype].pop("aside")
             facts["wall_s"] = time.perf_counter() - started[0]
             facts["cpu_s"] = group.cpu_seconds() - started[1]
-            _write(job.output_path(task, group.rank), tensors, facts)
+            write_output(job.output_path(task, group.rank), tensors, facts)
 
 
 def _run(
@@ -110,6 +111,7 @@ def _run(
     tensors, program = device.run(locked)
     if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
         tensors |= device.run(unlocked)[0]
+    tensors, aside = put_aside(job.output_path(task, group.rank), tensors)
     flops = None
     if job.repeats:
         with routing(module, case.routing, locks):
@@ -117,6 +119,7 @@ def _run(
             watch.repeat(lambda: device.finish(forward()), job.repeats)
             flops = count_flops(forward) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
     return tensors, {
+        "aside": aside,
         "parameters": parameters,
         "collectives": to_json(watch.timed(calls)),
         "forwards": to_json(watch.forwards(warm=job.repeats > 0, eager=device.eager)),
@@ -196,18 +199,7 @@ def _held(tensor: torch.Tensor, full: torch.Tensor) -> dict[str, Any]:
     return facts | {"digest": digest(tensor)}
 
 
-def digest(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's bits."""
-    return hashlib.blake2b(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
-
-
 def _named(variant: str, outputs: Tensors, record: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {f"output.{i}": output for i, output in enumerate(outputs)} | dict(record)
     # clone: two names may share memory, which a safetensors file cannot
     return {f"{variant}.{name}": tensor.detach().clone().contiguous() for name, tensor in named.items()}
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished, metadata={"facts": json.dumps(facts)})
-    unfinished.replace(path)

@@ -74,12 +74,9 @@ class ProgramCollective:
     bytes: int
 
     def __str__(self) -> str:
-        groups = ", ".join(f"{group[0]}-{group[-1]}" if _is_range(group) else str(list(group)) for group in self.groups)
+        spans = ((group, tuple(range(group[0], group[-1] + 1))) for group in self.groups)
+        groups = ", ".join(f"{group[0]}-{group[-1]}" if group == span else str(list(group)) for group, span in spans)
         return f"{self.kind} {list(self.shape)} {self.dtype} in groups {groups}"
-
-
-def _is_range(ranks: tuple[int, ...]) -> bool:
-    return ranks == tuple(range(ranks[0], ranks[0] + len(ranks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +269,7 @@ class Result:
     diagnosis: tuple[Cause, ...] = ()
     fault: str = ""  # the mistake that was put in on purpose
     hypotheses: int = 0  # known mistakes that were tried on the first divergence
+    extent: str = ""  # what of the model the component was run with, "" for all: "2 of 24 layers"
 
     @property
     def never_ran(self) -> bool:
@@ -281,7 +279,12 @@ class Result:
     @property
     def title(self) -> str:
         """`attention layer 1 tp 8 float32`, the way messages name a result."""
-        return f"{self.component} layer {self.layer} tp {self.tp} {self.dtype}"
+        return f"{self.label} layer {self.layer} tp {self.tp} {self.dtype}"
+
+    @property
+    def label(self) -> str:
+        """The component as tables name it: `attention`, or `transformer (2 of 24 layers)`."""
+        return f"{self.component} ({self.extent})" if self.extent else self.component
 
 
 def to_json(value: Any) -> Any:
@@ -294,6 +297,4 @@ def to_json(value: Any) -> Any:
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, float) and not abs(value) < float("inf") else value

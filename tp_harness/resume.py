@@ -81,6 +81,7 @@ def asked_of(record: RunRecord) -> Options:
             "backend": record.backend,
             "checkpoint": Path(stored.checkpoint) if stored.checkpoint else None,
             "case": stored.case or None,
+            "depth": stored.depth or None,
             "out": Path(stored.out),
         }
     )

@@ -209,6 +209,7 @@ class DegreeRun:
         case = self.material.subject.case(task, dtype=dtype, tp=self.tp)
         return Result(
             component=case.name,
+            extent=self.material.subject.extent(task.component),
             tp=self.tp,
             backend=self.record.backend,
             dtype=dtype,

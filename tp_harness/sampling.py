@@ -9,13 +9,32 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 
 from .config import InferenceConfig
 
-POOL = 2**20 + 7  # random numbers made per tensor; prime
+PAGE = 2048  # elements; whole memory pages in every dtype, so that repeated values can be mapped again and again
+_LEAST_PAGES = 512  # a smaller tensor is random throughout
+_MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of which a process has some ten thousand
+
+
+@cache
+def period(shape: tuple[int, ...]) -> int:
+    """How many random values a tensor gets, in row order; a larger tensor repeats them.
+
+    A prime number of pages, so large that no two rows are equal for it, and no two shards of whatever size.
+    """
+    count, columns = math.prod(shape), shape[-1] if shape else 1
+    pages = max(_LEAST_PAGES, count // (_MOST_REPEATS * PAGE))
+    while pages * PAGE < count and not (
+        pages * PAGE // math.gcd(pages * PAGE, columns) >= count // columns
+        and all(pages % factor for factor in range(2, math.isqrt(pages) + 1))
+    ):
+        pages += 1
+    return min(count, pages * PAGE)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -26,7 +45,7 @@ def generator(seed: int, name: str) -> torch.Generator:
 def discriminating(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Uniform values in an interval that suits the parameter."""
     low, high = _range(name, shape)
-    count = min(math.prod(shape), POOL)
+    count = period(shape)
     words = np.random.PCG64(_key(seed, name)).random_raw(-(-count // 4))
     integers = torch.from_numpy(words.view(np.int16))[:count].to(torch.float32)
     return integers.mul_((high - low) / 65536).add_((high + low) / 2).to(torch.bfloat16)
@@ -35,7 +54,7 @@ def discriminating(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor
 def constant(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """0.5, the weak habit of public tests: any permutation of shards is invisible to it."""
     del name, seed
-    return torch.full((min(math.prod(shape), POOL),), 0.5, dtype=torch.bfloat16)
+    return torch.full((period(shape),), 0.5, dtype=torch.bfloat16)
 
 
 def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -51,9 +70,7 @@ def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return values
 
 
-# Each gives a parameter's first POOL values in row order, bfloat16 so that every dtype can hold the same
-# numbers. A larger tensor repeats them: POOL is a prime above any number of rows, so no two rows, and no two
-# shards of whatever size, are equal for it.
+# Each gives the values of a parameter's period, bfloat16 so that every dtype can hold the same numbers.
 Init = Callable[[str, tuple[int, ...], int], torch.Tensor]
 INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant, "tied": tied}
 
@@ -61,8 +78,8 @@ INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant
 def fill(out: torch.Tensor, name: str, seed: int, init: Init) -> None:
     """Fill the contiguous parameter `name` (its full name in the model) with the values of `init`."""
     values, flat = init(name, tuple(out.shape), seed), out.view(-1)
-    for start in range(0, flat.numel(), POOL):
-        piece = flat[start : start + POOL]
+    for start in range(0, flat.numel(), max(1, len(values))):
+        piece = flat[start : start + len(values)]
         piece.copy_(values[: len(piece)])
 
 

@@ -30,7 +30,7 @@ def summary(record: RunRecord) -> RenderableType:
 def _rows(results: list[Result]) -> dict[tuple[str, int, str], dict[int, Result]]:
     rows: dict[tuple[str, int, str], dict[int, Result]] = {}
     for result in results:
-        rows.setdefault((result.component, result.layer, result.dtype), {})[result.tp] = result
+        rows.setdefault((result.label, result.layer, result.dtype), {})[result.tp] = result
     return rows
 
 

@@ -10,15 +10,18 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
 import torch
 
 from .errors import UsageError
+from .tilefile import SUFFIX as TILES_SUFFIX
+from .tilefile import open_tiles
 from .torchfile import TAGS, TORCH_SUFFIXES, TensorFile, open_tensors
 
+PAGE_BYTES = 4096
 FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
@@ -41,6 +44,10 @@ class TensorSpec:
         """Size in storage."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def tile(self, period: Callable[[tuple[int, ...]], int]) -> int:
+        """How many elements a file of tiles stores; fixed values do not repeat."""
+        return math.prod(self.shape) if self.fixed is not None else period(self.shape)
+
 
 class Checkpoint:
     """Tensors by name over one or more tensor files; each tensor is a view of its mapped file."""
@@ -49,7 +56,7 @@ class Checkpoint:
         self.paths = tuple(paths)
         self._where: dict[str, TensorFile] = {}
         for path in self.paths:
-            file = open_tensors(path)
+            file: TensorFile = open_tiles(path) if path.suffix == TILES_SUFFIX else open_tensors(path)
             twice = sorted(self._where.keys() & set(file.names))
             if twice:
                 raise UsageError(f"the checkpoint file {path} holds {twice[0]}, which a file before it holds too.")
@@ -141,21 +148,24 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
 Values = Callable[[TensorSpec], torch.Tensor | Iterator[torch.Tensor]]
 
 
-def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Values) -> None:
+def write_checkpoint(
+    path: Path, specs: Iterable[TensorSpec], values: Values, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write one safetensors file without holding a large tensor in memory.
 
     `values` gives the first elements of a tensor in row order, which are repeated until it is full, or an iterator of
-    its parts in row order.
+    its parts in row order. Tensors of whole memory pages begin at one.
 
     Raises:
         UsageError: a dtype that the format lacks; the message names the tensor.
     """
-    specs = tuple(sorted(specs, key=lambda spec: -spec.dtype.itemsize))  # so that each is aligned when mapped
+    # whole pages first, then by size of elements, so that each is aligned when mapped
+    specs = tuple(sorted(specs, key=lambda spec: (spec.bytes % PAGE_BYTES != 0, -spec.dtype.itemsize)))
     for spec in specs:
         if spec.dtype not in TAGS:
             raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(TAGS.values())}.")
     with path.open("wb") as file:
-        file.write(_header(specs))
+        file.write(_header(specs, metadata or {}))
         for spec in specs:
             given, left = values(spec), spec.bytes
             parts = repeat(given) if isinstance(given, torch.Tensor) else given
@@ -164,9 +174,24 @@ def write_checkpoint(path: Path, specs: Iterable[TensorSpec], values: Values) ->
                 left -= file.write(part[:left])
 
 
-def _header(specs: tuple[TensorSpec, ...]) -> bytes:
+def write_tiles(
+    path: Path, specs: Iterable[TensorSpec], values: Values, period: Callable[[tuple[int, ...]], int]
+) -> None:
+    """Write what `write_checkpoint` would, with of each tensor only the first `period(shape)` elements.
+
+    Raises:
+        UsageError: as `write_checkpoint`.
+    """
+    whole = {spec.name: spec for spec in specs}
+    stored = [replace(spec, shape=(spec.tile(period),)) for spec in whole.values()]
+    shapes = {name: list(spec.shape) for name, spec in whole.items()}
+    write_checkpoint(path, stored, lambda spec: values(whole[spec.name]), {"shapes": json.dumps(shapes)})
+
+
+def _header(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str]) -> bytes:
     """The safetensors header: its length as 8 bytes little-endian, then JSON with each tensor's place."""
-    entries, end = {}, 0
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for spec in specs:
         start, end = end, end + spec.bytes
         entries[spec.name] = {
@@ -175,5 +200,5 @@ def _header(specs: tuple[TensorSpec, ...]) -> bytes:
             "data_offsets": [start, end],
         }
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % PAGE_BYTES)
     return struct.pack("<Q", len(text)) + text

@@ -44,6 +44,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="repeatable; even layers have a window",
     )
+    add("--depth", type=int, metavar="N", help="run the transformer with its first N layers; default: all")
     add(
         "--dtype",
         action="append",
@@ -74,7 +75,12 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
     add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
-    add("--timeout", type=float, metavar="SECONDS", help="for one case on the ranks; default: 300")
+    add(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="for one case on the ranks; default: 300, more for a large model",
+    )
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

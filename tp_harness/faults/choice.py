@@ -13,7 +13,8 @@ from . import find_fault
 def config_at(options: Resolved, tp: int, dtype: str = "float32") -> InferenceConfig:
     """What decides whether a fault is active at a degree of a run."""
     neuron = NeuronConfig(batch_size=options.batch, seq_len=options.seq, torch_dtype=dtype, tp_degree=tp)
-    return InferenceConfig.of(options.model, neuron)
+    model = replace(options.model, num_hidden_layers=options.depth or options.model.num_hidden_layers)
+    return InferenceConfig.of(model, neuron)
 
 
 def with_fault_s_target(options: Resolved) -> Resolved:

@@ -70,7 +70,7 @@ def costs(results: Iterable[Result]) -> dict[Key, dict[int, Cost]]:
     found: dict[Key, dict[int, Cost]] = {}
     for result in results:
         if result.ranks and all(rank.forwards for rank in result.ranks):
-            key = (result.component, result.layer, result.dtype)
+            key = (result.label, result.layer, result.dtype)
             found.setdefault(key, {})[result.tp] = _cost(result.tp, result.ranks)
     return found
 

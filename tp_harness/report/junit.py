@@ -22,7 +22,7 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
     root = ET.Element("testsuites", {"name": "tp-harness", **counts(record.results, trials)})
     by_component: dict[str, list[Result]] = {}
     for result in record.results:
-        by_component.setdefault(result.component, []).append(result)
+        by_component.setdefault(result.label, []).append(result)
     for component, results in by_component.items():
         attributes = {"name": clean(component), **counts(results)}
         attributes["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.started))
@@ -37,7 +37,7 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
 
 def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
     name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
-    attributes = {"classname": clean(result.component), "name": name, "time": f"{_seconds([result]):.3f}"}
+    attributes = {"classname": clean(result.label), "name": name, "time": f"{_seconds([result]):.3f}"}
     case = ET.SubElement(suite, "testcase", attributes)
     child = add_status(case, result)
     if child is not None and result.status is not Status.SKIPPED:
@@ -86,7 +86,7 @@ def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str,
 
 def _seconds(results: Sequence[Result]) -> float:
     """Wall time of the slowest rank of each task; the dtypes of a task ran in one, and share it."""
-    tasks = {(r.component, r.layer, r.tp): max((rank.wall_s for rank in r.ranks), default=0.0) for r in results}
+    tasks = {(r.label, r.layer, r.tp): max((rank.wall_s for rank in r.ranks), default=0.0) for r in results}
     return sum(tasks.values())
 
 

@@ -52,7 +52,7 @@ def degrees(results: Sequence[Result]) -> list[int]:
 
 def components(results: Sequence[Result]) -> list[tuple[str, int]]:
     """Every component and layer, in the order of the run."""
-    return list(dict.fromkeys((result.component, result.layer) for result in results))
+    return list(dict.fromkeys((result.label, result.layer) for result in results))
 
 
 def dtypes(results: Sequence[Result]) -> list[str]:
@@ -64,7 +64,7 @@ def matrix(results: Sequence[Result]) -> dict[Row, dict[int, Result]]:
     """Component, layer and dtype -> degree -> result, in the order of the run."""
     rows: dict[Row, dict[int, Result]] = {}
     for result in results:
-        rows.setdefault((result.component, result.layer, result.dtype), {})[result.tp] = result
+        rows.setdefault((result.label, result.layer, result.dtype), {})[result.tp] = result
     return rows
 
 
@@ -126,6 +126,8 @@ def command(record: RunRecord, result: Result) -> str:
         words += ["--case", str(options["case"])]
     else:
         words += ["--component", result.component, "--model", str(options.get("model_name", "tiny"))]
+    if result.extent:
+        words += ["--depth", str(options.get("depth"))]
     if not options.get("case") and result.component in _LAYERED:
         words += ["--layer", str(result.layer)]
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
@@ -140,15 +142,18 @@ def command(record: RunRecord, result: Result) -> str:
 
 def control_command(record: RunRecord, control: Control) -> str:
     """The command that puts a control's fault in again."""
+    options = record.options
     words = ["tp-harness", "verify", "--fault", control.fault]
-    if record.options.get("case"):
-        words += ["--case", str(record.options["case"])]
+    if options.get("case"):
+        words += ["--case", str(options["case"])]
     else:
-        words += ["--model", str(record.options.get("model_name", "tiny"))]
-    words += ["--tp", str(control.tp), "--dtype", control.dtype, "--seed", str(record.options.get("seed", 0))]
+        words += ["--model", str(options.get("model_name", "tiny"))]
+    words += ["--tp", str(control.tp), "--dtype", control.dtype, "--seed", str(options.get("seed", 0))]
     for key in ("batch", "seq"):
-        if not record.options.get("case") and key in record.options:
-            words += [f"--{key}", str(record.options[key])]
+        if not options.get("case") and key in options:
+            words += [f"--{key}", str(options[key])]
+    if options.get("depth") and control.component == "transformer":
+        words += ["--depth", str(options["depth"])]
     return shlex.join([*words, "--backend", record.backend])
 
 
