@@ -16,8 +16,10 @@ from tp_harness.launch import LaunchOutcome
 from tp_harness.launch.torchrun import TorchrunRanks
 
 from tp_harness import backends
-from tp_harness.backends.neuron import NeuronBackend, NeuronSession, free_block, with_advice
+from tp_harness.backends.neuron import NeuronBackend, NeuronSession, with_advice
+from tp_harness.doctor import backends as doctor
 from tp_harness.errors import UsageError
+from tp_harness.neuron_cores import free_block
 from tp_harness.neuron_devices import Machine, NeuronDevice
 from tp_harness.neuron_ls import Holder
 
@@ -149,14 +151,18 @@ def test_processes_compare_their_graphs_before_any_of_them_runs(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("devices", "reason", "chosen"),
-    [(True, None, "neuron"), (True, "libneuronxla is not installed", "gloo"), (False, None, "gloo")],
+    [(True, None, "neuron"), (True, "libneuronxla is not installed", "gloo"), (False, "no matter", "gloo")],
 )
-def test_auto_is_neuron_where_neuroncores_can_be_used(
+def test_auto_is_neuron_where_neuroncores_can_be_used_and_else_says_why_not(
     devices: bool, reason: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "on_neuron", lambda _environment: devices)
-    monkeypatch.setattr(NeuronBackend, "available", lambda _self: reason)
-    assert backends.choose_backend("auto").name == chosen
+    monkeypatch.setattr(doctor, "on_neuron", lambda _environment: devices)
+    monkeypatch.setattr(doctor, "neuron_reason", lambda *_facts: reason)
+    monkeypatch.setattr(NeuronBackend, "available", lambda _self: None)
+    backend = backends.choose_backend("auto")
+    assert backend.name == chosen
+    said = "this machine's NeuronCores were not used: libneuronxla is not installed" in backend.blind_spots
+    assert said == (devices and reason is not None)
 
 
 @needs_torch_xla

@@ -19,7 +19,7 @@ MAX_LINES = 300
 ORDER = (
     "version interrupt workfolder errors result restore "
     "config config_file preflight options "
-    "neuron_env neuron_ls neuron_devices compile_cache packing cores doctor symptoms "
+    "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
     "placements marks group device recorder torchfile tilefile weights mxfp4 conventions taps sampling xla "
     "reference kernels modules case plan components job faults "
     "launch measure outputs rank backends "
@@ -29,13 +29,13 @@ ORDER = (
     "trn1 record resume todo hosts changes comparison comparison_text "
     "control table report run served "
     "nxd "
-    "testing api listing pytest_plugin commands cli __main__ launch.tp_test"
+    "testing api listing pytest_plugin commands cli __main__ launch.tp_flow launch.tp_test"
 )
 TORCH_FREE = (
     "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
     "neuron_env changes comparison comparison_text texttable standings report "
-    "neuron_ls neuron_devices compile_cache symptoms doctor.facts doctor.findings doctor.show commands.doctor "
-    "packing cores "
+    "neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings doctor.show "
+    "commands.doctor packing cores launch.tp_test "
     "pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger pytest_plugin.worker pytest_plugin.tenant"
 )
 

@@ -1,5 +1,6 @@
 """`torchrun launch/tp_test.py`: the same verdicts at torchrun's degree."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,15 +8,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from tp_harness.launch import RankLauncher, tp_test
+from tp_harness.launch.tp_flow import _check_cores
 
+from tp_harness.doctor import backends as doctor
+from tp_harness.errors import UsageError
+from tp_harness.hosts import Host
+
+needs_torch_xla = pytest.mark.skipif(
+    importlib.util.find_spec("torch_xla") is None, reason="torch-xla is not installed; `make test-xla` has it"
+)
 SCRIPT = Path(__file__).parents[1] / "launch" / "tp_test.py"
 
 
-def torchrun(ranks: int, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    ranks: int, *options: str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     # a free port: tests beside this one may have torchrun's own, 29500
     agent = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     command = [sys.executable, *agent, "--nproc-per-node", str(ranks), str(SCRIPT), *options]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240)
+    values = os.environ | (environment or {})
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240, env=values)
 
 
 def record(cwd: Path) -> dict[str, object]:
@@ -28,8 +42,9 @@ def record(cwd: Path) -> dict[str, object]:
 def test_passes_at_the_degree_of_torchrun(tmp_path: Path, ranks: int) -> None:
     result = torchrun(ranks, "--component", "attention", "--component", "mlp", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"tp_test: backend gloo, {ranks} process{'es' * (ranks > 1)} on CPUs.\n" in result.stderr
     values = record(tmp_path)
-    assert values["exit_code"] == 0 and values["finished"]
+    assert values["exit_code"] == 0 and values["finished"] and values["backend"] == "gloo"
     assert {(r["component"], r["tp"], r["status"]) for r in values["results"]} == {
         ("attention", ranks, "PASS"),
         ("mlp", ranks, "PASS"),
@@ -75,6 +90,99 @@ def test_without_torchrun_it_says_how(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert "start it as `torchrun --nproc-per-node N launch/tp_test.py`" in result.stderr
+
+
+@needs_torch_xla
+def test_each_process_is_a_rank_of_backend_neuron(tmp_path: Path) -> None:
+    """All of it but the device: no NEURON_* variable was set, and torch_xla finds what it needs."""
+    options = ("--backend", "neuron", "--component", "attention", "--layer", "0", "--draws", "1")
+    result = torchrun(1, *options, cwd=tmp_path, environment={"PJRT_DEVICE": "CPU"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr.count("tp_test: backend neuron, 1 process with PJRT_DEVICE=CPU: no NeuronCore is") == 1
+    values = record(tmp_path)
+    assert values["backend"] == "neuron" and "no NeuronCore was touched" in str(values["blind_spots"])
+    results = values["results"]
+    assert [r["status"] for r in results] == ["PASS", "PASS"]  # type: ignore[attr-defined]
+    for r in results:  # type: ignore[attr-defined]
+        assert r["program"]["compiles"] == 1 and r["program"]["fallbacks"] == []
+        assert [rank["core"] for rank in r["ranks"]] == ["process 0 with PJRT_DEVICE=CPU"]
+
+
+@needs_torch_xla
+def test_processes_that_are_no_world_stop_before_anything_is_summed(tmp_path: Path) -> None:
+    options = ("--backend", "neuron", "--component", "rmsnorm")
+    result = torchrun(2, *options, cwd=tmp_path, environment={"PJRT_DEVICE": "CPU"})
+    assert "exitcode  : 2" in result.stderr
+    assert result.stderr.count("tp_test: 2 ranks were started, but torch-xla sees 1: sums would be partial; ") == 1
+    assert "--backend xla has all ranks in one.\n" in result.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("xla", "--backend is xla, whose ranks are threads; torchrun's are processes: gloo or neuron"),
+        ("glo", "unknown backend 'glo'. Did you mean 'gloo'"),
+        ("neuron", "backend neuron cannot run here: "),
+    ],
+)
+def test_a_backend_that_torchrun_s_processes_cannot_be_is_refused(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tp_test, "neuron_reason", lambda *_facts: "no Neuron device was found")
+    with pytest.raises(UsageError, match=message):
+        tp_test._backend(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "backend", "said"),
+    [
+        ("auto", None, "neuron", "backend neuron, 8 processes on NeuronCores 8-15."),
+        (
+            "auto",
+            "no code",
+            "gloo",
+            "8 processes on CPUs; this machine's NeuronCores are not used: no code.",
+        ),
+        ("gloo", None, "gloo", "CPUs; this machine's NeuronCores are not used: --backend is gloo."),
+    ],
+)
+def test_where_there_are_neuroncores_it_uses_them_or_says_why_not(
+    name: str, reason: str | None, backend: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tp_test, doctor):
+        monkeypatch.setattr(module, "on_neuron", lambda _environment: True)
+        monkeypatch.setattr(module, "neuron_reason", lambda *_facts: reason)
+    monkeypatch.setenv("PJRT_DEVICE", "NEURON")
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "8-15")
+    chosen, unused = tp_test._backend(name)
+    assert chosen == backend
+    assert tp_test._chosen(chosen, unused, Host(index=0, count=1, ranks=8)).endswith(said)
+
+
+def test_neuron_on_several_hosts_is_refused() -> None:
+    with pytest.raises(UsageError, match="one host and torchrun has 2: start it on each of them with --nnodes 1"):
+        tp_test._prepare(Host(index=0, count=2, ranks=8))
+
+
+def choose_cores(argument: str, rank: int, size: int) -> None:
+    """Say what comes of it when ranks chose these cores."""
+    os.environ["NEURON_RT_VISIBLE_CORES"] = argument.split()[rank]
+    try:
+        _check_cores(rank)
+    except UsageError as error:
+        print(error, flush=True)
+    dist.barrier()
+
+
+def test_ranks_that_chose_different_cores_say_so(tmp_path: Path) -> None:
+    with RankLauncher.fork(choose_cores) as launcher:
+        for cores, said in (("0-1 2-3", "the ranks chose different NeuronCores, 0-1 and 2-3"), ("0-1 0-1", "")):
+            logs = tmp_path / cores
+            outcome = launcher.start(cores, size=2, work_dir=tmp_path / "work", log_dir=logs, timeout=60).wait()
+            assert outcome.ok, outcome
+            texts = [(logs / f"rank{rank}.log").read_text() for rank in (0, 1)]
+            assert all(("the ranks chose" in text) == bool(said) and said in text for text in texts)
 
 
 FAULTY = """

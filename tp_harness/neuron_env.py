@@ -131,8 +131,8 @@ def neuron_environment(
     }
 
 
-def check_block(first_core: int, degree: int, cores: int = TRN1_CORES) -> None:
-    """Refuse cores on which Trn1 cannot, or does not promise to, run a job.
+def check_block(first_core: int, degree: int, cores: int = TRN1_CORES, *, option: str = "--tp") -> None:
+    """Refuse cores on which Trn1 cannot, or does not promise to, run a job; `option` is what the degree came from.
 
     Raises:
         UsageError: the degree, the start, or the end is wrong; the message says which would do.
@@ -140,10 +140,13 @@ def check_block(first_core: int, degree: int, cores: int = TRN1_CORES) -> None:
     if degree not in TRN1_DEGREES:
         raise UsageError(
             f"tp_degree {degree} is not one that AWS supports on Trn1: 1, 2, 8 and 32 NeuronCores are (4 and 16 may "
-            "start on recent runtimes and nobody promises it; others end in 'Unsupported topology'). Choose with --tp."
+            "start on recent runtimes and nobody promises it; others end in 'Unsupported topology'). Choose with "
+            f"{option}."
         )
     if degree > cores:
-        raise UsageError(f"tp_degree {degree} needs {degree} NeuronCores; this machine has {cores}. Choose with --tp.")
+        raise UsageError(
+            f"tp_degree {degree} needs {degree} NeuronCores; this machine has {cores}. Choose with {option}."
+        )
     if first_core % degree or not 0 <= first_core <= cores - degree:
         raise UsageError(
             f"a job of tp_degree {degree} cannot start at NeuronCore {first_core}; on a machine of {cores} it starts "

@@ -223,6 +223,12 @@ def advice(logs: Mapping[int, str], *, hung: bool) -> str:
     return "; ".join(list(sentences.values())[:_MOST_SENTENCES])
 
 
+def explained(error: BaseException) -> str:
+    """What an exception says, and after it what it means and the remedy, where that is known."""
+    text = str(error)
+    return "; ".join((text.partition("\n")[0], *(found.sentence for found in recognise(text))))
+
+
 def read_log(path: Path) -> str:
     """The beginning and the end of a log, joined; "" where there is none."""
     try:

@@ -2,8 +2,8 @@
 
 import os
 
+from ..doctor.backends import automatic
 from ..errors import UnknownNameError, UsageError
-from ..neuron_devices import on_neuron
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend
 from .local import LocalBackend
@@ -18,11 +18,15 @@ __all__ = ["BACKENDS", "Backend", "RunningJob", "Session", "choose_backend"]
 def choose_backend(name: str) -> Backend:
     """The backend of that name; for "auto", neuron where there are NeuronCores that can be used, else gloo.
 
+    Where they are there and cannot be used, gloo says so with its verdicts.
+
     Raises:
         UsageError: an unknown name, or a backend that this machine cannot run; the message says why.
     """
     if name == "auto":
-        name = "neuron" if on_neuron(os.environ) and NeuronBackend().available() is None else "gloo"
+        name, unused = automatic(os.environ)
+        if unused:
+            return GlooBackend(unused)
     by_name = {backend.name: backend for backend in BACKENDS}
     if name not in by_name:
         raise UnknownNameError("backend", name, ("auto", *by_name))

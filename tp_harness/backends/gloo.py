@@ -20,11 +20,15 @@ MIN_START, MAX_START = 10.0, 60.0  # seconds in which all ranks must be connecte
 
 
 class GlooBackend:
-    """The default without Neuron devices."""
+    """The default without Neuron devices. `unused`: why those that are here are not used, said with its verdicts."""
 
     name = "gloo"
-    blind_spots = "gloo cannot see a rank folded into a compiled graph, nor device arithmetic"
     owns_terminal = False
+
+    def __init__(self, unused: str = "") -> None:
+        self.blind_spots = "gloo cannot see a rank folded into a compiled graph, nor device arithmetic"
+        if unused:
+            self.blind_spots += f"; this machine's NeuronCores were not used: {unused}"
 
     def available(self) -> str | None:
         """None where torch has gloo, which every Linux and macOS build does."""

@@ -10,19 +10,17 @@ world of its own then, which its ranks notice at tp > 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from ..doctor.backends import neuron_reason
 from ..doctor.packages import read_python_packages
-from ..errors import UsageError
 from ..launch import LaunchOutcome
 from ..launch.outcome import rank_log
 from ..launch.torchrun import TorchrunRanks
+from ..neuron_cores import job_environment
 from ..neuron_devices import Machine, on_neuron, read_machine
-from ..neuron_env import TRN1_CORES, check_block, core_range, neuron_environment, visible_cores
 from ..symptoms import advice, read_log
 
 RANK_MODULE = "tp_harness.backends.neuron_rank"
@@ -71,10 +69,7 @@ class NeuronSession:
         Raises:
             UsageError: there are none, or the user's environment contradicts a verification.
         """
-        check_block(0, tp, len(self.machine.cores) or TRN1_CORES)
-        first = free_block(self.machine, os.environ.get("NEURON_RT_VISIBLE_CORES", ""), tp)
-        highest = max(self.machine.cores, default=TRN1_CORES - 1)  # a container's cores may not begin at 0
-        return neuron_environment(os.environ, first_core=first, degree=tp, cores=highest + 1)
+        return job_environment(os.environ, self.machine, tp)
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningOnCores:
         """Start `tp` processes on the job file, each with a core of its own.
@@ -117,36 +112,6 @@ class RunningOnCores:
     def stop(self) -> LaunchOutcome:
         """End it now."""
         return self._running.stop()
-
-
-def free_block(machine: Machine, visible: str, degree: int) -> int:
-    """The first core of the first aligned block of `degree` cores that may be used and that nobody holds.
-
-    Args:
-        machine: its cores and who holds them; without any device, a whole trn1.32xlarge is assumed.
-        visible: NEURON_RT_VISIBLE_CORES as the user set it, "" for all.
-        degree: how many cores.
-
-    Raises:
-        UsageError: there is no such block; the message says whether it is held, and by whom.
-    """
-    cores: Collection[int] = machine.cores or range(TRN1_CORES)
-    allowed = set(cores) & set(visible_cores(visible)) if visible.strip() else set(cores)
-    blocks = [range(start, start + degree) for start in range(0, max(cores) + 1, degree)]
-    possible = [block for block in blocks if allowed.issuperset(block)]
-    if not possible:
-        raise UsageError(
-            f"tp {degree} needs {degree} NeuronCores from a multiple of {degree} on; NEURON_RT_VISIBLE_CORES is "
-            f"{visible!r} on a machine with cores {core_range(min(cores), len(cores))}."
-        )
-    for block in possible:
-        if not machine.busy.keys() & set(block):
-            return block.start
-    core, holders = next((core, machine.busy[core]) for core in possible[0] if core in machine.busy)
-    raise UsageError(
-        f"every block of {degree} NeuronCores has one in use: core {core} is held by process {holders[0].pid} "
-        f"({holders[0].command}); end it, or wait."
-    )
 
 
 def with_advice(outcome: LaunchOutcome, log_dir: Path) -> LaunchOutcome:

@@ -10,57 +10,111 @@ import json
 import signal
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from ..group import TorchGroup
+from ..device import Device
+from ..group import Group
 from ..launch import LaunchOutcome
 from ..rank import run_job
-from .gloo import GlooBackend
+from ..symptoms import explained
+from .base import Backend
 
 
-class TorchrunBackend(GlooBackend):
-    """gloo ranks, started by somebody else."""
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """This process as a rank.
 
-    # For orders: followers wait for the next one however long the leader judges, and not for --timeout.
-    orders: ClassVar[dist.ProcessGroup | None] = None
-    ended_by: ClassVar[str] = ""  # the signal that torchrun has sent, as it does when a rank has failed
+    Args:
+        group: its tensor-parallel group.
+        core: where it runs, for the record.
+        device: where modules run; None for the CPU.
+        orders: what rank 0 tells the others goes through it; they wait however long the leader judges.
+        end: where ranks meet when a job is done; a rank that never comes is noticed by this group's timeout. None for
+            the default group. Both are of CPU tensors.
+    """
 
-    @classmethod
-    def note_signal(cls, number: int, _frame: FrameType | None) -> None:
+    group: Group
+    core: str
+    device: Device | None = None
+    orders: dist.ProcessGroup | None
+    end: dist.ProcessGroup | None = None
+
+    def take_part(self, job: Path) -> None:
+        """Run the job as one of its ranks; return when every rank has."""
+        run_job(job, self.group, core=self.core, device=self.device)
+        dist.barrier(group=self.end)
+
+    def tell(self, message: dict[str, Any] | None) -> dict[str, Any]:
+        """Rank 0's message, on all ranks. JSON in a tensor: nothing is pickled."""
+        text = json.dumps(message).encode() if message is not None else b""
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0, group=self.orders)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if text:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(content, src=0, group=self.orders)
+        received: dict[str, Any] = json.loads(content.numpy().tobytes())
+        return received
+
+    def follow(self) -> int:
+        """Every other rank's side: run jobs until rank 0 says with which code to exit."""
+        while True:
+            message = self.tell(None)
+            if "exit" in message:
+                return int(message["exit"])
+            self.take_part(Path(message["job"]))
+
+
+class TorchrunBackend:
+    """Ranks like those of another backend, `kind`, which somebody else started."""
+
+    owns_terminal = False
+
+    def __init__(self, kind: Backend, member: Member) -> None:
+        self.name, self.blind_spots = kind.name, kind.blind_spots
+        self.member = member
+        self.ended_by = ""  # the signal that torchrun has sent, as it does when a rank has failed
+
+    def note_signal(self, number: int, _frame: FrameType | None) -> None:
         """A signal handler that changes nothing at once: a lost rank is noticed in the next collective anyway."""
-        cls.ended_by = signal.Signals(number).name
+        self.ended_by = signal.Signals(number).name
 
-    def open(self, degrees: tuple[int, ...] = ()) -> TorchrunSession:  # type: ignore[override]  # both are sessions
+    def available(self) -> str | None:
+        """None: the ranks are there."""
+        return None
+
+    def open(self, degrees: tuple[int, ...] = ()) -> TorchrunSession:
         """Lead the other ranks."""
-        return TorchrunSession()
+        return TorchrunSession(self)
 
 
 class TorchrunSession:
     """Rank 0's side. A job has ended when `start` returns."""
 
-    def __init__(self) -> None:
-        self._lost = ""
+    def __init__(self, backend: TorchrunBackend) -> None:
+        self._backend, self._lost = backend, ""
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> FinishedJob:
         """Run the job on all ranks; their output stays with torchrun, so `log_dir` remains empty."""
-        started = time.perf_counter()
+        started, member = time.perf_counter(), self._backend.member
         if self._lost:
             message = f"not run, because torchrun starts no rank anew: {self._lost}"
             return FinishedJob(LaunchOutcome(ok=False, kind="start", message=message, size=tp))
-        if TorchrunBackend.ended_by:
-            raise KeyboardInterrupt(f"ended by {TorchrunBackend.ended_by}")
+        if self._backend.ended_by:
+            raise KeyboardInterrupt(f"ended by {self._backend.ended_by}")
         try:
-            tell({"job": str(job)})
-            take_part(job)
-        except RuntimeError as error:  # gloo's word for a peer that is gone
+            member.tell({"job": str(job)})
+            member.take_part(job)
+        except RuntimeError as error:  # gloo's word for a peer that is gone, and a device's for what went wrong there
             late = "imed out" in str(error)  # in gloo's words
             what = f"a rank did not come within {timeout:g} s" if late else "a rank was lost"
-            self._lost = f"{what}: {str(error).splitlines()[0]}; torchrun's output says which and why"
+            self._lost = f"{what}: {explained(error)}; torchrun's output says which and why"
             outcome = LaunchOutcome(
                 ok=False,
                 kind="timeout" if late else "crash",
@@ -92,32 +146,3 @@ class FinishedJob:
     def stop(self) -> LaunchOutcome:
         """How it ended."""
         return self._outcome
-
-
-def follow() -> int:
-    """Every other rank's side: run jobs until rank 0 says with which code to exit."""
-    while True:
-        message = tell(None)
-        if "exit" in message:
-            return int(message["exit"])
-        take_part(Path(message["job"]))
-
-
-def take_part(job: Path) -> None:
-    """Run the job as one of its ranks; return when every rank has."""
-    group = TorchGroup()
-    run_job(job, group, core=f"cpu process {group.rank}")
-    dist.barrier()
-
-
-def tell(message: dict[str, Any] | None) -> dict[str, Any]:
-    """Rank 0's message, on all ranks. JSON in a tensor: nothing is pickled."""
-    text = json.dumps(message).encode() if message is not None else b""
-    length = torch.tensor([len(text)])
-    dist.broadcast(length, src=0, group=TorchrunBackend.orders)
-    content = torch.zeros(int(length), dtype=torch.uint8)
-    if text:
-        content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(content, src=0, group=TorchrunBackend.orders)
-    received: dict[str, Any] = json.loads(content.numpy().tobytes())
-    return received

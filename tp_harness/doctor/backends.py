@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..neuron_devices import Machine
+from ..neuron_devices import Machine, on_neuron, read_machine
 from .facts import Facts
-from .packages import Package
+from .packages import Package, read_python_packages
 
 HOW = "docs/trn1.md says how on Trn1, and `make test-xla` makes .venv-xla with it here"
 
@@ -21,6 +21,14 @@ def backend_reasons(facts: Facts) -> dict[str, str | None]:
         "xla": no_torch or xla_reason(facts.packages),
         "neuron": no_torch or neuron_reason(facts.machine, facts.packages, facts.environment),
     }
+
+
+def automatic(environment: Mapping[str, str]) -> tuple[str, str]:
+    """The backend that "auto" stands for here, and "" or why Neuron devices that are here go unused."""
+    if not on_neuron(environment):
+        return "gloo", ""
+    reason = neuron_reason(read_machine(), read_python_packages(), environment)
+    return ("gloo", reason) if reason else ("neuron", "")
 
 
 def xla_reason(packages: Mapping[str, Package]) -> str | None:

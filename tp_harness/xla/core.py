@@ -33,9 +33,9 @@ class CoreDevice(XLADevice):
             return super().compiled()
         return len(compiled_programs(cache_root(os.environ))) if self.rank == 0 else 0
 
-
-def core_name(rank: int) -> str:
-    """Where this rank runs, for the record: `NeuronCore 3 (NC_v2)`."""
-    if xr.device_type() != "NEURON":
-        return f"process {rank} with PJRT_DEVICE={xr.device_type()}"
-    return f"NeuronCore {os.environ.get('NEURON_RT_VISIBLE_CORES', '?')} ({xm.xla_device_kind()})"
+    @property
+    def name(self) -> str:
+        """Where this rank runs, for the record: `NeuronCore 3 (NC_v2)`."""
+        if xr.device_type() != "NEURON":
+            return f"process {self.rank} with PJRT_DEVICE={xr.device_type()}"
+        return f"NeuronCore {os.environ.get('NEURON_RT_VISIBLE_CORES', '?')} ({xm.xla_device_kind()})"

@@ -1,15 +1,22 @@
-"""Where ranks meet that are processes, one per device. No torch_xla."""
+"""Ranks that are processes, one per device: where they meet, and how they become one world.
+
+No torch_xla before `join_cores`: the environment has to be right by then.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from ..result import to_json
+
+if TYPE_CHECKING:
+    from .core import CoreDevice, CoreGroup
 
 
 class ProcessMeeting:
@@ -22,7 +29,7 @@ class ProcessMeeting:
     compiled once is the doing of Neuron's compile cache, which is keyed by the program and locked while one compiles.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.turn: AbstractContextManager[None] = nullcontext()
         self._group = group
 
@@ -37,3 +44,36 @@ class ProcessMeeting:
         texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
         dist.all_gather(texts, padded, group=self._group)
         return [json.loads(gathered.numpy().tobytes()) for gathered in texts]
+
+
+def join_cores(
+    rank: int,
+    size: int,
+    store: dist.Store,  # type: ignore[name-defined]
+    timeout: timedelta,
+) -> tuple[CoreGroup, CoreDevice, dist.ProcessGroup]:
+    """Be rank `rank` of `size`, on this process's core.
+
+    torch's default group becomes torch-xla's, which is what a user's module calls with tensors on the device. What
+    ranks tell each other goes through gloo: torch-xla's own barrier does nothing, and its gather is an all-gather.
+
+    Args:
+        rank, size: as in the process group of CPU tensors that this process has, which ends here.
+        store: where the new groups meet, not used by an earlier one.
+        timeout: for ranks that wait for another one.
+
+    Returns:
+        The group whose collectives modules call, the device they run on, and a gloo group of the same ranks.
+
+    Raises:
+        RuntimeError: torch-xla sees another world.
+    """
+    import torch_xla.distributed.xla_backend  # noqa: F401, PLC0415  (registers "xla")
+
+    from .core import CoreDevice, CoreGroup  # noqa: PLC0415
+
+    dist.destroy_process_group()
+    group = CoreGroup(size)  # asks torch-xla how large its world is, before anything is summed in it
+    dist.init_process_group("xla", store=store, rank=rank, world_size=size)
+    beside = dist.new_group(backend="gloo", timeout=timeout)
+    return group, CoreDevice(group.rank, size, ProcessMeeting(beside)), beside

@@ -1,0 +1,181 @@
+"""What launch/tp_test.py does once its environment is right: join the group, then lead or follow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+from tp_harness.launch.usher import end_parent_soon
+
+from tp_harness.backends.gloo import GlooBackend
+from tp_harness.backends.neuron import NeuronBackend
+from tp_harness.backends.torchrun import Member, TorchrunBackend
+from tp_harness.commands.verify import run_verify
+from tp_harness.errors import UsageError
+from tp_harness.group import TorchGroup
+from tp_harness.hosts import Collector, Host, Publisher, Store
+from tp_harness.interrupt import request_interrupt
+from tp_harness.options import Resolved, as_record
+from tp_harness.record import RunRecord, command_line, open_record
+from tp_harness.result import Result, Status
+from tp_harness.resume import inputs_of
+from tp_harness.symptoms import explained
+from tp_harness.todo import Todo
+from tp_harness.xla.processes import ProcessMeeting, join_cores
+
+_EVER = timedelta(days=365)  # followers wait for the next order however long the leader judges
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One rank's part; `say` tells people something."""
+
+    options: Resolved
+    host: Host
+    say: Callable[[str], None]
+
+    def run(self, backend: str, unused: str) -> int:
+        """Be this process's rank on that backend; returns the exit code.
+
+        Raises:
+            UsageError: the ranks are not one world; the same on all of them.
+        """
+        leads = os.environ["LOCAL_RANK"] == "0"
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        store = _store(self.options.timeout)
+        member = join(backend, self.host, store, self.options.timeout)
+        if not leads:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            return member.follow()
+        kind = NeuronBackend() if backend == "neuron" else GlooBackend(unused)
+        led = TorchrunBackend(kind, member)
+        # torchrun ends all ranks when one has failed; a leader then still has to write down what was found.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, led.note_signal)
+        return self.lead(led, store.clone())  # a connection that threads may use beside the group's
+
+    def lead(self, backend: TorchrunBackend, store: Store) -> int:
+        """A host's first rank: the whole flow; whatever happens, the others learn how to exit."""
+        code = 3
+        try:
+            code = self._verify(backend, store)
+        except UsageError as error:
+            self.say(str(error))
+            code = 2
+        except KeyboardInterrupt as interrupt:
+            self.say(f"{str(interrupt) or 'interrupted'}.")
+        finally:
+            with suppress(RuntimeError):  # ranks that are gone need no code
+                backend.member.tell({"exit": code})
+        return code
+
+    def _verify(self, backend: TorchrunBackend, store: Store) -> int:
+        options, host, console = self.options, self.host, Console()
+        if host.count == 1:
+            return run_verify(options, backend, console)
+        own = replace(options, targets=host.share(options.targets))
+        record = open_record(
+            Path(options.out),
+            command=command_line(),
+            options=as_record(options if host.index == 0 else own),
+            backend=backend.name,
+            blind_spots=backend.blind_spots,
+            inputs=inputs_of(options),
+        )
+        if host.index == 0:
+            record.awaited = True
+            collector = Collector(host, store, record, options.timeout)
+            return run_verify(own, backend, console, record, lambda record: self._complete(collector, record))
+        publisher = Publisher(host, store, record, options.timeout)
+        publisher.start()
+        gone = f"host 0 does not answer any more; what host {host.index} found is in {record.path}"
+        resume = f"`tp-harness verify --resume {record.folder}` goes on with it"
+        publisher.when_lost(lambda: request_interrupt(f"{gone}, and {resume}"))
+        try:
+            code = run_verify(own, backend, console, record) if own.targets else 0
+            if publisher.finish():
+                return code
+            self.say(f"{gone}.")
+            return 3
+        finally:
+            if publisher.lost:
+                end_parent_soon()
+
+    def _complete(self, collector: Collector, record: RunRecord) -> None:
+        """Add what the other hosts found; what a lost one did not tell is MISSING."""
+        options, host = self.options, self.host
+        for lost in collector.collect():
+            reason = f"host {lost} is not heard of any more; what it found is in its own run.json, torchrun may say why"
+            self.say(f"{reason}.")
+            todo = Todo(options=options, record=record)
+            for target in replace(host, index=lost).share(options.targets):
+                for dtype in todo.dtypes(target, host.ranks):
+                    record.add(_missing(options, record, target, dtype, reason))
+        record.awaited = False
+        record.save()
+
+
+def _store(timeout: float) -> dist.Store:  # type: ignore[name-defined]
+    """torchrun's own."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))  # type: ignore[attr-defined]
+    return store
+
+
+def join(backend: str, host: Host, store: dist.Store, timeout: float) -> Member:  # type: ignore[name-defined]
+    """Join this host's group, on loopback unless GLOO_SOCKET_IFNAME says otherwise.
+
+    Raises:
+        UsageError: for neuron, the processes are not one world of neighbouring cores; all of them raise it.
+    """
+    limit = timedelta(seconds=timeout)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    rank, size = int(os.environ["LOCAL_RANK"]), host.ranks
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}  # as a user's module shall see it
+    own = dist.PrefixStore(f"host{host.index}", store)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=limit)
+    if backend == "gloo":
+        return Member(group=TorchGroup(), core=f"cpu process {rank}", orders=dist.new_group(timeout=_EVER))
+    _check_cores(rank)
+    try:
+        cores = dist.PrefixStore("cores", own)  # type: ignore[attr-defined]
+        group, device, beside = join_cores(rank, size, cores, limit)
+    except RuntimeError as error:
+        raise UsageError(f"{explained(error)}.") from error
+    orders = dist.new_group(backend="gloo", timeout=_EVER)
+    return Member(group=group, core=device.name, device=device, orders=orders, end=beside)
+
+
+def _check_cores(rank: int) -> None:
+    """Before any process opens a core: they have chosen the same ones.
+
+    Raises:
+        UsageError: another job's cores became free or held while they chose.
+    """
+    chosen = ProcessMeeting(None).exchange(rank, os.environ["NEURON_RT_VISIBLE_CORES"])
+    if len(set(chosen)) > 1:
+        raise UsageError(
+            f"the ranks chose different NeuronCores, {' and '.join(sorted(set(chosen)))}, because another job came or "
+            "went meanwhile: start again, or say which with NEURON_RT_VISIBLE_CORES."
+        )
+
+
+def _missing(options: Resolved, record: RunRecord, target: tuple[str, int], dtype: str, reason: str) -> Result:
+    return Result(
+        component=target[0],
+        tp=options.degrees[0],
+        backend=record.backend,
+        dtype=dtype,
+        layer=target[1],
+        draws=options.draws,
+        seed=options.seed,
+        status=Status.MISSING,
+        reason=reason,
+    )
