@@ -183,8 +183,8 @@ def no_ranks(folder: Path, *, weights: bool = False) -> Iterator[None]:
         stack.enter_context(mock.patch.object(backends, "choose_backend", chosen))
         stack.enter_context(mock.patch.object(material, "SHM", folder))
         if not weights:
-            stack.enter_context(mock.patch.object(material, "write_checkpoint", reach))
-            stack.enter_context(mock.patch.object(material, "expect", reach))
+            for step in ("write_checkpoint", "write_tiles", "expect"):
+                stack.enter_context(mock.patch.object(material, step, reach))
         yield
 
 

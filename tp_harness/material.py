@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +24,12 @@ from .oracle import Expectation, expect, parameter_specs
 from .placements import PlacementError
 from .plan import check_plan, stand_in_group
 from .rank import read_inputs
+from .room import SHM, Free, Need, need_of, place_for
 from .sampling import INITS, Init, period
 from .tilefile import SUFFIX as TILES_SUFFIX
 from .tilefile import can_map
 from .weights import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint, write_tiles
 from .workfolder import WorkFolder, sweep
-
-SHM = Path("/dev/shm")
 
 Progress = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def _after_one(tp: int) -> tuple[bool, int]:
 
 
 class Preparation:
-    """Turns resolved options into Material.
+    """Turns resolved options into Material. `copies` is how many of their weights the ranks of a degree copy.
 
     Building every case once, in the constructor, is where a bad plan or module is found, before any rank starts.
 
@@ -86,8 +87,8 @@ class Preparation:
         UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
     """
 
-    def __init__(self, options: Resolved) -> None:
-        self.options = options
+    def __init__(self, options: Resolved, *, copies: int = 0) -> None:
+        self.options, self.copies = options, copies
         self.case_file = options.case.rpartition(":")[0]
         self.subject = Subject(
             model=options.model,
@@ -117,27 +118,30 @@ class Preparation:
         A disk would start to write weights back that live for seconds.
 
         Raises:
-            UsageError: neither has room for the weights.
+            UsageError: neither has room, or the run needs more memory than there is.
         """
-        copies = self.options.draws if self.given is None else int(self.translation is not None)
         places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
         sweep(places)
-        needed = copies * sum(spec.bytes for spec in self.specs) + (64 << 20)
-        free = {place: shutil.disk_usage(place).free for place in places}
-        roomy = [place for place in free if free[place] > 1.25 * needed]
-        if not roomy:
-            has = " and ".join(f"{place} has {size / 2**30:.1f} GiB" for place, size in free.items())
-            raise UsageError(
-                f"the weights need {needed / 2**30:.1f} GiB, but {has} free; "
-                "choose fewer with --component or --draws, or another folder with TMPDIR."
-            )
-        with WorkFolder(roomy[0]) as folder:
+        with WorkFolder(place_for(self.options, self._need, Free.here(places))) as folder:
             yield folder
+
+    def _need(self, options: Resolved) -> Need:
+        """What this run needs, or one that is smaller in its options."""
+        if self.given:
+            files = int(self.translation is not None)
+            return need_of(options, self.specs, lambda spec: files * spec.bytes, copies=self.copies)
+
+        def stored(spec: TensorSpec) -> int:
+            whole = math.prod(spec.shape)
+            return options.draws * spec.dtype.itemsize * (spec.tile(period) if can_map() else whole)
+
+        return need_of(options, self.specs, stored, copies=self.copies)
 
     def material(self, folder: Path, progress: Progress) -> Material:
         """Write weights and inputs into `folder` and compute what every task must give."""
         progress("weights")
-        checkpoints = self._checkpoints(folder)
+        with self._full_said(folder):
+            checkpoints = self._checkpoints(folder)
         material = Material(
             options=self.options,
             subject=self.subject,
@@ -157,6 +161,19 @@ class Preparation:
             self._check_placements(job, task, expectation)
             expectations[task.clean] = expectation
         return Material(**{**vars(material), "expectations": expectations})
+
+    @contextmanager
+    def _full_said(self, folder: Path) -> Iterator[None]:
+        """Say that there was room, and no longer is, as a UsageError."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UsageError(
+                f"{folder.parent} is full: {os.strerror(error.errno)} while the weights were written there; make room, "
+                "or choose another folder with TMPDIR."
+            ) from None
 
     def _target(self, name: str, layer: int) -> Target:
         fault, draws = self.options.fault, range(self.options.draws)

@@ -28,6 +28,7 @@ from .options import Resolved
 from .preflight import mxfp4_note
 from .record import RunRecord
 from .result import Result, Status
+from .room import COPIES, available_memory, lacks_for_taps
 from .todo import Todo
 from .verdict import nearest_gate, severity
 
@@ -51,7 +52,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
 
 def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
     with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
-        preparation = Preparation(options)
+        preparation = Preparation(options, copies=COPIES.get(backend.name, 0))
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
             record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
@@ -165,6 +166,7 @@ class DegreeRun:
     def _explain(self) -> None:
         """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
         failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.unexplained(r)}
+        failed = {i: result for i, result in failed.items() if self._taps_fit(result)}
         tasks = {i: self._task(result) for i, result in failed.items()}
         if not failed:
             return
@@ -190,6 +192,13 @@ class DegreeRun:
                     f"{result.title}: what went wrong first was not found out, which is a bug in tp-harness: "
                     f"{type(error).__name__}: {error} ({log_dir / 'explanation.log'})"
                 )
+
+    def _taps_fit(self, result: Result) -> bool:
+        """Whether there is memory for all tensors of what a result is of; a note says so if not."""
+        lacking = lacks_for_taps(self.options, result.component, self.tp, available_memory())
+        if lacking:
+            self.record.notes.append(f"what went wrong first in {result.title} was not looked for: {lacking}")
+        return not lacking
 
     def _task(self, result: Result) -> Task:
         """The draw that a result stands for."""
