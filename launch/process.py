@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -47,6 +48,16 @@ def adopt_orphans() -> None:
 def thread_count() -> int | None:
     """Number of threads of this process, native ones included; None where the system does not tell."""
     return len(os.listdir("/proc/self/task")) if _LINUX else None
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for it, such as "R", "T" (stopped), "Z" (ended, not reaped), or "gone"; "" off Linux."""
+    if not _LINUX:
+        return ""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
 
 
 def fork_child(run: Callable[[], None]) -> int:

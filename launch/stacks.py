@@ -7,12 +7,13 @@ stopped process cannot; it is made to go on for that once, when the others are d
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from .process import process_state
 
 _PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
@@ -67,11 +68,7 @@ def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[in
 
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped the process; False where the system does not tell."""
-    if not sys.platform.startswith("linux"):
-        return False
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False
+    return process_state(pid) in ("T", "t")
 
 
 def suspects(stacks: Mapping[int, Stack]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
+from tp_harness.launch.siblings import Siblings
 from tp_harness.launch.usher import end_parent_soon
 
 from tp_harness.backends.gloo import GlooBackend
@@ -52,18 +53,37 @@ class Flow:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         store = _store(self.options.timeout)
         member = join(backend, self.host, store, self.options.timeout)
-        if not leads:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            return member.follow()
+        try:
+            return self.lead(self._led(backend, unused, member), store.clone()) if leads else self.follow(member)
+        finally:
+            member.siblings.kill_stopped()  # torchrun would wait for them half a minute
+
+    def follow(self, member: Member) -> int:
+        """Every other rank."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if member.group.rank == 1:  # all wait for rank 0's orders; one watches it
+            member.siblings.when_stopped(0, self.options.timeout, lambda: self._end_without_leader(member))
+        return member.follow()
+
+    def _end_without_leader(self, member: Member) -> None:
+        """Kill rank 0, which no other signal reaches, and leave."""
+        self.say(f"rank 0 is stopped by a signal, for {self.options.timeout:g} s now; its run.json has what it found.")
+        member.siblings.kill_stopped()
+        os._exit(3)
+
+    def _led(self, backend: str, unused: str, member: Member) -> TorchrunBackend:
         kind = NeuronBackend() if backend == "neuron" else GlooBackend(unused)
         led = TorchrunBackend(kind, member)
         # torchrun ends all ranks when one has failed; a leader then still has to write down what was found.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, led.note_signal)
-        return self.lead(led, store.clone())  # a connection that threads may use beside the group's
+        return led
 
     def lead(self, backend: TorchrunBackend, store: Store) -> int:
-        """A host's first rank: the whole flow; whatever happens, the others learn how to exit."""
+        """A host's first rank: the whole flow; whatever happens, the others learn how to exit.
+
+        `store` is torchrun's, by a connection that threads may use beside the group's.
+        """
         code = 3
         try:
             code = self._verify(backend, store)
@@ -73,7 +93,8 @@ class Flow:
         except KeyboardInterrupt as interrupt:
             self.say(f"{str(interrupt) or 'interrupted'}.")
         finally:
-            with suppress(RuntimeError):  # ranks that are gone need no code
+            backend.member.siblings.kill_stopped()  # they would not take the code
+            with suppress(RuntimeError):  # ranks that are gone need none
                 backend.member.tell({"exit": code})
         return code
 
@@ -141,8 +162,10 @@ def join(backend: str, host: Host, store: dist.Store, timeout: float) -> Member:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}  # as a user's module shall see it
     own = dist.PrefixStore(f"host{host.index}", store)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=limit)
+    siblings = Siblings(ProcessMeeting(None).exchange(rank, os.getpid()))
     if backend == "gloo":
-        return Member(group=TorchGroup(), core=f"cpu process {rank}", orders=dist.new_group(timeout=_EVER))
+        orders = dist.new_group(timeout=_EVER)
+        return Member(group=TorchGroup(), core=f"cpu process {rank}", orders=orders, siblings=siblings)
     _check_cores(rank)
     try:
         cores = dist.PrefixStore("cores", own)  # type: ignore[attr-defined]
@@ -150,7 +173,7 @@ def join(backend: str, host: Host, store: dist.Store, timeout: float) -> Member:
     except RuntimeError as error:
         raise UsageError(f"{explained(error)}.") from error
     orders = dist.new_group(backend="gloo", timeout=_EVER)
-    return Member(group=group, core=device.name, device=device, orders=orders, end=beside)
+    return Member(group=group, core=device.name, device=device, orders=orders, end=beside, siblings=siblings)
 
 
 def _check_cores(rank: int) -> None:

@@ -218,7 +218,9 @@ def test_a_rank_that_fails_after_its_last_output_is_not_overlooked(tmp_path: Pat
     assert harness.code(*options, patch=CRASH_AT_THE_END) == 3
     results = harness.record()["results"]  # not even the control's ranks end well: nothing was decided
     assert [r["status"] for r in results] == ["CRASH", "CRASH"]
-    assert all("rank 1 of 2 left with exit code 7" in r["reason"] for r in results)
+    for r in results:
+        assert r["reason"].startswith("passed, but no control could run, so it proves nothing: fault ")
+        assert ": its ranks ended: rank 1 of 2 left with exit code 7" in r["reason"] and r["gates"]
 
 
 def test_without_a_control_it_is_the_last_case_that_failed(tmp_path: Path) -> None:

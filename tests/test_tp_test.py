@@ -5,16 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 from tp_harness.launch import RankLauncher, tp_test
 from tp_harness.launch.tp_flow import _check_cores
 
+from tp_harness.control import candidates
 from tp_harness.doctor import backends as doctor
 from tp_harness.errors import UsageError
 from tp_harness.hosts import Host
+from tp_harness.options import Options, resolve
 
 needs_torch_xla = pytest.mark.skipif(
     importlib.util.find_spec("torch_xla") is None, reason="torch-xla is not installed; `make test-xla` has it"
@@ -32,9 +36,9 @@ def torchrun(
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240, env=values)
 
 
-def record(cwd: Path) -> dict[str, object]:
+def record(cwd: Path) -> dict[str, Any]:
     (path,) = cwd.glob("artifacts/*/run.json")
-    values: dict[str, object] = json.loads(path.read_text())
+    values: dict[str, Any] = json.loads(path.read_text())
     return values
 
 
@@ -192,7 +196,7 @@ def spoil():
         time.sleep(0.01)
     block = sys.modules["tp_harness.modules.mlp"].NeuronGPTOSSMLPBlock
     def forward(self, x):
-        if self.group.rank == 1:
+        if self.group.rank == {victim}:
             os.kill(os.getpid(), signal.{name})
             time.sleep(3600)
         return self.group.all_reduce(x)
@@ -201,23 +205,44 @@ threading.Thread(target=spoil, daemon=True).start()
 """
 
 
+COMPONENTS = ("rmsnorm", "mlp", "rope")
+
+
+def torchrun_faulty(cwd: Path, monkeypatch: pytest.MonkeyPatch, name: str, victim: int) -> tuple[str, dict[str, Any]]:
+    """A run whose MLP is struck by a signal, and whose control, which comes first, is put into rmsnorm."""
+    (cwd / "sitecustomize.py").write_text(FAULTY.format(name=name, victim=victim))
+    monkeypatch.setenv("PYTHONPATH", str(cwd))
+    given = Options(components=COMPONENTS, degrees=(2,), draws=1, dtypes=("float32",))
+    seed = next(s for s in range(99) if candidates(resolve(replace(given, seed=s)), 2)[0].component == "rmsnorm")
+    options = [word for component in COMPONENTS for word in ("--component", component)]
+    options += ["--draws", "1", "--dtype", "float32", "--timeout", "10", "--seed", str(seed)]
+    result = torchrun(2, *options, cwd=cwd)
+    assert result.returncode != 0
+    return result.stderr, record(cwd)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGKILL", "CRASH"), ("SIGSTOP", "TIMEOUT")])
 def test_a_lost_rank_ends_the_run_and_what_was_found_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(name=name))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    components = [word for component in ("rmsnorm", "mlp", "rope") for word in ("--component", component)]
-    result = torchrun(2, *components, "--draws", "1", "--dtype", "float32", "--timeout", "10", cwd=tmp_path)
-    assert result.returncode != 0
-    results = record(tmp_path)["results"]
-    # The first case passed, but without ranks the control of this degree, a fault to be rejected, cannot be run.
-    assert [r["status"] for r in results] == ["VOID", status, "CRASH"], result.stderr[-3000:]  # type: ignore[attr-defined]
-    assert "its ranks ended: not run" in results[0]["reason"] and results[0]["gates"]  # type: ignore[index]
-    assert "torchrun's output says which and why" in results[1]["reason"]  # type: ignore[index]
-    assert results[2]["reason"].startswith("not run, because torchrun starts no rank anew: ")  # type: ignore[index]
-    assert record(tmp_path)["exit_code"] == 3
+    _, values = torchrun_faulty(tmp_path, monkeypatch, name, victim=1)
+    found = {r["component"]: (r["status"], r["reason"]) for r in values["results"]}
+    assert {name: status for name, (status, _) in found.items()} == {"rmsnorm": "PASS", "mlp": status, "rope": "CRASH"}
+    state = "has ended" if name == "SIGKILL" else "is stopped by a signal"
+    assert found["mlp"][1].startswith(f"rank 1 {state} in mlp.0.d0"), found
+    assert found["mlp"][1].endswith("; torchrun's output says why")
+    assert found["rope"][1].startswith("not run, because torchrun starts no rank anew: rank 1 ")
+    assert [control["rejected"] for control in values["controls"]] == [True]
+    assert values["exit_code"] == 3
+
+
+@pytest.mark.slow
+def test_a_rank_0_that_is_stopped_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first start it had told nothing yet; its folder says that the run is not finished."""
+    errors, values = torchrun_faulty(tmp_path, monkeypatch, "SIGSTOP", victim=0)
+    assert values["finished"] is False and values["results"] == []
+    assert "exitcode  : -9" in errors, errors
 
 
 @pytest.mark.slow

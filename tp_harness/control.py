@@ -58,17 +58,22 @@ def control_dtype(options: Resolved) -> str:
 
 
 class ControlRun:
-    """The control of one degree, from the choice of its fault to what it says about the degree's results."""
+    """The control of one degree, from the choice of its fault to what it says about the degree's results.
 
-    def __init__(self, options: Resolved, record: RunRecord, tp: int) -> None:
-        self.options, self.record, self.tp = options, record, tp
+    It is run last, so that a fault that ends its ranks costs nothing; or, where they could not be started again for a
+    control, `first`: then a rank that is lost later on leaves what had passed before it a verdict.
+    """
+
+    def __init__(self, options: Resolved, record: RunRecord, tp: int, *, first: bool = False) -> None:
+        self.options, self.record, self.tp, self._first = options, record, tp, first
         self.dtype = control_dtype(options)
         self._left = candidates(options, tp)
         self._wanted = bool(self._left) or (options.fault_control and not options.fault)
         self._clean: dict[Task, str] = {}
         self._digest = ""
         self._draws = DRAWN
-        self._failure: LaunchOutcome | None = None
+        self._cause: LaunchOutcome | None = None
+        self._failure: LaunchOutcome | None = None  # why no fault could be tried
         self.target: Target | None = None
         self._draw()
 
@@ -76,7 +81,11 @@ class ControlRun:
         """The targets of the next start: with the control, unless nothing passed that it could speak for."""
         own = tuple(target for target in targets if target is not self.target)
         speaks = own or any(r.tp == self.tp and r.status is Status.PASS for r in self.record.results)
-        return (*own, self.target) if self.target and speaks else own
+        if not self.target or not speaks:
+            return own
+        name = self.target.name, self.target.layer
+        beside = own if not self._first else tuple(t for t in own if (t.name, t.layer) == name)
+        return (*beside, self.target, *(target for target in own if target not in beside))
 
     def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
         """Remember what ranks left, to tell whether a fault changed anything; faults are put into the first draw."""
@@ -105,9 +114,10 @@ class ControlRun:
         passed = {("case" if self.options.case else r.component, r.layer) for _, r in self._passed()}
         self._left = [fault for fault in self._left if (fault.component, fault.layer) in passed]
         self._draw()
+        self._cause = self._cause or outcome  # the first: where no rank is started anew, others only say so
         if self.target is None:
-            self._failure = outcome
-            self._record(task, self.options.seed, False, f"its ranks ended: {outcome.message}")
+            self._failure = self._cause
+            self._record(task, self.options.seed, False, f"its ranks ended: {self._cause.message}")
 
     def conclude(self) -> None:
         """Take back what passed at this degree if the fault was not rejected; say so if there was none."""
@@ -118,10 +128,15 @@ class ControlRun:
         for control in controls:
             if not control.rejected:
                 status = failure_status(self._failure) if self._failure else Status.VOID
-                reason = f"the control {'failed' if self._failure else 'passed'}: fault {control.fault}, put into "
-                reason += f"{control.component} layer {control.layer} in {control.dtype}, was not rejected: "
                 for i, result in passed:
-                    self.record.replace(i, replace(result, status=status, reason=reason + control.reason))
+                    self.record.replace(i, replace(result, status=status, reason=self._verdict(control)))
+
+    def _verdict(self, control: Control) -> str:
+        """What a control that was not rejected says about a result that passed."""
+        fault = f"fault {control.fault}, put into {control.component} layer {control.layer} in {control.dtype}"
+        if self._failure:  # the ranks' status, and not VOID: nothing that is wrong was accepted
+            return f"passed, but no control could run, so it proves nothing: {fault}: {control.reason}"
+        return f"the control passed: {fault}, was not rejected: {control.reason}"
 
     def _passed(self) -> list[tuple[int, Result]]:
         results = enumerate(self.record.results)

@@ -69,7 +69,7 @@ class DegreeRun:
         self.progress = progress
         self.options = material.options
         self.todo = Todo(options=self.options, record=record)
-        self.control = ControlRun(self.options, record, tp)
+        self.control = ControlRun(self.options, record, tp, first=not session.starts_anew)
         self.log_dir = Path()
 
     def run(self) -> None:

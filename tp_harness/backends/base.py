@@ -20,7 +20,12 @@ class RunningJob(Protocol):
 
 
 class Session(Protocol):
-    """A backend made ready; leaving its `with` block ends every rank it started, and may happen more than once."""
+    """A backend made ready; leaving its `with` block ends every rank it started, and may happen more than once.
+
+    `starts_anew`: ranks that ended badly can be started again.
+    """
+
+    starts_anew: bool
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningJob:
         """Start `tp` ranks that run the job file; each leaves its outputs in the job's folder."""

@@ -44,6 +44,8 @@ class GlooBackend:
 class GlooSession:
     """A launcher whose ranks run job files."""
 
+    starts_anew = True
+
     def __init__(self) -> None:
         self._launcher = RankLauncher.fork(rank_entry)
 

@@ -46,6 +46,8 @@ class LocalBackend:
 class LocalSession:
     """Starts runs, and ends those that go on when it is left."""
 
+    starts_anew = True
+
     def __init__(self) -> None:
         self._runs: list[LocalRun] = []
 

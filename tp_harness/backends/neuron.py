@@ -59,6 +59,8 @@ class NeuronBackend:
 class NeuronSession:
     """Starts jobs on the first cores that are free."""
 
+    starts_anew = True
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._running: list[RunningOnCores] = []

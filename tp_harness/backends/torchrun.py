@@ -10,6 +10,7 @@ import json
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from ..device import Device
 from ..group import Group
 from ..launch import LaunchOutcome
+from ..launch.siblings import Siblings
 from ..rank import run_job
 from ..symptoms import explained
 from .base import Backend
@@ -37,6 +39,7 @@ class Member:
         orders: what rank 0 tells the others goes through it; they wait however long the leader judges.
         end: where ranks meet when a job is done; a rank that never comes is noticed by this group's timeout. None for
             the default group. Both are of CPU tensors.
+        siblings: the processes of all ranks, this one included.
     """
 
     group: Group
@@ -44,10 +47,11 @@ class Member:
     device: Device | None = None
     orders: dist.ProcessGroup | None
     end: dist.ProcessGroup | None = None
+    siblings: Siblings
 
-    def take_part(self, job: Path) -> None:
-        """Run the job as one of its ranks; return when every rank has."""
-        run_job(job, self.group, core=self.core, device=self.device)
+    def take_part(self, job: Path, begin: Callable[[str], None] = lambda key: None) -> None:
+        """Run the job as one of its ranks; return when every rank has. `begin` is told each task's key."""
+        run_job(job, self.group, core=self.core, device=self.device, begin=begin)
         dist.barrier(group=self.end)
 
     def tell(self, message: dict[str, Any] | None) -> dict[str, Any]:
@@ -97,8 +101,11 @@ class TorchrunBackend:
 class TorchrunSession:
     """Rank 0's side. A job has ended when `start` returns."""
 
+    starts_anew = False
+
     def __init__(self, backend: TorchrunBackend) -> None:
         self._backend, self._lost = backend, ""
+        self._task = ""  # the one that is run, or was the last
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> FinishedJob:
         """Run the job on all ranks; their output stays with torchrun, so `log_dir` remains empty."""
@@ -110,11 +117,13 @@ class TorchrunSession:
             raise KeyboardInterrupt(f"ended by {self._backend.ended_by}")
         try:
             member.tell({"job": str(job)})
-            member.take_part(job)
+            member.take_part(job, self._begin)
         except RuntimeError as error:  # gloo's word for a peer that is gone, and a device's for what went wrong there
+            lost = member.siblings.lost()
             late = "imed out" in str(error)  # in gloo's words
-            what = f"a rank did not come within {timeout:g} s" if late else "a rank was lost"
-            self._lost = f"{what}: {explained(error)}; torchrun's output says which and why"
+            what = f"{lost or 'a rank was lost'} in {self._task}" + (f", waited for {timeout:g} s" if late else "")
+            says = f"torchrun's output says {'' if lost else 'which and '}why"
+            self._lost = f"{what}: {explained(error)}; {says}"
             outcome = LaunchOutcome(
                 ok=False,
                 kind="timeout" if late else "crash",
@@ -125,6 +134,9 @@ class TorchrunSession:
             return FinishedJob(outcome)
         seconds = time.perf_counter() - started
         return FinishedJob(LaunchOutcome(ok=True, kind="ok", message="all ranks finished", size=tp, seconds=seconds))
+
+    def _begin(self, key: str) -> None:
+        self._task = key
 
     def __enter__(self) -> TorchrunSession:
         return self

@@ -58,6 +58,8 @@ class XLABackend:
 class XLASession:
     """A launcher of single processes, each holding all ranks of a degree."""
 
+    starts_anew = True
+
     def __init__(self) -> None:
         self._launcher = RankLauncher.fork(cores_entry)
 

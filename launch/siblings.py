@@ -1,0 +1,78 @@
+"""The ranks that one torchrun has started on this host, as their kernel sees them: ended, or stopped by a signal.
+
+torchrun tells nobody which rank was lost, waits half a minute for one that is stopped (SIGSTOP), and does not notice
+that rank 0 is, for which the others wait. No torch.
+
+Not covered: systems without /proc, where no rank seems ended or stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .process import process_state
+from .stacks import name_ranks
+
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """The ranks' process ids, by rank."""
+
+    pids: Sequence[int]
+
+    def stopped(self) -> tuple[int, ...]:
+        """Ranks that a signal has stopped; not those that a debugger has."""
+        return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) == "T")
+
+    def ended(self) -> tuple[int, ...]:
+        """Ranks whose process is no more, reaped or not."""
+        return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) in ("Z", "X", "gone"))
+
+    def lost(self, patience: float = 1.0) -> str:
+        """The first that is seen to be stopped or to have ended, such as "rank 3 has ended"; "" if none is.
+
+        Args:
+            patience: seconds for it to show: a process that is dying has closed its connections before.
+        """
+        end = time.monotonic() + patience
+        while True:
+            if ranks := self.stopped():
+                return f"{name_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} stopped by a signal"
+            if ranks := self.ended():
+                return f"{name_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} ended"
+            if time.monotonic() > end:
+                return ""
+            time.sleep(0.005)
+
+    def kill_stopped(self) -> None:
+        """SIGKILL those that no other signal reaches."""
+        for rank in self.stopped():
+            with suppress(ProcessLookupError):
+                os.kill(self.pids[rank], signal.SIGKILL)
+
+    def when_stopped(self, rank: int, seconds: float, act: Callable[[], None]) -> threading.Thread:
+        """In a thread: call `act` once a rank has been stopped for so many seconds on end, as seen from here.
+
+        Time in which this process did not run either counts for little: Ctrl-Z and `fg` stop and continue all.
+        """
+
+        def watch() -> None:
+            stopped, last = 0.0, time.monotonic()
+            while stopped < seconds:
+                time.sleep(_LOOK_SECONDS)
+                now = time.monotonic()
+                passed, last = min(now - last, 2 * _LOOK_SECONDS), now
+                stopped = stopped + passed if rank in self.stopped() else 0.0
+            act()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        return thread
