@@ -11,19 +11,26 @@ import ast
 import importlib.util
 import inspect
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_marks import cut
 from torch import nn
 
-from tp_harness import nxd, testing
+from tp_harness import nxd, nxd_build, nxd_traced, testing
 from tp_harness.components import component_case
 from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
 from tp_harness.errors import UsageError
 from tp_harness.group import Group, use_group
+from tp_harness.served import ShardedModuleError
 
 SIGNATURES = json.loads((Path(__file__).parent / "recorded" / "nxd_signatures.json").read_text())
 PRESENT = importlib.util.find_spec("neuronx_distributed") is not None
@@ -45,9 +52,9 @@ def signature(parameters: list[list[str | None]]) -> inspect.Signature:
 
 
 def calls(name: str) -> list[ast.Call]:
-    """The calls of a function or method of that name in nxd.py."""
-    nodes = ast.walk(ast.parse(Path(nxd.__file__).read_text()))
-    found = [node for node in nodes if isinstance(node, ast.Call)]
+    """The calls of a function or method of that name in our modules about NxD."""
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (nxd, nxd_traced, nxd_build)]
+    found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [node for node in found if ast.unparse(node.func).rpartition(".")[2] == name]
 
 
@@ -62,22 +69,31 @@ CONTRACT = {
     "neuronx_distributed.trace.model_builder.ModelBuilder.trace": "trace",
     "neuronx_distributed.trace.model_builder.BaseModelInstance.__init__": "BaseModelInstance",
     "neuronx_distributed.parallel_layers.parallel_state.initialize_model_parallel": "initialize_model_parallel",
+    "neuronx_distributed.trace.mock_torchdist.mock_distributed": "mock_distributed",
 }
 CONTRACT |= {
     name: name.rpartition(".")[2] for name in SIGNATURES if name.startswith("neuronx_distributed.parallel_layers.mapp")
 }
 
 
+def order(**fields: Any) -> nxd_build.Order:
+    values: dict[str, Any] = {
+        "make": partial(nn.Linear, 2, 2),
+        "name": "Linear",
+        "example_inputs": [(torch.zeros(1, 2),)],
+        "tp_degree": 8,
+        "load": lambda: {"w": torch.ones(2)},
+        "compiler_args": None,
+        "compiler_workdir": None,
+        "priority_model_idx": 0,
+        "logical_nc_config": 1,
+        "dry_run": False,
+    }
+    return nxd_build.Order(**values | fields)
+
+
 def builder_arguments() -> dict[str, Any]:
-    return nxd.builder_arguments(
-        tp_degree=8,
-        load=lambda: {"w": torch.ones(2)},
-        ranked={"start": torch.arange(8)},
-        world_size=None,
-        local_ranks_size=None,
-        compiler_workdir="w",
-        logical_nc_config=1,
-    )
+    return order().builder_arguments({"start": torch.arange(8)}, "w")
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -127,11 +143,11 @@ def test_a_prepared_module_is_cut_by_nxd_s_rule_as_by_our_plan(component: str, t
     case = component_case(component, config, 0)
     shapes = {name: tensor.shape for name, tensor in case.make(case.reference).state_dict().items()}
     full = {name: torch.randn(shape) for name, shape in shapes.items()}
-    ranked = nxd.rank_data(case.sharded, tp)
+    ranked = nxd_traced.rank_data(case.sharded, tp)
     assert bool(ranked) == (component in ("embedding", "transformer"))
     for rank in (0, tp - 1):
-        with use_group(nxd.NxDGroup(tp)):
-            module = nxd.prepare(case.sharded(), ranked, OtherBase, tp)
+        with use_group(nxd_traced.NxDGroup(tp)):
+            module = nxd_traced.prepare(case.sharded(), ranked, OtherBase, tp)
         checkpoint = {**full, **ranked}
         shard(module, checkpoint, rank)
         module.load_state_dict(checkpoint)
@@ -140,7 +156,8 @@ def test_a_prepared_module_is_cut_by_nxd_s_rule_as_by_our_plan(component: str, t
         with use_group(Group(rank, tp)):
             own = dict(case.sharded().named_buffers())
         for name in ranked:
-            assert torch.equal(checkpoint[name], torch.atleast_1d(own[name])), name
+            assert checkpoint[name].dtype == torch.int32, "as SPMDRank's: Trn1 has no int64"
+            assert torch.equal(checkpoint[name], torch.atleast_1d(own[name]).to(torch.int32)), name
 
 
 def shard(module: nn.Module, checkpoint: dict[str, torch.Tensor], rank: int) -> None:
@@ -156,6 +173,46 @@ def shard(module: nn.Module, checkpoint: dict[str, torch.Tensor], rank: int) -> 
                 checkpoint[name] = cut(checkpoint[name], parameter, rank)
 
 
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """init_on_device of NxD's utils/model_utils.py, restated: every parameter that is registered is made anew on
+    device meta, from what it is and from its attributes, which Parameter refuses."""
+    real = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        real(module, name, parameter)
+        if parameter is not None and not parameter.is_meta:
+            settings = {**parameter.__dict__, "requires_grad": parameter.requires_grad}
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), **settings)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = real  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_module_is_prepared_as_well_where_nxd_makes_its_parameters_anew(component: str) -> None:
+    case = component_case(component, InferenceConfig.of(PRESETS["tiny"], NeuronConfig(tp_degree=8)), 0)
+    ranked = nxd_traced.rank_data(case.sharded, 8)
+    with use_group(nxd_traced.NxDGroup(8)):
+        here = nxd_traced.prepare(case.sharded(), ranked, OtherBase, 8)
+        with on_meta():
+            there = nxd_traced.prepare(case.sharded(), ranked, OtherBase, 8)
+    for (name, parameter), (_, again) in zip(here.named_parameters(), there.named_parameters(), strict=True):
+        assert again.is_meta and (again.shape, again.dtype) == (parameter.shape, parameter.dtype)
+        settings = {**parameter.__dict__, "requires_grad": again.requires_grad}
+        assert settings == {**again.__dict__, "requires_grad": False}, name
+
+
+def test_an_attribute_set_before_registering_would_be_found() -> None:
+    parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
+    parameter.partition_dim = 0  # type: ignore[attr-defined]
+    with on_meta(), pytest.raises(TypeError, match="partition_dim"):
+        nn.Module().register_parameter("rank", parameter)
+
+
 def test_a_prepared_module_computes_what_it_did() -> None:
     config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig())
     case = component_case("embedding", config, 0)
@@ -163,7 +220,7 @@ def test_a_prepared_module_computes_what_it_did() -> None:
     with use_group(Group(1, 2)):
         plain, prepared = case.sharded(), case.sharded()
     prepared.load_state_dict(plain.state_dict())
-    nxd.prepare(prepared, nxd.rank_data(case.sharded, 2), OtherBase, 2)
+    nxd_traced.prepare(prepared, nxd_traced.rank_data(case.sharded, 2), OtherBase, 2)
     for module in (plain, prepared):
         module.group = Group()  # a rank's own summand, without the reduction
     assert isinstance(prepared, OtherBase)
@@ -183,13 +240,70 @@ def test_its_absence_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_on_neuron_an_environment_that_would_spoil_the_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "on_neuron", lambda _environment: True)
-    monkeypatch.setenv("XLA_USE_BF16", "1")
-    with pytest.raises(UsageError, match="XLA_USE_BF16 is '1'"):
-        testing.build_module(nn.Identity, [(torch.zeros(1),)])
+    for name, message in (("XLA_USE_BF16", "XLA_USE_BF16 is '1'"), ("NXD_CPU_MODE", "keeps neuronx-distributed on")):
+        with monkeypatch.context() as patch, pytest.raises(UsageError, match=message):
+            patch.setenv(name, "1")
+            testing.build_module(nn.Identity, [(torch.zeros(1),)])
 
 
-def test_importing_our_side_imports_nothing_of_it() -> None:
-    tree = ast.parse(Path(nxd.__file__).read_text())
+class Told(nn.Module):
+    """Answers with what NxD would find in this process: its id, and where its cores are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, _, last = os.environ["NEURON_RT_VISIBLE_CORES"].partition("-")
+        assert not dist.is_initialized() and "TORCHELASTIC_RUN_ID" not in os.environ
+        port = int(os.environ["NEURON_RT_ROOT_COMM_ID"].rpartition(":")[2])
+        return torch.tensor([os.getpid(), int(first), int(last or first), port]) + x.long()
+
+
+def test_every_build_has_a_process_and_cores_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime has one world size per process, and a test builds at several degrees."""
+    monkeypatch.delenv("NEURON_RT_VISIBLE_CORES", raising=False)
+    monkeypatch.setattr(nxd_build, "require_installed", lambda: None)
+    monkeypatch.setattr(nxd_build, "require", lambda: None)
+    monkeypatch.setattr(nxd_build, "_compile", lambda _order: Told())
+    found = []
+    for tp, visible in ((1, ""), (8, ""), (8, "8-15")):
+        monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", visible)
+        environment = nxd_build.build_environment(tp)
+        built = nxd_build.build(order(tp_degree=tp), environment)
+        assert built is not None
+        with built as model:
+            found.append(model(torch.zeros(4)).tolist())
+        with pytest.raises(ShardedModuleError, match="the ranks of this module were ended"):
+            built(torch.zeros(4))
+    assert [row[1:] for row in found] == [[0, 0, 62182], [0, 7, 62182], [8, 15, 62190]]
+    assert len({os.getpid(), *(row[0] for row in found)}) == 4
+    assert nxd_build.build(order(dry_run=True), environment) is None
+
+
+def test_a_module_that_calls_torch_distributed_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_order: nxd_build.Order) -> nn.Module:
+        dist.get_world_size()
+        return nn.Identity()
+
+    monkeypatch.setattr(nxd_build, "require", lambda: None)
+    monkeypatch.setattr(nxd_build, "_compile", fail)
+    with pytest.raises(ShardedModuleError, match=r"calls torch.distributed itself.* use tp_harness.current_group\(\)"):
+        nxd_build.build(order(), {})
+
+
+def test_nxd_s_cpu_mode_lasts_in_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process that starts them, where torch.distributed only stands in, it would end up in a later build."""
+    monkeypatch.delenv("NXD_CPU_MODE", raising=False)
+    monkeypatch.setattr(nxd, "_stands_in", lambda: True)
+    with nxd._cpu_mode():
+        assert os.environ["NXD_CPU_MODE"] == "1"
+    assert "NXD_CPU_MODE" not in os.environ
+    monkeypatch.setattr(nxd, "_stands_in", lambda: False)
+    with nxd._cpu_mode():
+        pass
+    assert os.environ["NXD_CPU_MODE"] == "1"
+
+
+@pytest.mark.parametrize("module", [nxd, nxd_traced, nxd_build], ids=lambda module: str(module.__name__))
+def test_importing_our_side_imports_nothing_of_it(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text())
     at_start = [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert not [line for line in at_start if "neuronx" in line]
 
@@ -204,10 +318,10 @@ def test_nxd_s_own_sharding_cuts_every_component_as_our_plan(tp: int) -> None:
     for component in COMPONENTS:
         case = component_case(component, config, 0)
         full = {name: torch.randn(tensor.shape) for name, tensor in case.reference().state_dict().items()}
-        ranked = nxd.rank_data(case.sharded, tp)
+        ranked = nxd_traced.rank_data(case.sharded, tp)
         for rank in (0, tp - 1):
-            with use_group(nxd.NxDGroup(tp)):
-                module = nxd.prepare(case.sharded(), ranked, BaseParallelLinear, tp)
+            with use_group(nxd_traced.NxDGroup(tp)):
+                module = nxd_traced.prepare(case.sharded(), ranked, BaseParallelLinear, tp)
             checkpoint = {**full, **ranked}
             get_sharded_checkpoint(checkpoint, module, rank, tp)
             for name, placement in case.plan.items():

@@ -28,7 +28,7 @@ ORDER = (
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text "
     "control table report run served "
-    "nxd "
+    "nxd nxd_traced nxd_build "
     "testing api listing pytest_plugin commands cli __main__ launch.tp_flow launch.tp_test"
 )
 TORCH_FREE = (
@@ -243,7 +243,7 @@ def broadcasts(text: str) -> list[str]:
     return [ast.unparse(node) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in names]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if place(name) in ("modules", "xla", "nxd")])
+@pytest.mark.parametrize("name", [name for name in MODULES if place(name) in ("modules", "xla", "nxd_traced")])
 def test_nothing_that_runs_on_a_device_broadcasts(name: str) -> None:
     """torch-neuronx 2.7 to 2.9 gave zeros on rank 1 (aws-neuron-sdk#1240): gather, and take the source's part."""
     assert broadcasts(SOURCES[name].text) == []

@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from . import nxd
 from .closeness import assert_close
 from .errors import UsageError
 from .group import TorchGroup
 from .neuron_devices import on_neuron
+from .nxd import join_if_used
+from .nxd_build import BuiltModel, Order, build, build_environment
 from .placements import Placement, Replicate
 from .plan import module_placement
 from .served import ShardedModule
@@ -77,10 +78,10 @@ def build_module(  # noqa: PLR0917  (the public signature)
     logical_nc_config: int = 1,
     dry_run: bool = False,
     checkpoint_loader_fn: Callable[[str], StateDict] = load_checkpoint,
-) -> ShardedModule | nxd.BuiltModel | None:
+) -> ShardedModule | BuiltModel | None:
     """Build the module on `tp_degree` ranks, each with its shard of the checkpoint, and keep them alive.
 
-    On NeuronCores neuronx-distributed's ModelBuilder compiles and loads it (nxd.py); elsewhere, and with
+    On NeuronCores neuronx-distributed's ModelBuilder compiles and loads it (nxd_build.py); elsewhere, and with
     PJRT_DEVICE=CPU, ranks are gloo processes.
 
     Every parameter is sharded by the module's own `plan` (a mapping, or a function of the config), else by the
@@ -114,25 +115,25 @@ def build_module(  # noqa: PLR0917  (the public signature)
             raise UsageError(f"{name} is {value}, tp_degree {tp_degree}; only tensor parallelism is built here.")
     if not isinstance(tp_degree, int) or tp_degree < 1:
         raise UsageError(f"tp_degree is {tp_degree!r}; a positive integer is needed.")
+    environment = build_environment(tp_degree) if on_neuron(os.environ) else None
     with tempfile.TemporaryDirectory(prefix="tp-harness-") as folder:
         path = Path(checkpoint_path) if checkpoint_path else Path(folder) / "checkpoint.safetensors"
         if not path.exists():
             make_checkpoint(module_cls, kwargs, path)
-        if on_neuron(os.environ):
-            return nxd.build(
-                module_cls,
-                kwargs,
-                example_inputs,
+        if environment is not None:
+            order = Order(
+                make=partial(module_cls, **kwargs),
+                name=getattr(module_cls, "__name__", type(module_cls).__name__),
+                example_inputs=example_inputs,
                 tp_degree=tp_degree,
                 load=partial(checkpoint_loader_fn, str(path)),
-                world_size=world_size,
-                local_ranks_size=local_ranks_size,
                 compiler_args=compiler_args,
                 compiler_workdir=compiler_workdir,
                 priority_model_idx=priority_model_idx,
                 logical_nc_config=logical_nc_config,
                 dry_run=dry_run,
             )
+            return build(order, environment)
         make = partial(_make_shard, module_cls, kwargs, str(path), checkpoint_loader_fn)
         output: Placement = getattr(module_cls, "output_placement", Replicate())
         module = ShardedModule(make, tp_degree, output)
@@ -147,7 +148,7 @@ def build_function(
     example_inputs: list[tuple[torch.Tensor, ...]],
     tp_degree: int = 1,
     **options: Any,
-) -> ShardedModule | nxd.BuiltModel | None:
+) -> ShardedModule | BuiltModel | None:
     """build_module for a function of tensors; its other arguments are build_module's."""
     return build_module(FunctionModule, example_inputs, {"func": func}, tp_degree, **options)
 
@@ -206,6 +207,7 @@ def make_checkpoint(module_cls: Callable[..., nn.Module], kwargs: dict[str, Any]
 def _save_full(
     module_cls: Callable[..., nn.Module], kwargs: dict[str, Any], path: Path, suffix: str, _group: TorchGroup
 ) -> nn.Module:
+    join_if_used()
     torch.manual_seed(0)
     module = module_cls(**kwargs)
     state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
@@ -224,6 +226,7 @@ def _make_shard(
     group: TorchGroup,
 ) -> nn.Module:
     """This rank's module with its shards of the checkpoint."""
+    join_if_used()
     module, state = module_cls(**kwargs), load(path)
     plan = getattr(module, "plan", {})
     plan = plan(kwargs["config"]) if callable(plan) else plan
