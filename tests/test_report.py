@@ -10,52 +10,17 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from test_record import fill_disk_half_way, gate, result
+from report_pages import NAMES, RUNS, Tree, outside, page_of, row_text, run_of, stable
+from test_record import result
 
-from tp_harness import cli
-from tp_harness.commands import verify
-from tp_harness.errors import UsageError, printable
-from tp_harness.record import RunRecord, read_run
-from tp_harness.report import PAGES, html, view, write_pages
-from tp_harness.report.charts import accuracy_charts, cost_charts, time_charts
-from tp_harness.report.costs import costs, scaling
-from tp_harness.report.kills import read_trials
-from tp_harness.report.svg import svg
-from tp_harness.result import Collective, Forwards, Program, RankRecord, Status
-
-RUNS = Path(__file__).parent / "report_runs"
-NAMES = ("clean", "mismatch", "crash", "void", "hostile", "old")
-VOID_TAGS = {"meta", "link", "br", "img", "input", "hr"}
-
-
-def run_of(name: str) -> RunRecord:
-    return read_run(RUNS / name)
-
-
-def page_of(name: str, page: str = "report.html") -> str:
-    """A page as `tp-harness report` writes it, with the faults that lie beside the run."""
-    return PAGES[page](run_of(name), read_trials(RUNS / name))
-
-
-def stable(page: str) -> str:
-    """A page without what is the same in all, and without the Trn1 model, which has tests of its own."""
-    page = re.sub(r"(<style>|<script>).*?(</style>|</script>)", r"\1\2", page, flags=re.DOTALL)
-    page = re.sub(r'(<section id="model").*?(</section>)', r"\1\2", page, flags=re.DOTALL)
-    page = re.sub(r'(<script type="application/json" id="charts">).*?(</script>)', r"\1\2", page, flags=re.DOTALL)
-    page = re.sub(r"sha256-[\w+/=]+|by tp-harness [\w.]+", "", page)
-    assert page.endswith("</html>")
-    return page
+from tp_harness.errors import printable
+from tp_harness.report import PAGES, html, view
+from tp_harness.result import Status
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,47 +32,6 @@ def test_a_page_is_as_it_was(name: str, page: str) -> None:
     if os.environ.get("TP_HARNESS_SNAPSHOTS") == "write":
         expected.write_text(text, encoding="utf-8")
     assert text == expected.read_text(encoding="utf-8"), "see the head of this file"
-
-
-class Tree(HTMLParser):
-    """What a browser would find: tags, ids, links, and the text under each id; fails where tags do not close."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in VOID_TAGS:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID_TAGS:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self.open[-1:] in (["script"], ["style"]) else data
-
-    def values(self, name: str) -> list[str]:
-        return [attributes[name] for _, attributes in self.attributes if name in attributes]
-
-
-def outside(tree: Tree) -> list[str]:
-    """Addresses in a page that lead out of its folder."""
-    addresses = [value for name in ("href", "src", "srcset", "action", "data", "poster") for value in tree.values(name)]
-    return [a for a in addresses if not a.startswith(("#", "logs/", "data:,"))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -180,6 +104,14 @@ def test_junit_says_what_failed_and_why(name: str) -> None:
     assert all(each.attrib["message"] and "repeat: tp-harness verify " in (each.text or "") for each in failed)
 
 
+def test_a_part_of_the_model_is_named_as_one_everywhere() -> None:
+    part = result(component="transformer", extent="2 of 24 layers", status=Status.MISMATCH, reason="differs")
+    record = replace(run_of("clean"), results=[part])
+    for page, render in PAGES.items():
+        assert "transformer (2 of 24 layers)" in render(record, ()), page
+    assert part.title == "transformer (2 of 24 layers) layer 0 tp 8 float32"
+
+
 def test_skipped_is_no_failure() -> None:
     record = replace(run_of("clean"), results=[result(status=Status.SKIPPED, reason="no card")])
     root = ET.fromstring(PAGES["junit.xml"](record, ()))
@@ -187,12 +119,6 @@ def test_skipped_is_no_failure() -> None:
     assert root.attrib["failures"] == root.attrib["errors"] == "0"
     [skipped] = root.iter("skipped")
     assert skipped.attrib["message"] == "no card"
-
-
-def row_text(page: str, record: RunRecord, index: int) -> str:
-    """What stands under one result's heading."""
-    start = page.index(f'id="{html.row_id(record.results[index])}"')
-    return page[start : page.index("</details>", start)]
 
 
 def test_a_failure_leads_to_its_tensor_cause_log_and_command() -> None:
@@ -226,122 +152,6 @@ def test_logs_begin_with_the_rank_that_went_wrong_first() -> None:
     assert view.logs(record, replace(failed, log_dir="")) == []
 
 
-def test_the_command_asks_for_one_row() -> None:
-    record = run_of("clean")
-    row = next(each for each in record.results if (each.component, each.tp, each.dtype) == ("mlp", 2, "bfloat16"))
-    words = shlex.split(view.command(record, row))
-    assert words[:2] == ["tp-harness", "verify"]
-    asked = verify.options_of(cli._parser().parse_args(words[1:]))
-    assert (asked.components, asked.layers, asked.degrees, asked.dtypes) == (("mlp",), (0,), (2,), ("bfloat16",))
-    assert (asked.model, asked.backend, asked.seq, asked.batch) == ("tiny", "gloo", 20, 2)
-    assert (asked.seed, asked.draws, asked.repeats) == (0, 1, 3)
-    own = run_of("mismatch")
-    words = shlex.split(view.command(own, own.results[0]))
-    asked = verify.options_of(cli._parser().parse_args(words[1:]))
-    assert (asked.case, asked.components, asked.batch, asked.seq) == ("cases.py:WRONG", (), None, None)
-
-
-def forwards(*wall: float, inside: float = 0.0, warm: bool = True) -> Forwards:
-    return Forwards(wall_s=wall, cpu_s=(0.5,) * len(wall), collective_s=(inside,) * len(wall), warm=warm)
-
-
-def rank(number: int, timed: Forwards | None, **values: Any) -> RankRecord:
-    call = Collective(kind="all_reduce", group_size=2, shape=(2,), dtype="float32", bytes=8, seconds=0.25)
-    fields: dict[str, Any] = {"weight_bytes": 100, "peak_bytes": 7, "collectives": (call, call), "flops": 10}
-    return RankRecord(rank=number, core="c", wall_s=1.0, cpu_s=1.0, forwards=timed, **(fields | values))
-
-
-def test_costs_are_those_of_the_slowest_rank_of_each_forward() -> None:
-    two = result(tp=2, ranks=(rank(0, forwards(1.0, 5.0, 3.0)), rank(1, forwards(2.0, 4.0, 1.0, inside=0.5))))
-    one = result(tp=1, ranks=(rank(0, forwards(6.0), flops=16, weight_bytes=160),))
-    by_degree = costs([one, two])["mlp", 0, "float32"]
-    cost = by_degree[2]
-    assert (cost.latency_s, cost.timed, cost.warm) == (3.0, 3, True)  # of 2, 5, 3
-    assert (cost.low_s, cost.high_s) == (2.2, 4.6)
-    assert cost.wall_s == (3.0, 2.0)
-    assert cost.compute_s == (3.0, 1.5)
-    assert cost.communication == 0.1
-    assert cost.imbalance == 1.0
-    [calls] = cost.calls
-    assert (calls.count, calls.bytes, calls.seconds) == (2, 16, 0.5)
-    scale = scaling(by_degree, 2)
-    assert (scale.speed_up, scale.efficiency) == (2.0, 1.0)
-    assert (scale.cpu_speed_up, scale.cpu_efficiency) == (1.0, 0.5)
-    assert (scale.flops, scale.weights) == (20 / 16, 200 / 160)
-
-
-def test_what_was_not_measured_is_not_shown() -> None:
-    assert costs([result(ranks=(rank(0, None),))]) == {}
-    untimed = replace(forwards(1.0), collective_s=())
-    by_degree = costs([result(tp=2, ranks=(rank(0, untimed, flops=None),))])["mlp", 0, "float32"]
-    cost, scale = by_degree[2], scaling(by_degree, 2)
-    assert (cost.communication, cost.flops, cost.compute_s) == (None, (), ())
-    assert (scale.speed_up, scale.cpu_efficiency, scale.flops, scale.weights) == (None, None, None, None)
-    record = run_of("old")
-    assert cost_charts(record) == time_charts(record) == []
-    assert 'id="cost"' not in page_of("old")
-
-
-def test_a_program_that_never_ran_has_no_times_and_still_a_page() -> None:
-    nothing = rank(0, Forwards(wall_s=(), cpu_s=()), weight_bytes=0, peak_bytes=0, collectives=(), flops=None)
-    traced = rank(0, replace(forwards(2.0), cpu_s=(), collective_s=()))
-    results = [result(tp=1, ranks=(nothing,)), result(tp=2, ranks=(traced, traced))]
-    cost = costs(results)["mlp", 0, "float32"][1]
-    assert (cost.latency_s, cost.low_s, cost.wall_s, cost.cpu_s, cost.imbalance) == (None, None, (), (), None)
-    record = replace(run_of("clean"), backend="xla", results=results)
-    page = stable(html.render(record))
-    assert "CPU time per rank is not known" in page
-    assert "Efficiency against degree" not in page
-    PAGES["report.md"](record, ())
-    alone = replace(record, results=results[:1])
-    assert "Nothing was timed" in html.render(alone)
-
-
-def test_the_program_of_a_compiled_run_is_shown() -> None:
-    program = Program(fingerprint="c0ffee", compiles=1, collectives=(), fallbacks=("aten::topk",))
-    page = stable(html.render(replace(run_of("clean"), results=[result(program=program)])))
-    assert "c0ffee, compiled 1 time for all ranks and draws; 0 collectives; on the host: aten::topk" in page
-
-
-def test_collectives_that_were_not_timed_apart_have_no_share() -> None:
-    alone, together = replace(forwards(2.0), cpu_s=()), replace(forwards(3.0), cpu_s=(), collective_s=())
-    results = [result(tp=1, ranks=(rank(0, alone),)), result(tp=2, ranks=(rank(0, together), rank(1, together)))]
-    record = replace(run_of("clean"), results=results)
-    assert [chart.id for chart in cost_charts(record)] == ["memory"]
-    [chart] = time_charts(record)
-    assert [(series.name, series.values) for series in chart.series] == [("forward", (2.0, 3.0, 3.0))]
-    assert "collectives were not timed apart" in chart.caption
-
-
-def test_wall_time_leads_only_where_ranks_have_cores_of_their_own() -> None:
-    record = run_of("clean")
-    on_cpu = stable(html.render(record))
-    assert "wall-clock speed-up means nothing here" in on_cpu
-    assert "speed-up</th>" not in on_cpu
-    on_neuron = stable(html.render(replace(record, backend="neuron")))
-    assert "wall time says what a degree costs" in on_neuron
-    assert '<th scope="col">speed-up</th>' in on_neuron
-    assert {c.title for c in cost_charts(record)} ^ {
-        c.title for c in cost_charts(replace(record, backend="neuron"))
-    } == {
-        "Efficiency against degree, from CPU time",
-        "Efficiency against degree, from wall time",
-    }
-
-
-def test_what_is_modelled_is_marked_and_apart() -> None:
-    page = page_of("clean")
-    head, _, rest = page.partition('<section id="model"')
-    section = rest.partition("</section>")[0]
-    titles = re.findall(r'<p class="caption">(.*?)</p>|<h3 id="[^"]*">(.*?)</h3>|<summary>(.*?)</summary>', section)
-    named = [first or second or third for first, second, third in titles]
-    named = [name for name in named if not name.startswith("Numbers of this chart")]
-    assert len(named) > 8
-    assert all("model, not measured" in name for name in named), named
-    assert "model, not measured" not in head.partition('<section id="cost"')[2]
-    assert 'id="model"' not in page_of("mismatch")  # there is no model of a user's modules
-
-
 def test_controls_and_faults_are_shown() -> None:
     page, text = page_of("clean"), page_of("clean", "report.md")
     controls = run_of("clean").controls
@@ -367,118 +177,3 @@ def test_a_control_that_passed_is_plain_to_see() -> None:
     assert "NOT rejected" in html.render(passed)
     assert "**NOT rejected**" in PAGES["report.md"](passed, ())
     assert "NOT rejected" not in html.render(record)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [("{", "Expecting property name"), ("[]", "indices"), ('{"trials": [{}]}', "Trial lacks fault, tp")],
-)
-def test_another_faults_json_is_refused(tmp_path: Path, text: str, why: str) -> None:
-    (tmp_path / "faults.json").write_text(text)
-    with pytest.raises(UsageError, match=r"faults.json is not what `tp-harness faults --json` prints \(.*" + why):
-        read_trials(tmp_path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_static_charts_are_well_formed(name: str) -> None:
-    record = run_of(name)
-    for chart in (*accuracy_charts(record), *cost_charts(record), *time_charts(record)):
-        text = re.sub("[\x00-\x08\x0b-\x1f\ud800-\udfff]", "", svg(chart))
-        root = ET.fromstring(text)
-        assert root.attrib["role"] == "img" and root.attrib["aria-label"]
-        assert "nan" not in " ".join(each.attrib.get("d", "") for each in root.iter("path"))
-
-
-def test_a_chart_of_zeros_or_nothing_has_axes() -> None:
-    record = run_of("clean")
-    for value in (0.0, float("nan"), float("inf")):
-        [chart] = accuracy_charts(replace(record, results=[result(gates=(gate(value),))]))
-        ET.fromstring(svg(chart))
-    assert accuracy_charts(replace(record, results=[result()])) == []
-    html.render(replace(record, results=[]))
-    html.render(replace(record, results=[result(status=Status.TIMEOUT)], finished=False))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0 s"),
-        (2.5e-7, "0.25 us"),
-        (9.996e-4, "1 ms"),
-        (0.0123, "12.3 ms"),
-        (2.0, "2 s"),
-        (164.2, "164 s"),
-        (1550.9, "1,551 s"),
-        (None, "-"),
-    ],
-)
-def test_seconds(value: float | None, text: str) -> None:
-    assert view.seconds(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1023 * 1024, "1,023 KiB"), (16 * 2**30, "16 GiB")],
-)
-def test_size(value: int, text: str) -> None:
-    assert view.size(value) == text
-
-
-def test_the_command_renders_again_without_torch(tmp_path: Path) -> None:
-    folder = tmp_path / "downloaded"
-    shutil.copytree(RUNS / "mismatch", folder)
-    for page in PAGES:
-        (folder / page).unlink(missing_ok=True)
-    without = "import sys; sys.modules['torch'] = sys.modules['numpy'] = None"
-    without += "; from tp_harness.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", without, "report", str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.splitlines() == [str(folder / page) for page in PAGES]
-    for page, render in PAGES.items():
-        assert (folder / page).read_text(encoding="utf-8") == render(read_run(folder), ())
-
-
-def test_no_run_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"tp-harness: cannot read {tmp_path / 'run.json'}")
-
-
-def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = replace(run_of("void"), folder=tmp_path)
-    monkeypatch.setattr(Path, "write_text", fill_disk_half_way)
-    with pytest.raises(UsageError, match=r"report.html: No space left on device; run.json is whole\.$"):
-        write_pages(record)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_verify_leaves_pages_and_a_row_repeats_exactly(tmp_path: Path) -> None:
-    def run(words: list[str]) -> tuple[RunRecord, str]:
-        command = [sys.executable, "-m", "tp_harness", *words, "--out", str(tmp_path)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-        folder = Path(ended.stdout.splitlines()[-1]).parent
-        return read_run(folder), ended.stdout
-
-    whole, output = run(shlex.split("verify --component mlp --component rmsnorm --tp 1,2 --seed 3"))
-    assert output.splitlines()[-1] == str(whole.folder / "report.html")
-    assert {path.name for path in whole.folder.iterdir()} >= {*PAGES, "run.json"}
-    assert (whole.folder / "junit.xml").read_text() == PAGES["junit.xml"](whole, ())
-    row = next(each for each in whole.results if (each.component, each.tp, each.dtype) == ("mlp", 2, "float32"))
-    [again] = run(shlex.split(view.command(whole, row))[1:])[0].results
-    assert (again.title, again.gates, again.worst) == (row.title, row.gates, row.worst)
-
-
-def test_a_verdict_stands_without_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from rich.console import Console
-
-    from tp_harness import report
-
-    def fail(_record: RunRecord) -> list[Path]:
-        raise UsageError("cannot write report.html: No space left on device; run.json is whole.")
-
-    monkeypatch.setattr(report, "write_pages", fail)
-    verify._leave_pages(run_of("clean"), Console())
-    assert "run.json is whole" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browser import Chromium, Opened, chromium, lacking
-from test_report import page_of, run_of
+from report_pages import page_of, run_of
 
 from tp_harness.report import html
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -55,8 +54,16 @@ class Chart:
     unit: str = ""
 
     def drawable(self, value: float) -> bool:
-        """Whether a value has a place: it is finite, and not 0 on an axis that does not hold it."""
-        return math.isfinite(value) and (self.from_zero or value > 0)
+        """Whether a value has a place: it is finite, and not 0 on an axis that does not hold it.
+
+        Nor so near to either that the axis would end there: floats end at 1e308 and 5e-324.
+        """
+        return abs(value) < 1e300 and (self.from_zero or value > 1e-300)
+
+    @property
+    def drawn_lines(self) -> tuple[Line, ...]:
+        """Those that have a place: a limit may be infinite."""
+        return tuple(line for line in self.lines if self.drawable(line.value))
 
 
 def accuracy_charts(record: RunRecord) -> list[Chart]:

@@ -55,7 +55,7 @@ def _lines(chart: Chart) -> list[dict[str, Any]]:
             "colour": "limit",
             "hovertemplate": "%{fullData.name}<extra></extra>",
         }
-        for line in chart.lines
+        for line in chart.drawn_lines
     ]
 
 

@@ -27,7 +27,7 @@ def svg(chart: Chart) -> str:
     low, high = span(chart)
     y = _scale(low, high, log=chart.log)
     listed = [series for series in chart.series if series.listed]
-    rows = math.ceil((len(listed) + len(chart.lines)) / 3)
+    rows = math.ceil((len(listed) + len(chart.drawn_lines)) / 3)
     body = _stacks(chart, y) if chart.kind == "stack" else "".join(_line(chart, s, y) for s in chart.series)
     return (
         f'<svg class="static" role="img" viewBox="0 0 {WIDTH} {HEIGHT + rows * LEGEND_ROW}" '
@@ -60,9 +60,9 @@ def span(chart: Chart) -> tuple[float, float]:
     if chart.kind == "stack":
         columns = zip(*(series.values for series in chart.series), strict=True)
         values = [sum(v or 0 for v in column) for column in columns]
-    values += [line.value for line in chart.lines]
+    values += [line.value for line in chart.drawn_lines]
+    values = values or [1.0]
     if chart.log:
-        values = values or [1.0]
         return 10.0 ** math.floor(math.log10(min(values))), 10.0 ** math.ceil(math.log10(max(values) * 1.01))
     top = max([*values, 1e-12])
     if chart.from_zero:
@@ -156,13 +156,13 @@ def _stacks(chart: Chart, y: Scale) -> str:
 
 
 def _lines(chart: Chart, y: Scale) -> str:
-    return "".join(f'<path class="limit" d="M{LEFT},{y(line.value):.1f}h{PLOT_WIDTH}"/>' for line in chart.lines)
+    return "".join(f'<path class="limit" d="M{LEFT},{y(line.value):.1f}h{PLOT_WIDTH}"/>' for line in chart.drawn_lines)
 
 
 def _legend(chart: Chart, listed: Sequence[Series]) -> str:
     bar = " bar" if chart.kind == "stack" else ""
     entries = [(f"s{s.colour % 8}{bar}", f'<path class="mark" d="{_shape(s)}"/>', s.name) for s in listed]
-    entries += [("", '<path class="limit" d="M-9,0h18"/>', line.name) for line in chart.lines]
+    entries += [("", '<path class="limit" d="M-9,0h18"/>', line.name) for line in chart.drawn_lines]
     parts = []
     for number, (style, mark, name) in enumerate(entries):
         place = f"translate({LEFT + number % 3 * LEGEND_COLUMN},{HEIGHT + number // 3 * LEGEND_ROW + 8})"
