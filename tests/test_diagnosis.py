@@ -194,6 +194,8 @@ MADE: dict[str, Made] = {
     "row 0 everywhere": Made(hooks("k_rope", lambda m, k: k[:1].expand_as(k))),
     "stale tokens": Made(hooks("reduced", lambda m, y: torch.cat((y[:, :-1], y[:, -2:-1]), 1))),
     "zeros": Made(hooks("value", lambda m, v: v * (torch.arange(16) != 3))),
+    "tokens permuted": Made(hooks("reduced", lambda m, y: y[:, torch.randperm(24, generator=torch.Generator())])),
+    "features permuted": Made(hooks("q_rope", lambda m, q: q.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2))),
     "axes swapped": Made("axes-swapped-around-sum"),
 }
 # fmt: on
@@ -320,6 +322,13 @@ OWN: dict[str, tuple[Finish, set[str]]] = {
     "axes": (
         lambda m, part, bias: (m.group.all_reduce(part) + bias).transpose(0, 1).reshape(*part.shape),
         {"axes swapped"},
+    ),
+    "mean-and-bias": (lambda m, part, bias: m.group.all_reduce(part) / m.group.size + bias, {"divided by tp"}),
+    "twice-and-bias": (lambda m, part, bias: m.group.all_reduce(m.group.all_reduce(part)) + bias, {"times tp"}),
+    "rows-flipped": (lambda m, part, bias: (m.group.all_reduce(part) + bias).flip(0), {"tokens permuted"}),
+    "features-interleaved": (
+        lambda m, part, bias: (m.group.all_reduce(part) + bias).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
+        {"features permuted"},
     ),
     "nothing-known": (lambda m, part, bias: m.group.all_reduce(part) + bias.square(), set()),
 }

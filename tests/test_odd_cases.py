@@ -12,6 +12,7 @@ from tp_harness.backends import choose_backend
 from tp_harness.config import PRESETS
 from tp_harness.record import RunRecord, open_record
 from tp_harness.result import Result, Status
+from tp_harness.table import diagnosis_text
 
 CASES = '''
 import torch
@@ -78,6 +79,10 @@ class Random(Linear):
     def forward(self, x):
         return nn.functional.dropout(self.linear(x))
 
+class Half(Linear):
+    def forward(self, x):
+        return self.linear(x).half()
+
 def case(reference, sharded=None, inputs=lambda g: (torch.randn(4, 8, 12, generator=g),), **fields):
     return Case(name="odd", reference=reference, sharded=sharded or reference, inputs=inputs, **fields)
 
@@ -89,6 +94,7 @@ TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
 )
 WRITES, TOTAL, RANDOM = (case(module, replicated=True) for module in (Writes, Total, Random))
+HALF = case(Linear, Half, replicated=True)
 '''
 
 
@@ -126,6 +132,12 @@ def test_tying_what_the_reference_does_not_is_a_mismatch(cases: Path) -> None:
     found = results(cases, "TIED_BY_MISTAKE")
     assert {result.status for result in found} == {Status.MISMATCH}
     assert found[0].reason == "reassembly: rank 0 does not hold its shard of embedding.weight (Replicate())"
+
+
+def test_a_wrong_dtype_is_its_own_explanation(cases: Path) -> None:
+    for result in results(cases, "HALF"):
+        assert result.reason == f"output.0 of rank 0 is torch.float16, where torch.{result.dtype} was run"
+        assert diagnosis_text(result) == []
 
 
 def test_one_number_proves_little(cases: Path) -> None:

@@ -107,7 +107,7 @@ def diagnosis_text(result: Result) -> list[str]:
         tried = (
             f": none of {result.hypotheses} guesses at known mistakes gives these numbers" if result.hypotheses else ""
         )
-        return [f"no known cause{tried}"]
+        return [f"no known cause{tried}"] if result.status is Status.MISMATCH else []  # a wrong dtype says it all
     return [
         f"{'likely' if len(result.diagnosis) == 1 else 'possible'} cause: {cause.name}: {cause.sentence} "
         f"(accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "

@@ -8,11 +8,12 @@ from .blocks import BLOCKS
 from .common import COMMON
 from .experts import EXPERTS
 from .norm import NORM
+from .outputs import OUTPUTS
 from .signature import Guess, Signature, diagnose
 from .site import Site, UnavailableError, site_of
 from .sums import SUMS
 from .vocabulary import VOCABULARY
 
-SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *COMMON)
+SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *OUTPUTS, *COMMON)
 
 __all__ = ["SIGNATURES", "Guess", "Signature", "Site", "UnavailableError", "diagnose", "site_of"]

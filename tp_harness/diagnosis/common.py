@@ -1,11 +1,8 @@
-"""Signatures that need no tap: factors, biases, reductions and permutations, for any module.
-
-Where the summands of every rank are known (a tap `partial`), those of a reduction are in sums.py.
-"""
+"""Signatures that any tensor can show: factors, permutations, and values in the place of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -14,6 +11,8 @@ from ..placements import Replicate
 from ..taps import PER_EXPERT
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
+
+MOST_ROWS = 2048  # each is compared with each
 
 
 def scaled(site: Site) -> float:
@@ -41,70 +40,6 @@ def by_a_factor(site: Site) -> Iterator[Guess]:
         yield Guess(site.right * factor, f"{factor:.6g}")
 
 
-def biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
-    """Replicated vectors as long as a token is wide: what a module may add to its output."""
-    width = site.traced.expected.shape[-1]
-    for name, parameter in site.tapped.reference.named_parameters():
-        placement = site.evidence.case.plan.get(name, Replicate())
-        if parameter.shape == (width,) and isinstance(placement, Replicate):
-            yield name, parameter.detach().to(torch.float64)
-
-
-def bias_times_tp(site: Site) -> Iterator[Guess]:
-    """A replicated vector added by every rank before the reduction."""
-    for name, bias in _output_biases(site):
-        yield Guess(site.right + (site.tp - 1) * bias, name)
-
-
-def bias_dropped(site: Site) -> Iterator[Guess]:
-    """A replicated vector left out."""
-    for name, bias in _output_biases(site):
-        yield Guess(site.right - bias, name)
-
-
-def bias_divided_by_tp(site: Site) -> Iterator[Guess]:
-    """A share of a replicated vector, added once."""
-    for name, bias in _output_biases(site):
-        yield Guess(site.right - (1 - 1 / site.tp) * bias, name)
-
-
-def _output_biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from biases(site) if site.tp > 1 else ()
-
-
-def summands_left(site: Site) -> Iterator[Guess]:
-    """Ranks that differ, and whose outputs add up to the right one, but for what each of them added."""
-    classes = _classes(site)
-    if len(classes) == site.tp:
-        yield from _add_up(site, classes, "")
-
-
-def groups_left(site: Site) -> Iterator[Guess]:
-    """Groups of ranks that agree inside, and whose outputs add up to the right one."""
-    classes = _classes(site)
-    sizes = {len(ranks) for ranks in classes}
-    if 1 < len(classes) < site.tp and len(sizes) == 1:
-        yield from _add_up(site, classes, f"groups of {sizes.pop()} ranks, such as {classes[0]}")
-
-
-def _add_up(site: Site, classes: list[list[int]], detail: str) -> Iterator[Guess]:
-    total = torch.stack([site.traced.shards[ranks[0]].to(torch.float64) for ranks in classes]).sum(dim=0)
-    yield Guess(site.right, detail, seen=total)
-    for name, bias in biases(site):
-        value = site.right + (len(classes) - 1) * bias
-        yield Guess(value, f"{detail}; each has added {name}".lstrip("; "), seen=total)
-
-
-def _classes(site: Site) -> list[list[int]]:
-    """Ranks that hold the same bits of what all should hold."""
-    if not isinstance(site.traced.placement, Replicate) or site.leaf != "output":
-        raise UnavailableError
-    classes: dict[str, list[int]] = {}
-    for rank, shard in enumerate(site.traced.shards):
-        classes.setdefault(digest(shard), []).append(rank)
-    return list(classes.values())
-
-
 def permuted(site: Site) -> Iterator[Guess]:
     """Blocks of ranks in other places: every block seen is some rank's right block."""
     mapping = block_mapping(site)
@@ -116,6 +51,43 @@ def rank_0_everywhere(site: Site) -> Iterator[Guess]:
     """All ranks hold what rank 0 should."""
     if site.tp > 1:
         yield Guess(from_mapping(site, [0] * site.tp))
+
+
+def tokens_permuted(site: Site) -> Iterator[Guess]:
+    """Every token has another one's values."""
+    order = _order(site, lambda x: x.reshape(-1, site.right.shape[-1]))
+    yield Guess(site.right.reshape(len(order), -1)[order].reshape(site.right.shape), _listed(order))
+
+
+def features_permuted(site: Site) -> Iterator[Guess]:
+    """Every feature has another one's values."""
+    order = _order(site, lambda x: x.reshape(-1, site.right.shape[-1]).T)
+    yield Guess(site.right[..., order], _listed(order))
+
+
+def _order(site: Site, rows: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """For each row of what is seen the nearest right one, if that puts all of them in another order.
+
+    Raises:
+        UnavailableError: it does not, or they are too many to compare each with each.
+    """
+    if site.traced.summed or site.leaf in PER_EXPERT or site.right.ndim < 2 or not site.right.is_floating_point():
+        raise UnavailableError
+    seen, right = rows(site.traced.full.to(torch.float64)), rows(site.right)
+    if not 1 < len(right) <= MOST_ROWS:
+        raise UnavailableError
+    order = torch.cdist(seen, right, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+    own = torch.arange(len(right))
+    if torch.equal(order, own) or not torch.equal(order.sort().values, own):
+        raise UnavailableError
+    return order
+
+
+def _listed(order: torch.Tensor) -> str:
+    """The first places that moved."""
+    moved = (order != torch.arange(len(order))).nonzero()[:, 0].tolist()
+    words = ", ".join(f"{at} holds that of {int(order[at])}" for at in moved[:4])
+    return words + (", ..." if len(moved) > 4 else "")
 
 
 def axes_swapped(site: Site) -> Iterator[Guess]:
@@ -218,31 +190,6 @@ COMMON = (
         level=1,
     ),
     Signature(name="scaled", sentence="it is {detail} times what it should be", guess=by_a_factor, level=2),
-    Signature(
-        name="bias x tp",
-        sentence="{detail} is added by every rank before the reduction, {tp} times instead of once",
-        on=("output",),
-        guess=bias_times_tp,
-    ),
-    Signature(name="bias dropped", sentence="{detail} is not added", on=("output",), guess=bias_dropped),
-    Signature(
-        name="bias / tp",
-        sentence="{detail} is divided by {tp} and added once",
-        on=("output",),
-        guess=bias_divided_by_tp,
-    ),
-    Signature(
-        name="all-reduce missing",
-        sentence="the ranks' values add up to the right one: an all_reduce is missing {detail}",
-        on=("output",),
-        guess=summands_left,
-    ),
-    Signature(
-        name="reduced in subgroups",
-        sentence="the reduction ran inside {detail}; their values add up to the right one",
-        on=("output",),
-        guess=groups_left,
-    ),
     Signature(name="blocks permuted", sentence="the ranks' blocks are permuted: {detail}", guess=permuted, level=1),
     Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
     Signature(
@@ -255,5 +202,14 @@ COMMON = (
         level=1,
     ),
     Signature(name="zeros", sentence="features are 0 that should not be: {detail}", guess=zeros, level=2),
+    Signature(
+        name="tokens permuted", sentence="the tokens are in another order: {detail}", guess=tokens_permuted, level=2
+    ),
+    Signature(
+        name="features permuted",
+        sentence="the features are in another order: {detail}",
+        guess=features_permuted,
+        level=2,
+    ),
     Signature(name="axes swapped", sentence="batch and sequence are exchanged: {detail}", guess=axes_swapped, level=1),
 )

@@ -1,0 +1,132 @@
+"""Signatures of a module's output that need no tap: biases and reductions, as far as parameters tell.
+
+Where the summands of every rank are known (a tap `partial`), those of a reduction are in sums.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..placements import Replicate
+from ..rank import digest
+from .signature import Guess, Signature
+from .site import Site, UnavailableError
+
+
+def biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
+    """Replicated vectors as long as a token is wide: what a module may add to its output."""
+    width = site.traced.expected.shape[-1]
+    for name, parameter in site.tapped.reference.named_parameters():
+        placement = site.evidence.case.plan.get(name, Replicate())
+        if parameter.shape == (width,) and isinstance(placement, Replicate):
+            yield name, parameter.detach().to(torch.float64)
+
+
+def bias_times_tp(site: Site) -> Iterator[Guess]:
+    """A replicated vector added by every rank before the reduction."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right + (site.tp - 1) * bias, name)
+
+
+def bias_dropped(site: Site) -> Iterator[Guess]:
+    """A replicated vector left out."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right - bias, name)
+
+
+def bias_divided_by_tp(site: Site) -> Iterator[Guess]:
+    """A share of a replicated vector, added once."""
+    for name, bias in _output_biases(site):
+        yield Guess(site.right - (1 - 1 / site.tp) * bias, name)
+
+
+def _output_biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from biases(site) if site.tp > 1 else ()
+
+
+def mean_before_bias(site: Site) -> Iterator[Guess]:
+    """A mean where a sum was meant, and a replicated vector added after it."""
+    for name, bias in _output_biases(site):
+        yield Guess((site.right - bias) / site.tp + bias, name)
+
+
+def twice_before_bias(site: Site) -> Iterator[Guess]:
+    """A sum of sums, and a replicated vector added after it."""
+    for name, bias in _output_biases(site):
+        yield Guess((site.right - bias) * site.tp + bias, name)
+
+
+def summands_left(site: Site) -> Iterator[Guess]:
+    """Ranks that differ, and whose outputs add up to the right one, but for what each of them added."""
+    classes = _classes(site)
+    if len(classes) == site.tp:
+        yield from _add_up(site, classes, "")
+
+
+def groups_left(site: Site) -> Iterator[Guess]:
+    """Groups of ranks that agree inside, and whose outputs add up to the right one."""
+    classes = _classes(site)
+    sizes = {len(ranks) for ranks in classes}
+    if 1 < len(classes) < site.tp and len(sizes) == 1:
+        yield from _add_up(site, classes, f"groups of {sizes.pop()} ranks, such as {classes[0]}")
+
+
+def _add_up(site: Site, classes: list[list[int]], detail: str) -> Iterator[Guess]:
+    total = torch.stack([site.traced.shards[ranks[0]].to(torch.float64) for ranks in classes]).sum(dim=0)
+    yield Guess(site.right, detail, seen=total)
+    for name, bias in biases(site):
+        value = site.right + (len(classes) - 1) * bias
+        yield Guess(value, f"{detail}; each has added {name}", seen=total)
+
+
+def _classes(site: Site) -> list[list[int]]:
+    """Ranks that hold the same bits of what all should hold."""
+    if not isinstance(site.traced.placement, Replicate) or site.leaf != "output":
+        raise UnavailableError
+    classes: dict[str, list[int]] = {}
+    for rank, shard in enumerate(site.traced.shards):
+        classes.setdefault(digest(shard), []).append(rank)
+    return list(classes.values())
+
+
+OUTPUTS = (
+    Signature(
+        name="bias x tp",
+        sentence="{detail} is added by every rank before the reduction, {tp} times instead of once",
+        on=("output",),
+        guess=bias_times_tp,
+    ),
+    Signature(name="bias dropped", sentence="{detail} is not added", on=("output",), guess=bias_dropped),
+    Signature(
+        name="bias / tp",
+        sentence="{detail} is divided by {tp} and added once",
+        on=("output",),
+        guess=bias_divided_by_tp,
+    ),
+    Signature(
+        name="divided by tp",
+        sentence="before {detail} is added, it is divided by {tp}: a mean where a sum was meant",
+        on=("output",),
+        guess=mean_before_bias,
+    ),
+    Signature(
+        name="times tp",
+        sentence="before {detail} is added, it is {tp} times what it should be: reduced twice, or whole values summed",
+        on=("output",),
+        guess=twice_before_bias,
+    ),
+    Signature(
+        name="all-reduce missing",
+        sentence="the ranks' values add up to the right one, an all_reduce is missing{detail}",
+        on=("output",),
+        guess=summands_left,
+    ),
+    Signature(
+        name="reduced in subgroups",
+        sentence="the reduction ran inside {detail}; their values add up to the right one",
+        on=("output",),
+        guess=groups_left,
+    ),
+)
