@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..outputs import digest
 from ..placements import Replicate
 from ..taps import PER_EXPERT
 from .signature import Guess, Signature
