@@ -1,24 +1,16 @@
-"""The doctor: what it says to recorded machines, in which words, and that it is quick because it imports nothing."""
+"""The doctor: what it says to recorded machines, and in which words."""
 
 from __future__ import annotations
 
-import io
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from tp_harness.backends import BACKENDS
 from tp_harness.doctor.backends import backend_reasons
-from tp_harness.doctor.facts import Facts, read_facts
+from tp_harness.doctor.facts import Facts
 from tp_harness.doctor.findings import exit_code, filesystem_of, findings
 from tp_harness.doctor.packages import RELEASES, Package, is_stub, parse_dpkg_status, public_version
-from tp_harness.doctor.show import as_json, as_text
 from tp_harness.neuron_devices import Machine, NeuronDevice
 from tp_harness.neuron_ls import Holder
 
@@ -217,10 +209,8 @@ def test_the_older_release_is_known_and_wants_an_older_python() -> None:
             "this user may not open /dev/neuron15",
         ),
         (
-            with_devices(
-                HEALTHY, *DEVICES[:15], replace(DEVICES[15], holders=(Holder(pid=42, command="python a.py"),))
-            ),
-            "device 15 (cores 30-31) is held by process 42 (python a.py); a job on these cores fails",
+            with_devices(HEALTHY, *DEVICES[:13], *(replace(device, holders=(HOLDER,)) for device in DEVICES[13:])),
+            "process 42 (python a.py) holds the devices of cores 26-31; a job there may fail",
         ),
         (replace(HEALTHY, machine=replace(TRN1, notes=("neuron-ls failed: no",))), "neuron-ls failed: no."),
         (
@@ -278,39 +268,3 @@ def test_why_the_neuron_backend_cannot_run(facts: Facts, reason: str) -> None:
 def test_without_a_device_the_neuron_path_runs_where_torch_xla_is() -> None:
     facts = with_environment(with_packages(LAPTOP, packages(torch_xla="2.9.0")), PJRT_DEVICE="CPU")
     assert backend_reasons(facts)["neuron"] is None
-
-
-def test_the_doctor_and_the_backends_agree_about_this_machine() -> None:
-    reasons = backend_reasons(read_facts())
-    assert set(reasons) == {backend.name for backend in BACKENDS}
-    for backend in BACKENDS:
-        assert (reasons[backend.name] is None) == (backend.available() is None), backend.name
-
-
-def test_the_table_shows_versions_beside_the_pins() -> None:
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(as_text(HEALTHY, findings(HEALTHY)))
-    shown = console.export_text()
-    assert "trn1.32xlarge, 16 Neuron devices, 32 NeuronCores, 0 of them on devices in use, driver 2.29.0.0" in shown
-    assert "2.9.0.2.15.32035+ab12" in shown
-    assert "2.9.0.2.12.22436" in shown
-
-
-def test_json_is_complete_and_plain() -> None:
-    held = with_devices(HEALTHY, replace(DEVICES[0], holders=(HOLDER,)))
-    value = json.loads(json.dumps(as_json(held, findings(held))))
-    assert value["busy"] == {core: [{"pid": 42, "command": "python a.py"}] for core in ("0", "1")}
-    assert value["packages"]["neuronx-cc"]["sdk"] == ["2.31.1"]
-    assert value["backends"]["neuron"] == "available"
-    assert (value["exit_code"], value["pins"]["2.28.1"]["nki"]) == (0, ["0.2.0"])
-
-
-def test_the_command_imports_neither_torch_nor_torch_xla(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom tp_harness.cli import main\ncode = main(['doctor', '--json'])\n"
-        "print(code, sorted({'torch', 'torch_xla', 'numpy'} & set(sys.modules)), file=sys.stderr)"
-    )
-    environment = {"PATH": "/usr/bin:/bin", "XLA_USE_BF16": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stderr == "1 []\n"
-    assert json.loads(done.stdout)["findings"][0]["level"] == "danger"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..compile_cache import cache_root
+from ..cores import names
 from ..errors import UsageError
-from ..neuron_env import core_range, dangers, is_on, visible_cores
+from ..neuron_env import dangers, is_on, visible_cores
 from .facts import Facts
 from .packages import NEURON_PACKAGES, RELEASES, Package, public_version, version_numbers
 
@@ -99,13 +100,13 @@ def _cores(facts: Facts) -> Iterator[Finding]:
                 level="warning",
                 text=f"this user may not open /dev/{device.file}: join its group, or change the container's devices.",
             )
-        for holder in device.holders:
-            cores = core_range(device.cores[0], len(device.cores))
-            yield Finding(
-                level="warning",
-                text=f"device {device.index} (cores {cores}) is held by process {holder.pid} ({holder.command}); "
-                "a job on these cores fails with 'NeuronCore(s) not available' until it ends.",
-            )
+    for holder in dict.fromkeys(holder for device in machine.devices for holder in device.holders):
+        cores = names(tuple(core for core, holders in sorted(machine.busy.items()) if holder in holders))
+        yield Finding(
+            level="warning",
+            text=f"process {holder.pid} ({holder.command}) holds the devices of cores {cores}; a job there may fail "
+            "with 'NeuronCore(s) not available' until it ends.",
+        )
     yield from _visible(facts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -76,14 +77,14 @@ def _backends(facts: Facts) -> Table:
 
 
 def _versions(facts: Facts) -> Table:
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for header in ("package", "installed", *(f"SDK {release.name}" for release in RELEASES)):
-        table.add_column(header, no_wrap=header in ("package", "installed"), overflow="fold")
-    table.add_row("Python", facts.python, *(", ".join(release.python) for release in RELEASES))
+        table.add_column(header, no_wrap=header == "package", overflow="fold")
+    table.add_row("Python", facts.python, *(f"{release.python[0]} to {release.python[-1]}" for release in RELEASES))
     installed = dict(facts.packages) | dict(facts.system_packages or {})
     for name in (*PYTHON_PACKAGES, *SYSTEM_PACKAGES):
         pins = [release.versions.get(name, ()) for release in RELEASES]
-        table.add_row(name, _installed(installed.get(name)), *(escape(", ".join(pin)) or "-" for pin in pins))
+        table.add_row(name, _installed(installed.get(name)), *(escape("\n".join(pin)) or "-" for pin in pins))
     return table
 
 
@@ -91,5 +92,5 @@ def _installed(package: Package | None) -> Text:
     if package is None:
         return Text("-", style="dim")
     if package.stub:
-        return Text(f"{package.version} (a placeholder, no code)", style="yellow")
+        return Text(f"{package.version} (placeholder)", style="yellow")
     return Text(package.version, style="green" if package.releases else "")
