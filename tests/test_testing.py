@@ -73,6 +73,18 @@ class Odd(nn.Module):
         return x
 
 
+class Tied(nn.Module):
+    """Two names for one parameter, which a safetensors file cannot hold as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.down.weight = self.up.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x))
+
+
 class RaisesOnRankOne(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if dist.get_rank() == 1:
@@ -116,6 +128,14 @@ def test_checkpoint_is_seeded_and_reused(tmp_path: Path) -> None:
     torch.save({"weight": torch.eye(8)}, first)
     with build_module(Row, [(X,)], tp_degree=2, checkpoint_path=str(first)) as module:
         validate_accuracy(module, [(X,)], expected_outputs=[X])
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_tied_parameters(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"tied.{suffix}"
+    with build_module(Tied, [(X,)], checkpoint_path=str(path)) as module:
+        weight = load_checkpoint(path)["up.weight"]
+        validate_accuracy(module, [(X,)], cpu_callable=lambda x: x @ weight.T @ weight.T)
 
 
 def test_functions_and_tuples_of_outputs() -> None:

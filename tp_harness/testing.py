@@ -212,7 +212,7 @@ def _save_full(
     module = module_cls(**kwargs)
     state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     if suffix == ".safetensors":
-        save_file(state, path)
+        save_file({name: tensor.clone() for name, tensor in state.items()}, path)  # it refuses tied tensors
     else:
         torch.save(state, path)
     return module

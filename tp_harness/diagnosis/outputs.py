@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..outputs import digest
 from ..placements import Replicate
-from ..rank import digest
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 
