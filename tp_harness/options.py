@@ -27,7 +27,7 @@ KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
 TIMEOUT = 300.0  # seconds
-SECONDS_PER_WEIGHT = 1.5e-7  # measured with 32 ranks on two cores: 7e-8 in both dtypes
+SECONDS_PER_WEIGHT = 1e-7  # and forward, in all dtypes; measured with 32 ranks on two busy cores: 2e-8
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
 
@@ -138,7 +138,7 @@ def resolve(options: Options) -> Resolved:
         checkpoint=str(options.checkpoint or ""),
         case=options.case or "",
         out=str(options.out),
-        timeout=options.timeout or _timeout(model, depth, targets),
+        timeout=options.timeout or _timeout(model, depth, targets, options.repeats),
         repeats=options.repeats,
         fault=options.fault,
         fault_control=options.fault_control,
@@ -168,11 +168,12 @@ def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ..
         raise UsageError(f"--depth is {options.depth}, but only the transformer has one; add --component transformer.")
 
 
-def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...]) -> float:
+def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
     """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes where cores are few."""
     layers = depth if any(name == "transformer" for name, _ in targets) else 1
     weights = layers * 3 * model.num_experts * model.hidden_size * model.intermediate_size
-    return TIMEOUT + round(SECONDS_PER_WEIGHT * weights)
+    forwards = 3 + repeats if repeats else 1
+    return TIMEOUT + round(SECONDS_PER_WEIGHT * weights * forwards)
 
 
 def _check_layers(options: Options, model: ModelConfig) -> None:

@@ -28,7 +28,7 @@ def replication(rows: Sequence[CostRow], degrees: Iterable[int]) -> Table:
         line = {cost.tp: f"{ratio(scale.flops)} / {ratio(scale.weights)}" for cost, scale in by_degree}
         cells.setdefault((component, layer), {}).update(line)
     return (
-        ("component", "layer", *(f"tp {tp}: FLOPs / weights" for tp in degrees)),
+        ("component", "layer", *(f"tp {tp}" for tp in degrees)),
         [(component, str(layer), *(line.get(tp, "-") for tp in degrees)) for (component, layer), line in cells.items()],
     )
 
@@ -84,6 +84,8 @@ def counted_and_warm(rows: Sequence[CostRow]) -> str:
         return "Nothing was timed: a first call only builds the program. `--repeats 5` times it and counts FLOPs."
     if all(cost.warm for cost in timed):
         number = min(cost.timed for cost in timed)
+        if number == 1:
+            return "Times are those of one forward after a warm-up: what they scatter by is not known."
         return f"Times are medians (p10-p90) of {number} forwards after a warm-up."
     return (
         "Times are those of the one forward that was judged, cold: they hold its first allocations. "

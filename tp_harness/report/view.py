@@ -220,7 +220,8 @@ def subject(record: RunRecord) -> str:
     name = f"case {options['case']}" if options.get("case") else f"model {options.get('model_name', 'unknown')}"
     sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
     draws = max((result.draws for result in record.results), default=0)
-    return ", ".join(part for part in (name, sizes, f"{draws} draw{'s' if draws != 1 else ''}") if part)
+    parts = dict.fromkeys(result.label for result in record.results if result.extent)
+    return ", ".join(part for part in (name, *parts, sizes, f"{draws} draw{'s' if draws != 1 else ''}") if part)
 
 
 def started(record: RunRecord) -> str:

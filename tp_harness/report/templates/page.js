@@ -22,7 +22,7 @@
         plot_bgcolor: "rgba(0,0,0,0)",
         font: plain,
         hoverlabel: { bgcolor: colour("ground"), bordercolor: colour("rule"), font: plain },
-        legend: { orientation: "h", y: -0.2, yanchor: "top" },
+        legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
         margin: { t: 10, r: 12, b: 40, l: 56 },
         modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("ink") },
         dragmode: narrow.matches ? false : "zoom",
