@@ -79,6 +79,15 @@ class Random(Linear):
     def forward(self, x):
         return nn.functional.dropout(self.linear(x))
 
+class Remembers(Linear):
+    """Right at first; then every sum is of one call more."""
+
+    def forward(self, x):
+        self.linear.bias += 0.001 * (current_group().size > 1)
+        self.linear.bias -= 0.001 * (current_group().size > 1 and not hasattr(self, "called"))
+        self.called = True
+        return self.linear(x)
+
 class Half(Linear):
     def forward(self, x):
         return self.linear(x).half()
@@ -94,7 +103,7 @@ TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
 )
 WRITES, TOTAL, RANDOM = (case(module, replicated=True) for module in (Writes, Total, Random))
-HALF = case(Linear, Half, replicated=True)
+HALF, REMEMBERS = (case(Linear, module, replicated=True) for module in (Half, Remembers))
 '''
 
 
@@ -126,6 +135,14 @@ def test_a_right_one_passes(cases: Path, name: str) -> None:
     found = results(cases, name, repeats=1)
     assert [result.reason for result in found if result.status is not Status.PASS] == []
     assert len(found) == 4
+
+
+def test_what_changes_from_call_to_call_shows_when_forwards_are_repeated(cases: Path) -> None:
+    assert {result.status for result in results(cases, "REMEMBERS")} == {Status.PASS}
+    for result in results(cases, "REMEMBERS", repeats=2):
+        assert result.status is (Status.PASS if result.tp == 1 else Status.MISMATCH)
+        assert [check.passed for check in result.checks if check.name == "repeat"] == [result.tp == 1]
+        assert result.tp == 1 or "repeat: output.0 of rank 0 has other bits when it is run again" in result.reason
 
 
 def test_tying_what_the_reference_does_not_is_a_mismatch(cases: Path) -> None:

@@ -26,7 +26,7 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     odd = [rank for rank, value in hashes.items() if value != hashes[0]]
     calls = {rank: output.collectives(evidence.dtype) for rank, output in evidence.ranks.items()}
     planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)
-    return (
+    checks = (
         reassembly_check(evidence),
         Check(name="replicas", passed=not drifts, detail=replicas),
         verdict.schedule_check(planned, calls),
@@ -36,6 +36,18 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
             detail=f"ranks {odd} read another job" if odd else "one job on all ranks",
         ),
     )
+    return (*checks, *repeat_checks(evidence))
+
+
+def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
+    """Where forwards were repeated: the last one gave the bits of the one that is judged."""
+    changed = {rank: output.facts[evidence.dtype].get("changed") for rank, output in evidence.ranks.items()}
+    if any(outputs is None for outputs in changed.values()):
+        return ()
+    other = [f"output.{i} of rank {rank}" for rank, outputs in changed.items() for i in outputs]
+    kept = "has other bits when it is run again: the module keeps something from call to call, or draws random numbers"
+    detail = f"{other[0]} {kept}" if other else "run again, every rank gave the same bits"
+    return (Check(name="repeat", passed=not other, detail=detail),)
 
 
 def reassembly_check(evidence: Evidence) -> Check:

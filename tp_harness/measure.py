@@ -47,13 +47,17 @@ class Stopwatch:
         self.calls.append(calls)
         return outputs, calls
 
-    def repeat(self, forward: Callable[[], tuple[Any, tuple[Collective, ...]]], repeats: int) -> None:
-        """Time `repeats` more forwards, each begun by all ranks together; what was timed before was the warm-up."""
-        if repeats:
-            self.wall_s, self.cpu_s, self.calls = [], [], []
+    def repeat(self, forward: Callable[[], tuple[T, tuple[Collective, ...]]], repeats: int) -> T:
+        """Time `repeats` more forwards, each begun by all ranks together; what was timed before was the warm-up.
+
+        Returns:
+            The outputs of the last one.
+        """
+        self.wall_s, self.cpu_s, self.calls = [], [], []
         for _ in range(repeats):
             self.group.meet()
-            self.time(forward)
+            outputs, _calls = self.time(forward)
+        return outputs
 
     def forwards(self, *, warm: bool, eager: bool = True) -> Forwards:
         """What was timed, in seconds; see `Device.eager` for what cannot be."""

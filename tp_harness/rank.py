@@ -95,11 +95,14 @@ def _run(
         return _record_calls(case, group, call)
 
     calls: tuple[Collective, ...] = ()
+    first: list[str] = []  # the outputs that are judged
 
     def locked() -> dict[str, torch.Tensor]:
         nonlocal calls
         with tapping(module, case.taps if job.taps else ()) as taps, routing(module, case.routing, locks) as record:
             outputs, calls = watch.time(forward)
+        if job.repeats and device.eager:
+            first.extend(map(digest, outputs))
         tapped = {tap_key(dtype, name): tensor.contiguous() for name, tensor in taps.items()}
         return _named(f"{dtype}.locked", outputs, record) | tapped
 
@@ -112,11 +115,12 @@ def _run(
     if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
         tensors |= device.run(unlocked)[0]
     tensors, aside = put_aside(job.output_path(task, group.rank), tensors)
-    flops = None
+    flops, changed = None, None
     if job.repeats:
         with routing(module, case.routing, locks):
             device.warm_up(forward)
-            watch.repeat(lambda: device.finish(forward()), job.repeats)
+            again = watch.repeat(lambda: device.finish(forward()), job.repeats)
+            changed = [i for i, x in enumerate(again[: len(first)]) if digest(x) != first[i]]
             flops = count_flops(forward) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
     return tensors, {
         "aside": aside,
@@ -124,6 +128,7 @@ def _run(
         "collectives": to_json(watch.timed(calls)),
         "forwards": to_json(watch.forwards(warm=job.repeats > 0, eager=device.eager)),
         "flops": flops,
+        "changed": changed,
         "begin_bytes": memory.begin_bytes,
         "peak_bytes": memory.peak_bytes(),
         "program": program,
