@@ -52,6 +52,22 @@ def test_a_look_alike_is_not(line: str) -> None:
     assert recognise(line) == ()
 
 
+def test_an_ordinary_log_has_none() -> None:
+    text = (Path(__file__).parent / "recorded" / "clean_log.txt").read_text()
+    assert len(text.splitlines()) > 20
+    assert recognise(text) == ()
+    assert advice({rank: text for rank in range(8)}, hung=True) == ""
+    held = next(line for name, line, _ in RECORDED if name == "core in use")
+    assert [found.symptom.name for found in recognise(f"{text}{held}\n{text}")] == ["core in use"]
+
+
+def test_that_something_failed_is_said_only_where_nothing_says_what() -> None:
+    general = "ERROR NRT:nrt_init Failed to initialize devices, error:1"
+    assert [found.symptom.name for found in recognise(general)] == ["runtime did not start"]
+    assert [found.symptom.name for found in recognise(f"Could not open the nd0\n{general}")] == ["no such device"]
+    assert "the device computed a NaN" in advice({0: "Failed to execute the model status=1003 message=N"}, hung=False)
+
+
 def test_every_symptom_has_a_recorded_line_and_a_whole_sentence() -> None:
     assert {row[0] for row in RECORDED} == {symptom.name for symptom in SYMPTOMS}
     for symptom in SYMPTOMS:

@@ -24,12 +24,14 @@ class Symptom:
         pattern: searched for in a log; its named groups fill the sentence.
         sentence: what happened, and the remedy.
         fatal: False for what a run usually survives; it explains a timeout and nothing else.
+        general: says no more than that something failed: told only where nothing else is.
     """
 
     name: str
     pattern: str
     sentence: str
     fatal: bool = True
+    general: bool = False
 
 
 SYMPTOMS = (
@@ -38,6 +40,24 @@ SYMPTOMS = (
         pattern=r"NeuronCore\(s\) not available - Requested:(?P<asked>\S+) Available:\d+",
         sentence="NeuronCore {asked} is held by another process: end it (`tp-harness doctor` names it), or choose "
         "other cores with NEURON_RT_VISIBLE_CORES",
+    ),
+    Symptom(
+        name="core busy",
+        pattern=r"NRT_EXEC_NC_BUSY|\bstatus(?:_code)?=1005\b",
+        sentence="a NeuronCore is in use by another process or program: end it (`tp-harness doctor` names it), or "
+        "choose other cores with NEURON_RT_VISIBLE_CORES",
+    ),
+    Symptom(
+        name="too few cores",
+        pattern=r"NRT_LOAD_NOT_ENOUGH_NC|Could not find VNC id",
+        sentence="the program needs more NeuronCores than this process has: NEURON_RT_VISIBLE_CORES names too few, or "
+        "others hold them (`tp-harness doctor`)",
+    ),
+    Symptom(
+        name="cores and ranks differ",
+        pattern=r"LOCAL_WORLD_SIZE \(torchrun\).*?value of (?P<ranks>\d+) is not equal to count (?P<cores>\d+)",
+        sentence="NEURON_RT_VISIBLE_CORES names {cores} cores for {ranks} ranks: unset it, as whoever starts the ranks "
+        "sets it for them",
     ),
     Symptom(
         name="no such device",
@@ -52,13 +72,15 @@ SYMPTOMS = (
     ),
     Symptom(
         name="driver too old",
-        pattern=r"This runtime requires Neuron Driver version|is not compatible with the installed aws-neuron\S*-dkms",
+        pattern=r"This runtime requires Neuron Driver version|is not compatible with the installed aws-neuron\S*-dkms"
+        r"|failed programming the engine",
         sentence="the driver and the runtime do not fit: install the aws-neuronx-dkms of the runtime's SDK and reload "
         "it (`sudo rmmod neuron; sudo modprobe neuron`)",
     ),
     Symptom(
         name="device left running",
-        pattern=r"One or more engines are running\. Please restart device|Failed to end timestamp sync programs",
+        pattern=r"One or more engines are running\. Please restart device|Failed to end timestamp sync programs"
+        r"|Timestamp program stop timeout",
         sentence="an earlier process left the device running: `sudo rmmod neuron; sudo modprobe neuron`",
     ),
     Symptom(
@@ -137,7 +159,8 @@ SYMPTOMS = (
     ),
     Symptom(
         name="old compiler",
-        pattern=r"Attempting to load an incompatible model|NEFF version mismatch",
+        pattern=r"Attempting to load an incompatible model|NEFF version mismatch|NRT_UNSUPPORTED_NEFF_VERSION"
+        r"|Unsupported hardware operator code \d+ found in neff",
         sentence="the compiler and the runtime are of different SDKs: install both from one (`tp-harness doctor`)",
     ),
     Symptom(
@@ -152,25 +175,59 @@ SYMPTOMS = (
     ),
     Symptom(
         name="execution timeout",
-        pattern=r"\(FATAL-RT-UNDEFINED-STATE\) (?:execution|inference) timeout \((?P<ms>\d+) ms\) on (?P<where>[^,]+)",
+        pattern=r"(?:\(FATAL-RT-UNDEFINED-STATE\)|\[ND \d+\]\[NC \d+\]) (?:execution|inference) timeout "
+        r"\((?P<ms>\d+) ms\) on (?P<where>[^,]+)(?!.*DGE notifications)",
         sentence="a program did not end within {ms} ms on {where}: set NEURON_RT_EXEC_TIMEOUT (seconds) higher; if it "
         "stays, a rank is missing from a collective",
     ),
     Symptom(
         name="hang in a collective",
-        pattern=r"suspected hang in collectives operation (?P<number>\d+) out of (?P<of>\d+)|\bstatus(?:_code)?=1200\b",
+        pattern=r"suspected hang in collectives operation (?P<number>\d+) out of (?P<of>\d+)"
+        r"|NRT_EXEC_HW_ERR_COLLECTIVES|\bstatus(?:_code)?=1200\b",
         sentence="ranks hang in a collective: compare the recorded schedules (`--backend xla` does before anything "
         "runs); if they agree, look for a hardware error in the other ranks' logs",
     ),
     Symptom(
         name="hardware error",
-        pattern=r"Uncorrectable (?:HBM|SRAM) memory error|NEURON_HW_ERR=|DMA [TR]X engine \d+ is in an abort state",
+        pattern=r"Uncorrectable (?:HBM |SRAM )?memory error|NEURON_HW_ERR=|DMA [TR]X engine \d+ is in an abort state"
+        r"|NRT_EXEC_HW_ERR_(?!COLLECTIVES)\w+|\bstatus(?:_code)?=120[1235]\b",
         sentence="the hardware reports an error that cannot be corrected: stop and start the instance, or replace it",
     ),
     Symptom(
         name="notification queue overflow",
-        pattern=r"NRT_EXEC_SW_NQ_OVERFLOW|\bstatus(?:_code)?=1204\b",
+        pattern=r"NRT_EXEC_SW_NQ_OVERFLOW|\bstatus(?:_code)?=1204\b|potentially caused by DGE notifications",
         sentence="the runtime's notification queue ran over: set NEURON_RT_ENABLE_DGE_NOTIFICATIONS=0",
+    ),
+    Symptom(
+        name="out of bounds",
+        pattern=r"due to out-of-bound access|NRT_EXEC_OOB|\bstatus(?:_code)?=1006\b",
+        sentence="a program read or wrote out of bounds: look for token ids, positions or expert numbers beyond their "
+        "table; NEURON_RT_DBG_DUMP_INPUTS_ON_ERR=1006 keeps the inputs",
+    ),
+    Symptom(
+        name="host out of memory",
+        pattern=r"NRT_FAIL_HOST_MEM_ALLOC",
+        sentence="the host ran out of memory, as 32 compilers at once can make it: fill the compile cache with one "
+        "component at a time (--component), then run all",
+    ),
+    Symptom(
+        name="device lost",
+        pattern=r"NRT_EXEC_UNIT_UNRECOVERABLE|\bstatus(?:_code)?=101\b",
+        sentence="a NeuronCore cannot recover: run again in new processes; if it stays, `sudo rmmod neuron; sudo "
+        "modprobe neuron`, then stop and start the instance",
+    ),
+    Symptom(
+        name="runtime did not start",
+        pattern=r"nrt_init failed|Failed to initialize devices, error:",
+        sentence="the Neuron runtime did not start, and its log says no known cause: see which process holds the cores "
+        "(`tp-harness doctor`), else `sudo rmmod neuron; sudo modprobe neuron`",
+        general=True,
+    ),
+    Symptom(
+        name="program failed",
+        pattern=r"Failed to execute the model status=(?P<status>\d+)",
+        sentence="a program failed on the device with NRT status {status}, which AWS's page on nrt_status explains",
+        general=True,
     ),
     Symptom(
         name="old C library",
@@ -198,14 +255,15 @@ class Recognised:
 
 
 def recognise(text: str) -> tuple[Recognised, ...]:
-    """The symptoms in a log, each once, in the order in which they appeared."""
+    """The symptoms in a log, each once, in the order in which they appeared; a general one only if it is alone."""
     found = []
     for symptom in SYMPTOMS:
         match = re.search(symptom.pattern, text)
         if match:
             sentence = symptom.sentence.format_map(match.groupdict())
             found.append(Recognised(symptom=symptom, sentence=sentence, position=match.start()))
-    return tuple(sorted(found, key=lambda recognised: recognised.position))
+    specific = [recognised for recognised in found if not recognised.symptom.general]
+    return tuple(sorted(specific or found, key=lambda recognised: recognised.position))
 
 
 def advice(logs: Mapping[int, str], *, hung: bool) -> str:
