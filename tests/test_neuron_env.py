@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tp_harness.errors import UsageError
 from tp_harness.neuron_env import (
+    BASE_PORT,
     DANGERS,
     TRN1_CORES,
     compiler_flags,
@@ -109,6 +110,12 @@ def test_what_would_falsify_a_verdict_is_refused(user: dict[str, str], first: in
 def test_more_ranks_than_the_instance_has_cores_are_refused() -> None:
     with pytest.raises(UsageError, match="tp_degree 8 needs 8 NeuronCores; this machine has 2"):
         neuron_environment({}, first_core=0, degree=8, cores=2)
+
+
+def test_its_ports_are_none_that_linux_gives_away() -> None:
+    """Of an ephemeral port another connection may be the owner: ranks then hang before their first collective."""
+    linux_default = range(32768, 61000)  # net.ipv4.ip_local_port_range
+    assert not {BASE_PORT + core for core in range(TRN1_CORES)} & set(linux_default)
 
 
 @pytest.mark.parametrize("port", [1000, 65535])
