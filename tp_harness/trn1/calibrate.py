@@ -57,6 +57,17 @@ def fit_prefill(rows: Sequence[PublishedRow] = ROWS) -> tuple[float, float]:
     return 1 / inverse, score
 
 
+def prefill_with_start() -> tuple[float, list[float]]:
+    """Seconds per prompt, whatever its length, if such a term were fitted too; and each row's error with it."""
+    works = [_work(row, prefill(1, row.prompt)) for row in ROWS]
+    columns = [[work.flops / CORE_FLOPS.value, work.scores, 1.0] for work in works]
+    measured, known = [row.ttft_ms * 1e-3 for row in ROWS], [_streaming_and_link(work) for work in works]
+    fitted = _least_squares(columns, measured, known)
+    times = [sum(x * f for x, f in zip(row, fitted, strict=True)) for row in columns]
+    errors = [(time + k) / m - 1 for time, k, m in zip(times, known, measured, strict=True)]
+    return fitted[2], errors
+
+
 def decode_fit() -> tuple[FitRow, ...]:
     """Every published row's time per token against the model's."""
     return tuple(
