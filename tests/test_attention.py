@@ -1,10 +1,9 @@
 """The attention block against its reference, the way users of build_module write it."""
 
-import pytest
 from test_utils import (
-    DEGREES,
     _get_ref_config,
     _make_tiny_inference_config,
+    at_every_degree,
     check_forward,
     hidden_states,
     position_ids,
@@ -15,7 +14,7 @@ from tp_harness.reference.gpt_oss import AttentionBlock
 from tp_harness.modules import NeuronGPTOSSAttentionBlock
 
 
-@pytest.mark.parametrize("tp_degree", DEGREES)
+@at_every_degree
 def test_attention_forward_matches_reference(tp_degree: int) -> None:
     config = _make_tiny_inference_config(tp_degree=tp_degree)
     for layer_idx in (0, 1):  # with and without the sliding window

@@ -1,10 +1,9 @@
 """The expert block against its reference."""
 
-import pytest
 from test_utils import (
-    DEGREES,
     _get_ref_config,
     _make_tiny_inference_config,
+    at_every_degree,
     check_forward,
     hidden_states,
     run_as_script,
@@ -14,7 +13,7 @@ from tp_harness.reference.gpt_oss import MLPBlock
 from tp_harness.modules import NeuronGPTOSSMLPBlock
 
 
-@pytest.mark.parametrize("tp_degree", DEGREES)
+@at_every_degree
 def test_mlp_forward_matches_reference(tp_degree: int) -> None:
     config = _make_tiny_inference_config(tp_degree=tp_degree)
     reference = MLPBlock(_get_ref_config(config=config)).float()

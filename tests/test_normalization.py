@@ -1,13 +1,12 @@
 """RMSNorm against its reference."""
 
-import pytest
-from test_utils import DEGREES, _make_tiny_inference_config, check_forward, hidden_states, run_as_script
+from test_utils import _make_tiny_inference_config, at_every_degree, check_forward, hidden_states, run_as_script
 from tp_harness.reference.gpt_oss import RMSNorm
 
 from tp_harness.modules import NeuronGPTOSSRMSNorm
 
 
-@pytest.mark.parametrize("tp_degree", DEGREES)
+@at_every_degree
 def test_normalization_forward_matches_reference(tp_degree: int) -> None:
     config = _make_tiny_inference_config(tp_degree=tp_degree, torch_dtype="bfloat16")
     check_forward(NeuronGPTOSSRMSNorm, config, RMSNorm(config.hidden_size), (hidden_states(config),))

@@ -277,6 +277,13 @@ def test_every_build_has_a_process_and_cores_of_its_own(monkeypatch: pytest.Monk
     assert nxd_build.build(order(dry_run=True), environment) is None
 
 
+def test_in_a_test_that_holds_too_few_cores_the_mark_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nxd_build, "require_installed", lambda: None)
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "3")
+    with pytest.raises(UsageError, match=r"tp 8 needs 8 NeuronCores .* @pytest.mark.tp\(8\) gives a test its cores"):
+        nxd_build.build_environment(8)
+
+
 def test_a_module_that_calls_torch_distributed_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_order: nxd_build.Order) -> nn.Module:
         dist.get_world_size()

@@ -180,8 +180,11 @@ def test_small(record_property):
 @pytest.mark.tp(32)
 def test_large(neuron_cores):
     assert neuron_cores.env["NEURON_RT_VISIBLE_CORES"] == "0-31"
-    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "0"
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "0-31", "what it starts, as build_module does, has the test's cores"
     open("pids", "a").write(f" {os.getpid()}")
+
+def test_unmarked():
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "0"
 """
 
 
@@ -199,7 +202,7 @@ def test_a_small_test_gives_its_core_back_for(
     project.fake_neuron(monkeypatch, cores=32)
     project.tests(MIXED + beside)
     project.run_apart("-p", "fake_neuron", "--neuron-wait", "30", "-k", chosen).assert_outcomes(
-        passed=2, deselected=int(bool(chosen))
+        passed=3, deselected=int(bool(chosen))
     )
     child, parent, core, worker = (project.path / "pids").read_text().split()
     assert (parent, core) == (worker, "0") and child != worker
@@ -225,7 +228,7 @@ def test_a_device_opened_where_it_must_not_be_stops_the_run(
     project.fake_neuron(monkeypatch, cores=32)
     project.tests(MIXED + test + "\ndef test_never(): pass")
     result = project.run_apart("-p", "fake_neuron", "--neuron-wait", "30")
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=4)
     assert text in said(result) and result.ret == pytest.ExitCode.TESTS_FAILED
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_utils import DEGREES, _make_tiny_inference_config, position_ids, run_as_script
+from test_utils import _make_tiny_inference_config, at_every_degree, position_ids, run_as_script
 from tp_harness.reference.gpt_oss import RotaryEmbedding
 
 from tp_harness.modules import NeuronGPTOSSRotaryEmbedding
 from tp_harness.testing import build_module, validate_accuracy
 
 
-@pytest.mark.parametrize("tp_degree", DEGREES)
+@at_every_degree
 def test_rope_forward_matches_reference(tp_degree: int) -> None:
     config = _make_tiny_inference_config(tp_degree=tp_degree)
     generator = torch.Generator().manual_seed(0)

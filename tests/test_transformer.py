@@ -1,11 +1,10 @@
 """The whole model, and one layer of it, against their references."""
 
-import pytest
 import torch
 from test_utils import (
-    DEGREES,
     _get_ref_config,
     _make_tiny_inference_config,
+    at_every_degree,
     check_forward,
     hidden_states,
     position_ids,
@@ -16,7 +15,7 @@ from tp_harness.reference.gpt_oss import Transformer, TransformerBlock
 from tp_harness.modules import NeuronGPTOSSTransformer, NeuronGPTOSSTransformerBlock
 
 
-@pytest.mark.parametrize("tp_degree", DEGREES)
+@at_every_degree
 def test_transformer_forward_matches_reference(tp_degree: int) -> None:
     config = _make_tiny_inference_config(tp_degree=tp_degree)
     block = TransformerBlock(_get_ref_config(config=config), layer_idx=0).float()

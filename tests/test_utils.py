@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ from torch import nn
 from tp_harness.reference import gpt_oss
 
 from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
+from tp_harness.neuron_devices import on_neuron
 from tp_harness.testing import build_module, load_checkpoint, validate_accuracy
 
 DEGREES = (1, 2, 8, 32)
+# On NeuronCores a test holds those that its ranks run on; elsewhere ranks are processes, and none waits for another.
+at_every_degree = pytest.mark.tp(*DEGREES) if on_neuron(os.environ) else pytest.mark.parametrize("tp_degree", DEGREES)
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
 

@@ -112,7 +112,12 @@ def build_environment(tp_degree: int) -> dict[str, str]:
             "NeuronCores, or set PJRT_DEVICE=CPU to build on gloo ranks."
         )
     require_installed()
-    job = job_environment(os.environ, read_machine(), tp_degree, option="tp_degree")
+    try:
+        job = job_environment(os.environ, read_machine(), tp_degree, option="tp_degree")
+    except UsageError as error:
+        if "PYTEST_CURRENT_TEST" not in os.environ:
+            raise
+        raise UsageError(f"{error} Under pytest, @pytest.mark.tp({tp_degree}) gives a test its cores.") from None
     return {name: job[name] for name in _TAKEN}
 
 

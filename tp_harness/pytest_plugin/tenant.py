@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,7 @@ class Tenant:
         """Call a NeuronCore our own, before any test module can import torch_xla; returns a line that says so."""
         self._core = self.pool.settle()
         environment = block_environment(self._user, self._core, 1, self._settings)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
+        _become(environment)
         return (
             f"tp-harness: {len(self._settings.cores)} NeuronCores; this process uses core {self._core} "
             "(-p no:tp_harness leaves the devices alone)"
@@ -94,6 +93,20 @@ class Tenant:
         acquired = lease.acquired if self._kept is None else time.monotonic()
         Properties(item.user_properties).acquired(lease.first, acquired, lease.waited)
 
+    @contextmanager
+    def surroundings(self, item: pytest.Item) -> Iterator[None]:
+        """While a larger test is called: the environment of a job on its cores, as for build_module's processes."""
+        block = item.stash.get(_BLOCK, None)
+        if not self._settings.neuron or block is None or block.count == 1:
+            yield
+            return
+        before = dict(os.environ)
+        _become(block.env)
+        try:
+            yield
+        finally:
+            _become(before)
+
     def release(self, item: pytest.Item) -> None:
         """Give the block back, unless this process has opened a device and so keeps it; a second call is idle."""
         lease = item.stash.get(_LEASE, None)
@@ -120,8 +133,7 @@ class Tenant:
     def close(self) -> None:
         """Close the locks; a process that opened a device keeps its own until it ends."""
         if self._core is not None:
-            os.environ.clear()
-            os.environ.update(self._user)
+            _become(self._user)
         if self._pool is not None and self._kept is None:
             self._pool.close()
 
@@ -148,6 +160,13 @@ def group_of(item: pytest.Item, missing: str) -> TpGroup:
         title=item.nodeid,
         report=Properties(item.user_properties),
     )
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    """Make it this process's own."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _holds_device() -> bool:

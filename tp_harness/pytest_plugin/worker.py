@@ -98,6 +98,14 @@ class Worker:
         call_in_child(pyfuncitem, block_of(pyfuncitem, "").env)
         return True
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Let what a test starts have the test's cores."""
+        if self._tenant is None:
+            return (yield)
+        with self._tenant.surroundings(item):
+            return (yield)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Give the cores back in time for the report of this phase to say when."""
