@@ -150,6 +150,16 @@ def test_float32_limits(baseline: float, reduction: int, limit: float) -> None:
     assert [gate.metric for gate in (whole, token, block)] == ["rel_L2 of y", "worst token of y", "worst block of y"]
 
 
+def test_the_ceiling_rises_with_layers_from_the_third_on() -> None:
+    def limit(layers: int, baseline: float = 1e-3) -> float:
+        return verdict.float32_gates("y", NO_ERROR, errors(baseline), 96, layers)[0].limit
+
+    assert limit(1) == limit(2) == 1e-5
+    assert limit(24) == pytest.approx(math.sqrt(12) * 1e-5)
+    clean, weakest = 7.2e-6, 1e-3  # of gpt-oss-20b with 24 layers; of all but the weakest faults in one layer
+    assert clean < limit(24, clean) / 2 and limit(24, clean) < weakest / 40
+
+
 @pytest.mark.parametrize("place", ["rel_l2", "token", "block"])
 def test_float32_gates_pass_at_their_limit_and_fail_above(place: str) -> None:
     position = ("rel_l2", "token", "block").index(place)

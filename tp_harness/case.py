@@ -49,6 +49,7 @@ class Case:
         input_placements: the placement of each input; those left out are replicated.
         collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
             recorded schedules are only compared with each other.
+        depth: how many layers follow one another, for the ceiling of the float32 limit.
         reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
         routing: names of the submodules with taps `router_logits` and `chosen` ("" is the module itself).
         taps: intermediate tensors worth comparing after a mismatch, in order of execution: the name of a submodule
@@ -74,6 +75,7 @@ class Case:
     input_placements: tuple[Placement, ...] = ()
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     reduction: int = 0
+    depth: int = 1
     routing: tuple[str, ...] = ()
     taps: Mapping[str, Placement] = field(default_factory=dict)
     replicated: bool = False
@@ -115,7 +117,7 @@ def _check_fields(case: Case) -> None:
     for name, kind in (("name", str), ("prefix", str), ("plan", Mapping), ("taps", Mapping), ("routing", tuple)):
         if not isinstance(getattr(case, name), kind):
             raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
-    for name in ("reduction", "layer"):
+    for name in ("reduction", "layer", "depth"):
         if not isinstance(getattr(case, name), int) or getattr(case, name) < 0:
             raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a whole number is needed.")
     placed = {"output": case.outputs, "input_placements": case.input_placements}

@@ -192,6 +192,7 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
         taps=NeuronGPTOSSTransformer.taps(config),
         collectives=collectives,
         routing=tuple(f"block.{i}.mlp" for i in range(layers)),
+        depth=layers,
     )
 
 

@@ -23,7 +23,7 @@ def limits(
     """
     actual, base = (compare.distance(x, oracle, evidence.tp) for x in (full, baseline))
     if evidence.dtype == "float32":
-        return verdict.float32_gates(name, actual, base, evidence.reduction)
+        return verdict.float32_gates(name, actual, base, evidence.reduction, evidence.case.depth)
     planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)  # only what was meant is allowed for
     calls = evidence.ranks[0].collectives(evidence.dtype) if planned is None else planned
     return (verdict.bfloat16_gate(name, actual, base, verdict.reduced_in_16_bits(calls)),)
