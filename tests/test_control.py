@@ -10,10 +10,14 @@ from command import Harness
 from ladder import options
 
 from tp_harness import control
+from tp_harness.bench import open_bench
 from tp_harness.control import candidates, control_dtype
 from tp_harness.faults import find_fault
+from tp_harness.job import Task
+from tp_harness.judge import judge
 from tp_harness.options import COMPONENT_NAMES, Options, resolve
 from tp_harness.record import read_run
+from tp_harness.trial import rejections
 
 # Nothing is rejected any more: every gate is open and every check passes.
 ACCEPTS_ALL = """
@@ -96,6 +100,58 @@ def test_a_fault_that_changes_nothing_is_no_control(harness: Harness) -> None:
     given += ["--backend", "gloo"]
     assert harness.code(*given, patch=patch) == 0
     assert [c["fault"] for c in harness.record()["controls"]] == ["part-dropped"]
+
+
+# The first fault tried is one that does nothing.
+INERT_FIRST = """
+from dataclasses import replace
+from tp_harness import control, faults
+fit = control.candidates
+nothing = replace(faults.find_fault("alpha-1"), name="nothing", apply=lambda case: case)
+faults.BY_NAME["nothing"] = nothing
+control.candidates = lambda options, tp: [nothing, *fit(options, tp)]
+"""
+
+
+def test_among_experts_a_fault_is_put_in_on_the_first_tokens(harness: Harness) -> None:
+    given = ["--component", "mlp", "--tp", "2", "--draws", "1", "--dtype", "float32", "--backend", "local"]
+    assert harness.code(*given) == 0
+    [found] = harness.record()["controls"]
+    assert (found["tokens"], found["rejected"]) == (control.TOKENS["mlp"], True)
+    harness.out = harness.out / "short"
+    assert harness.code(*given, "--seq", "3") == 0
+    assert [c["tokens"] for c in harness.record()["controls"]] == [0]
+
+
+def test_first_tokens_are_run_without_the_fault_too_if_it_is_not_rejected(harness: Harness) -> None:
+    """What they give is compared bit for bit: the fault did nothing, and is no control."""
+    given = ["--component", "mlp", "--tp", "2", "--draws", "1", "--dtype", "float32", "--backend", "local"]
+    assert harness.code(*given, patch=INERT_FIRST) == 0
+    [found] = harness.record()["controls"]
+    assert found["fault"] != "nothing"
+    assert found["rejected"]
+    logs = Path(harness.record()["results"][0]["log_dir"]).parent
+    assert sorted(path.name for path in logs.iterdir()) == ["tp2", "tp2-start1", "tp2-start2"]
+    harness.out = harness.out / "accepting"
+    assert harness.code(*given, patch=ACCEPTS_ALL) == 4
+    [result] = harness.record()["results"]
+    assert result["status"] == "VOID"
+    assert "in float32 on the first 4 tokens of each row, was not rejected: accepted" in result["reason"]
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_first_tokens_alone_are_right_without_a_fault_and_wrong_with_one(tp: int) -> None:
+    """For every fault that may be drawn, so that no sound run is taken back."""
+    run, tokens = options(targets=(("mlp", 0),), degrees=(tp,)), control.TOKENS["mlp"]
+    faults = ["", *(fault.name for fault in candidates(run, tp))]
+    assert len(faults) > 10
+    with open_bench(run) as bench:
+        for fault in faults:
+            task = Task(component="mlp", layer=0, draw=0, fault=fault, dtype="float32", tokens=tokens)
+            job = bench.job(task, tp)
+            result = judge(bench.evidence(job, "float32", bench.run(job)), bench.blank(task, tp, "float32"))
+            assert result.gates[0].metric == "rel_L2 of output.0"
+            assert bool(set(rejections(result)) - {"reassembly"}) == bool(fault), (fault, result.reason)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])

@@ -85,7 +85,7 @@ class Bench:
             case=job.subject.case(task, dtype=dtype, tp=job.tp),
             tp=job.tp,
             dtype=dtype,
-            expectation=self.material.expectations[task.clean],
+            expectation=self.material.expectation(task),
             ranks=ranks,
             checkpoint=self.material.checkpoints[task.draw],
         )

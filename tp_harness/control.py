@@ -4,6 +4,9 @@ A verdict that accepts what is wrong proves nothing, so if the fault passes, so 
 fault is drawn at random (by the run's seed) from those that are active there. One that turns out to change no bit of
 this run, as a bias does that is zero in a user's checkpoint, is no control; another is drawn then.
 
+Faults among experts are put in on the first tokens of each row alone, which no other token has a part in. If one is not
+rejected, the same tokens are run without it as well, to see whether it changed anything.
+
 Not covered: with `--kernels nki` only faults in what ranks load, because kernels pass by what the others change.
 """
 
@@ -26,6 +29,7 @@ from .record import RunRecord
 from .result import Control, Result, Status
 from .trial import rejections
 
+TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of them
 DRAWN = 3  # faults at most, until one ends with a verdict
 
 
@@ -88,21 +92,24 @@ class ControlRun:
         return (*beside, self.target, *(target for target in own if target not in beside))
 
     def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
-        """Remember what ranks left, to tell whether a fault changed anything; faults are put into the first draw."""
+        """Remember what ranks left with the fault and without it, to tell whether it changed anything."""
         if task.fault:
             self._digest = _digest(ranks, self.dtype)
-        elif self.target is not None and task.draw == 0:
-            self._clean[task] = _digest(ranks, self.dtype)
+        elif self.target is not None and _twin(task) == _twin(self.target.tasks[-1]):
+            self._clean[_twin(task)] = _digest(ranks, self.dtype)
 
     def settle(self, result: Result) -> None:
         """The verdict on the fault."""
         assert self.target is not None
-        (task,) = self.target.tasks
-        if self._digest == self._clean.get(task.clean):
-            self._draw()
-            return
+        task, clean = self.target.tasks[-1], self._clean.get(_twin(self.target.tasks[-1]))
         # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
-        self._record(task, result.seed, bool(set(rejections(result)) - {"reassembly"}), result.reason)
+        rejected = bool(set(rejections(result)) - {"reassembly"})
+        if self._digest == clean:
+            self._draw()
+        elif clean is None and not rejected:
+            self.target = replace(self.target, tasks=(replace(task, fault=""), task))
+        else:
+            self._record(task, result.seed, rejected, result.reason)
 
     def fail(self, outcome: LaunchOutcome) -> None:
         """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
@@ -110,7 +117,7 @@ class ControlRun:
         If they do so nowhere, the degree has no verdict: its ranks crash, hang or go missing.
         """
         assert self.target is not None
-        task = self.target.tasks[0]
+        task = self.target.tasks[-1]
         passed = {("case" if self.options.case else r.component, r.layer) for _, r in self._passed()}
         self._left = [fault for fault in self._left if (fault.component, fault.layer) in passed]
         self._draw()
@@ -134,6 +141,7 @@ class ControlRun:
     def _verdict(self, control: Control) -> str:
         """What a control that was not rejected says about a result that passed."""
         fault = f"fault {control.fault}, put into {control.component} layer {control.layer} in {control.dtype}"
+        fault += f" on the first {control.tokens} tokens of each row" if control.tokens else ""
         if self._failure:  # the ranks' status, and not VOID: nothing that is wrong was accepted
             return f"passed, but no control could run, so it proves nothing: {fault}: {control.reason}"
         return f"the control passed: {fault}, was not rejected: {control.reason}"
@@ -147,7 +155,9 @@ class ControlRun:
         if self._left and self._draws:
             self._draws -= 1
             fault = self._left.pop(0)
-            task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
+            task = Task(component=fault.component, layer=fault.layer, draw=0)
+            tokens = TOKENS.get(fault.component, 0)
+            task = replace(task, fault=fault.name, dtype=self.dtype, tokens=tokens if tokens < self.options.seq else 0)
             self.target = Target(name=fault.component, layer=fault.layer, tasks=(task,))
 
     def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
@@ -158,6 +168,7 @@ class ControlRun:
                 component=task.component,
                 layer=task.layer,
                 dtype=self.dtype,
+                tokens=task.tokens,
                 seed=seed,
                 rejected=rejected,
                 reason=reason,
@@ -165,6 +176,11 @@ class ControlRun:
         )
         self.record.save()
         self.target, self._left = None, []
+
+
+def _twin(task: Task) -> Task:
+    """What two tasks share that differ in the fault and in the dtypes they are run in."""
+    return replace(task, fault="", dtype="")
 
 
 def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:

@@ -21,6 +21,7 @@ class Task:
     """One component at one layer with one draw of weights and inputs, in one dtype or ("") all of the job's.
 
     `fault` names the mistake that ranks put into it; nobody else looks at it, so that it is judged as if it were none.
+    `tokens` is how many of each row's tokens it is run on, the first ones, or 0 for all.
     """
 
     component: str
@@ -28,16 +29,18 @@ class Task:
     draw: int
     fault: str = ""
     dtype: str = ""
+    tokens: int = 0
 
     @property
     def key(self) -> str:
         """Names the task's files."""
-        return self.clean.key + f".{self.fault}" if self.fault else f"{self.component}.{self.layer}.d{self.draw}"
+        excerpt = f".t{self.tokens}" if self.tokens else ""
+        return f"{self.component}.{self.layer}.d{self.draw}{excerpt}" + (f".{self.fault}" if self.fault else "")
 
     @property
     def clean(self) -> Task:
-        """The task without its fault, in every dtype: what it is compared with."""
-        return dataclasses.replace(self, fault="", dtype="")
+        """The task without its fault, in every dtype, on all tokens: what it is compared with."""
+        return Task(component=self.component, layer=self.layer, draw=self.draw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +63,17 @@ class Subject:
         model = self.model
         if self.extent(task.component):
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
-        config = InferenceConfig.of(model, self.neuron_config(dtype=dtype, tp=tp))
+        config = InferenceConfig.of(model, self.neuron_config(dtype=dtype, tp=tp, tokens=task.tokens))
         return component_case(task.component, config, task.layer)
 
     def extent(self, component: str) -> str:
         """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""
         return f"{self.depth} of {self.model.num_hidden_layers} layers" if self.depth and component == WHOLE else ""
 
-    def neuron_config(self, *, dtype: str, tp: int) -> NeuronConfig:
-        """How the model is used in one run."""
-        return NeuronConfig(batch_size=self.batch_size, seq_len=self.seq_len, torch_dtype=dtype, tp_degree=tp)
+    def neuron_config(self, *, dtype: str, tp: int, tokens: int = 0) -> NeuronConfig:
+        """How the model is used in one run, or on the first tokens of one."""
+        seq_len = tokens or self.seq_len
+        return NeuronConfig(batch_size=self.batch_size, seq_len=seq_len, torch_dtype=dtype, tp_degree=tp)
 
 
 @dataclass(frozen=True, kw_only=True)

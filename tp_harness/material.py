@@ -68,6 +68,11 @@ class Material:
             unlocked=tp == min(self.options.degrees, key=_after_one),
         )
 
+    def expectation(self, task: Task) -> Expectation:
+        """What a task must give."""
+        whole = self.expectations[task.clean]
+        return whole.first(task.tokens, self.options.batch) if task.tokens else whole
+
     def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:
         """The same tasks once more, with the intermediate tensors written down."""
         return replace(self.job(tp, ()), tasks=tasks, unlocked=False, taps=True, repeats=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from .case import Case, Tensors
 from .errors import UsageError
+from .excerpt import of_flat, of_rows
 from .job import Job, Task
 from .rank import as_tuple
 from .sampling import generator
@@ -26,6 +27,13 @@ class Run:
     outputs: Tensors
     routing: Mapping[str, torch.Tensor]
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def first(self, tokens: int, batch: int) -> Run:
+        """What a run on the first tokens of each row gives, where tokens do not see later ones; taps stay behind."""
+        return Run(
+            outputs=tuple(of_rows(output, tokens) for output in self.outputs),
+            routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,14 @@ class Expectation:
     def baselines(self) -> Mapping[str, Run]:
         """By dtype. Computed at the first use: the ranks need the oracle's routing to start, and not these."""
         return self.run_baselines()
+
+    def first(self, tokens: int, batch: int) -> Expectation:
+        """Of the first tokens of each row."""
+        return replace(
+            self,
+            oracle=self.oracle.first(tokens, batch),
+            run_baselines=lambda: {dtype: run.first(tokens, batch) for dtype, run in self.baselines.items()},
+        )
 
 
 def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:

@@ -16,6 +16,7 @@ from torch import nn
 
 from .case import Case, Tensors
 from .device import Device, GraphFinding
+from .excerpt import of_flat, of_rows
 from .faults import injected
 from .group import Group, use_group
 from .job import Job, Task, read_job
@@ -81,6 +82,8 @@ def _run(
     memory, watch = PeakMemory(), Stopwatch(group, group.cpu_seconds)
     case = injected(task.fault, job.subject.case(task, dtype=dtype, tp=group.size))
     full_inputs, locks = read_inputs(job.inputs_path(task))
+    full_inputs = tuple(of_rows(x, task.tokens) for x in full_inputs)
+    locks = {name: of_flat(lock, task.tokens, job.subject.batch_size) for name, lock in locks.items()}
     inputs = tuple(map(device.put, shard_inputs(case, full_inputs, getattr(torch, dtype), group)))
     locks = {name: device.put(lock) for name, lock in locks.items()}
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)

@@ -27,8 +27,7 @@ class Status(str, Enum):
     SKIPPED = "SKIPPED"
 
 
-# What each status means for the process: a run that is incomplete (3) says so before a mismatch (1), and a
-# mismatch before a void (4).
+# What each status means for the process: an incomplete run (3) says so before a mismatch (1), a mismatch before a void.
 _EXIT_CODES = (
     (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
     (1, {Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
@@ -226,7 +225,7 @@ class RankRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A fault that was put in at one degree and had to be rejected, and what the verdict on it was."""
+    """A fault put in at one degree, on the first `tokens` of each row (0: all); it had to be rejected."""
 
     tp: int
     fault: str
@@ -236,6 +235,7 @@ class Control:
     seed: int
     rejected: bool
     reason: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

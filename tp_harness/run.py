@@ -75,7 +75,7 @@ class DegreeRun:
     def run(self) -> None:
         """Add one result per target and dtype to the record."""
         pending = tuple(t for t in self.material.targets if self.todo.dtypes((t.name, t.layer), self.tp))
-        pending = self._with_control(pending) if pending or self.todo.lacks_control(self.tp) else ()
+        pending = self.control.of(pending) if pending or self.todo.lacks_control(self.tp) else ()
         while pending:
             self.log_dir = self._new_log_dir()
             job = self.material.job(self.tp, pending)
@@ -99,12 +99,6 @@ class DegreeRun:
             pending = self.control.of(pending[failed:])
         self.control.conclude()
         self._explain()
-
-    def _with_control(self, pending: tuple[Target, ...]) -> tuple[Target, ...]:
-        """And the control; beside it the target that its fault is in, resumed or not: what is inert shows by it."""
-        control = self.control.target
-        own = (t for t in self.material.targets if control and (t.name, t.layer) == (control.name, control.layer))
-        return self.control.of((*pending, *(target for target in own if target not in pending)))
 
     def _new_log_dir(self) -> Path:
         """tp8, and for further starts tp8-start1 and so on; never one that holds logs."""
@@ -138,7 +132,7 @@ class DegreeRun:
                 return done, outcome
             drawn = [self._judge(job, task) for task in target.tasks]
             if target is self.control.target:
-                self.control.settle(drawn[0][0])
+                self.control.settle(drawn[-1][0])
             else:
                 self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
         assert outcome is not None  # the last target waited for it
@@ -158,7 +152,7 @@ class DegreeRun:
             case=job.subject.case(task, dtype=dtype, tp=self.tp),
             tp=self.tp,
             dtype=dtype,
-            expectation=self.material.expectations[task.clean],
+            expectation=self.material.expectation(task),
             ranks=ranks,
             checkpoint=self.material.checkpoints[task.draw],
         )
