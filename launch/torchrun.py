@@ -26,10 +26,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from .outcome import Death, LaunchOutcome, Report, RunRecord, explain, rank_log, report_path
-from .stacks import collect_stacks
+from .outcome import LaunchOutcome, RunRecord, explain
+from .progress import Progress
 
 AGENT = "tp_harness.launch.torchrun_agent"
 _PATIENCE = 10.0  # seconds for killed processes to be gone
@@ -41,14 +40,13 @@ class TorchrunRanks:
 
     def __init__(self, record: RunRecord, folder: Path) -> None:
         self.record = record
+        self._progress = Progress(record)
         self._folder = folder
         self._status = folder / "status"
         os.mkfifo(self._status)
         # Read and write: so that it neither waits for a first rank nor ends with the last one.
         self._status_fd = os.open(self._status, os.O_RDWR | os.O_NONBLOCK)
-        self._unread = b""
-        self._begin = self._step_at = time.monotonic()
-        self._connected_at: float | None = None
+        self._begin = time.monotonic()
         self._outcome: LaunchOutcome | None = None
         self._agent: subprocess.Popen[bytes] | None = None
 
@@ -120,8 +118,8 @@ class TorchrunRanks:
             self._read_events()  # after the poll, so that none of an ended run is missed
             if ended:
                 self._end()
-            elif time.monotonic() > self._deadline():
-                self.record.ending = "timeout" if self.record.started else "start timeout"
+            elif (end := self._progress.deadline(self._begin)) is not None and time.monotonic() > end:
+                self._progress.expire()
                 self._end()
         return self._outcome
 
@@ -133,57 +131,21 @@ class TorchrunRanks:
         assert self._outcome is not None
         return self._outcome
 
-    def _deadline(self) -> float:
-        if self._connected_at is None:
-            return self._begin + self.record.start_timeout
-        return self._step_at + (self.record.timeout or float("inf"))
-
     def _read_events(self) -> None:
         with suppress(BlockingIOError):
             while data := os.read(self._status_fd, 65536):
-                self._unread += data
-        *lines, self._unread = self._unread.split(b"\n")
-        for line in lines:
-            self._note(json.loads(line))
-
-    def _note(self, event: dict[str, Any]) -> None:
-        record = self.record
-        match event["event"]:
-            case "alive":
-                record.pids[event["rank"]] = event["pid"]
-            case "connected":
-                record.connected.add(event["rank"])
-                if record.started:
-                    self._connected_at = self._step_at = time.monotonic()
-            case "step":
-                common = record.common_steps
-                record.steps.setdefault(event["rank"], []).append(event["name"])
-                if record.common_steps > common:
-                    self._step_at = time.monotonic()
-            case "returned":
-                record.returned.add(event["rank"])
-            case "died":
-                record.deaths[event["rank"]] = Death(alive_ns=time.monotonic_ns(), exit_code=event["exit_code"])
-            case "result":
-                record.succeeded, record.agent_error = event["succeeded"], event.get("error")
+                self._progress.read(data)
 
     def _end(self) -> None:
-        record = self.record
-        if record.ending in ("timeout", "start timeout"):
-            pids = {rank: pid for rank, pid in record.pids.items() if rank not in record.returned}
-            record.stacks = collect_stacks(pids, {rank: rank_log(record.log_dir, rank) for rank in pids})
         self._kill()
         self._read_events()
         os.close(self._status_fd)
-        for rank in range(record.size):
-            path = report_path(self._folder, rank)
-            if path.exists():
-                record.reports[rank] = Report(**json.loads(path.read_text()))
+        self._progress.read_reports(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
         now = time.monotonic()
-        start_seconds = (self._connected_at or now) - self._begin
+        start_seconds = (self._progress.connected_at or now) - self._begin
         self._outcome = explain(
-            record, retries=0, start_seconds=round(start_seconds, 4), seconds=round(now - self._begin, 4)
+            self.record, retries=0, start_seconds=round(start_seconds, 4), seconds=round(now - self._begin, 4)
         )
 
     def _kill(self) -> None:

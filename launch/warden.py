@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .outcome import Death, Report, RunRecord, explain, rank_log, report_path
+from .outcome import RunRecord, explain
 from .process import Gate, adopt_orphans, fork_child, kill_family
-from .stacks import collect_stacks, size_of
+from .progress import Progress
+from .stacks import size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +61,17 @@ class Attempt:
             timeout=request.timeout,
             start_timeout=request.start_timeout,
         )
-        self.connected_at: float | None = None
-        self._step_at = 0.0  # when the last step that all have begun was
         self._request = request
         # Always a new folder: a store file left by a run that was killed would confuse this one.
         self._folder = Path(tempfile.mkdtemp(prefix="launch-", dir=request.work_dir))
-        self._unread = b""
         self._open = True  # the status pipe has writers
-        self._over = False  # the agent has reported its result, and its ranks have ended
         self._status, status_fd = os.pipe()
         self._start_gate, self._end_gate = Gate(), Gate()
+        self.progress = Progress(
+            self.record,
+            all_connected=lambda: self._start_gate.open(request.size),
+            all_returned=lambda: self._end_gate.open(request.size),
+        )
         self._agent = fork_child(partial(self._be_agent, entry, os.getpid(), status_fd))
         os.close(status_fd)
 
@@ -98,12 +100,12 @@ class Attempt:
         Args:
             stop: the run is stopped when the other end of this socket is closed.
         """
-        start_end = time.monotonic() + self._request.start_timeout
+        begin = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             selector.register(stop, selectors.EVENT_READ)
-            while self._open and not self._over and self.record.ending == "ended":
-                end = self._end_time(start_end)
+            while self._open and not self.progress.over and self.record.ending == "ended":
+                end = self.progress.deadline(begin)
                 left = None if end is None else end - time.monotonic()
                 ready = {key.fd for key, _ in selector.select(left)}
                 if self._status in ready:
@@ -111,64 +113,21 @@ class Attempt:
                 elif stop.fileno() in ready:  # nothing but its end can arrive
                     self.record.ending = "stopped"
                 elif end is not None and time.monotonic() >= end:
-                    self.record.ending = "timeout" if self.record.started else "start timeout"
+                    self.progress.expire()
         self._finish()
-
-    def _end_time(self, start_end: float) -> float | None:
-        if self.connected_at is None:
-            return start_end
-        return None if self._request.timeout is None else self._step_at + self._request.timeout
 
     def _read_events(self) -> None:
         data = os.read(self._status, 65536)
         self._open = bool(data)
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        for line in lines:
-            self._note(json.loads(line))
-
-    def _note(self, event: dict[str, Any]) -> None:
-        record = self.record
-        if record.ending != "ended" and event["event"] != "result":
-            return  # what happens while we already end it changes nothing; above all it opens no gate
-        match event["event"]:
-            case "alive":
-                record.pids[event["rank"]] = event["pid"]
-            case "connected":
-                record.connected.add(event["rank"])
-                if record.started:
-                    self.connected_at = self._step_at = time.monotonic()
-                    self._start_gate.open(record.size)
-            case "step":
-                common = record.common_steps
-                record.steps.setdefault(event["rank"], []).append(event["name"])
-                if record.common_steps > common:
-                    self._step_at = time.monotonic()
-            case "returned":
-                record.returned.add(event["rank"])
-                if len(record.returned) == record.size:
-                    self._end_gate.open(record.size)
-            case "died":
-                record.deaths[event["rank"]] = Death(alive_ns=event["alive_ns"], exit_code=event["exit_code"])
-            case "result":
-                record.succeeded, record.agent_error = event["succeeded"], event.get("error")
-                self._over = True
+        self.progress.read(data)
 
     def _finish(self) -> None:
-        if self.record.ending in ("timeout", "start timeout"):
-            self._show_stacks()
         kill_family(self._agent, self._all_gone)  # after success too: an entry may have left children
         os.close(self._status)
         self._start_gate.close()
         self._end_gate.close()
-        for rank in range(self.record.size):
-            path = report_path(self._folder, rank)
-            if path.exists():
-                self.record.reports[rank] = Report(**json.loads(path.read_text()))
+        self.progress.read_reports(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _show_stacks(self) -> None:
-        pids = {rank: pid for rank, pid in self.record.pids.items() if rank not in self.record.returned}
-        self.record.stacks = collect_stacks(pids, {rank: rank_log(self.record.log_dir, rank) for rank in pids})
 
     def _all_gone(self, seconds: float) -> bool:
         if not self._open:
@@ -206,7 +165,7 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
     outcome = explain(
         attempt.record,
         retries=retries,
-        start_seconds=round((attempt.connected_at or time.monotonic()) - begin, 4),
+        start_seconds=round((attempt.progress.connected_at or time.monotonic()) - begin, 4),
         seconds=round(time.monotonic() - begin, 4),
     )
     with suppress(BrokenPipeError, ConnectionResetError):  # perhaps nobody waits for it

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from warm import Program, server
 
 from tp_harness.components import component_case
 from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
@@ -20,7 +16,6 @@ from tp_harness.sampling import discriminating
 from tp_harness.weights import write_checkpoint
 
 PATIENCE = 120.0  # seconds until a test gives up; never the measure of a pass
-MARK = "TP_HARNESS_TEST"  # in the environment of a run's processes, which is how those left over are found
 
 # Runs the argument lists of argv[2] (JSON) one after the other; prints [[code, text on stderr], ...] at the end.
 # Shared memory is the private folder argv[1], because other runs of this machine use /dev/shm as well.
@@ -106,10 +101,9 @@ UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2,
 
 @dataclass
 class Harness:
-    """A private place to run in; every process of every run carries its mark."""
+    """A private place to run in, one run at a time."""
 
     home: Path
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         self.shm, self.tmp, self.out = (self.home / name for name in ("shm", "tmp", "out"))
@@ -118,18 +112,12 @@ class Harness:
         self.cases = self.home / "cases.py"
         self.cases.write_text(CASES)
 
-    def start(self, *argument_lists: list[str], patch: str = "") -> subprocess.Popen[str]:
+    def start(self, *argument_lists: list[str], patch: str = "") -> Program:
         out = ["--out", str(self.out)]
         lists = [["verify", *([] if "--resume" in given else out), *given] for given in argument_lists]
-        command = [sys.executable, "-c", DRIVER.format(patch=patch), str(self.shm), json.dumps(lists)]
-        environment = {"TMPDIR": str(self.tmp), "ASLEEP": str(self.home / "asleep"), MARK: self.mark}
-        return subprocess.Popen(
-            command,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        environment = {"TMPDIR": str(self.tmp), "ASLEEP": str(self.home / "asleep")}
+        driver = DRIVER.format(patch=patch)
+        return server().start(driver, str(self.shm), json.dumps(lists), environment=environment)
 
     def run(self, *argument_lists: list[str], patch: str = "") -> list[tuple[int, str]]:
         """Exit code and text on stderr of each; nothing may be left."""
@@ -153,15 +141,8 @@ class Harness:
         return [(r["component"], r["tp"], r["dtype"], r["status"]) for r in self.record()["results"]]
 
     def processes(self) -> list[int]:
-        """Ids of the live processes of this place's runs, however deep and in whatever session."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-            except (psutil.Error, OSError):  # gone, or another user's
-                continue
-        return found
+        """Ids of the live processes of runs, however deep and in whatever session."""
+        return server().processes()
 
     def nothing_is_left(self) -> None:
         assert not self.processes()

@@ -44,10 +44,10 @@ def separate(rank: int) -> None:
 
 
 def take_steps(rank: int) -> None:
-    for step in range(4):
+    for step in range(11):
         begin_step(f"step{step}")
         dist.barrier()
-        time.sleep(1.5)
+        time.sleep(0.4)
 
 
 def stay_in_a_step(rank: int) -> None:
@@ -110,9 +110,9 @@ def test_no_rank_is_blamed_when_all_wait(launcher: RankLauncher, tmp_path: Path)
 
 
 def test_each_step_has_the_timeout_for_itself(launcher: RankLauncher, tmp_path: Path) -> None:
-    ended = outcome(launcher, tmp_path, "take_steps", 5)
+    ended = outcome(launcher, tmp_path, "take_steps", 4)
     assert ended.ok, ended.message
-    assert ended.seconds > 5
+    assert ended.seconds > 4
 
 
 def test_the_step_that_hangs_is_named(launcher: RankLauncher, tmp_path: Path) -> None:
@@ -188,11 +188,12 @@ SIGSTOP = "os.kill(os.getpid(), signal.SIGSTOP)"
 def test_a_case_that_hangs_and_the_others_that_do_not(tmp_path: Path, hang: str) -> None:
     harness = Harness(tmp_path)
     components = [word for name in ("rmsnorm", "mlp", "unembedding") for word in ("--component", name)]
-    options = [*components, "--tp", "2", "--draws", "1", "--dtype", "float32", "--timeout", "10"]
+    # No control: it may be drawn for the MLP, and hang as well.
+    options = [*components, "--tp", "2", "--draws", "1", "--dtype", "float32", "--timeout", "6", "--no-fault-control"]
     assert harness.code(*options, patch=HANG.format(hang=hang)) == 3
     assert [r["status"] for r in harness.record()["results"]] == ["PASS", "TIMEOUT", "PASS"]
     result = harness.record()["results"][1]
-    assert result["reason"].startswith("the ranks did not finish mlp.0.d0 within 10 s: ranks 0, 1 of 2 were still")
+    assert result["reason"].startswith("the ranks did not finish mlp.0.d0 within 6 s: ranks 0, 1 of 2 were still")
     assert "rank 1" in result["reason"].partition(" running")[2]
     assert result["traceback"].startswith("rank 0, innermost call first:\n")
     assert "rank 1" in result["traceback"] and "in all_reduce" in result["traceback"]

@@ -14,15 +14,16 @@ import pytest
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
 
-import launcher_faults  # noqa: E402
-from launcher_faults import DEGREES, Fault, Seen, complaints, page  # noqa: E402
+from injection import ALL, DEGREES, Fault  # noqa: E402
+from observation import MARK, Seen  # noqa: E402
+from promises import complaints, page  # noqa: E402
 
 DEFAULT = ("SIGKILL:collective:2", "raise:gather:2", "main: SIGKILL:write:2", "folder gone:write:2")
 
 
 def rows(*faults: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / "launcher_faults.py"), *faults]
-    environment = {key: value for key, value in os.environ.items() if key != launcher_faults.MARK}
+    environment = {key: value for key, value in os.environ.items() if key != MARK}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -72,5 +73,5 @@ def test_what_is_not_as_promised_is_seen(change: dict[str, Any], words: str) -> 
 
 def test_the_page_shows_each_fault_and_counts_what_is_wrong() -> None:
     text = page({FAULT: GOOD, replace(FAULT, tp=2): replace(GOOD, code=0, left=["x"])})
-    assert f"2 of {len(launcher_faults.ALL)} faults were put in, 1 ended as promised, 1 left anything behind" in text
+    assert f"2 of {len(ALL)} faults were put in, 1 ended as promised, 1 left anything behind" in text
     assert "| SIGKILL | forward | 0, 1.0 s, 5 kept **wrong** | 3, 1.0 s, 5 kept | not run |" in text
