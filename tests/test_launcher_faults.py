@@ -75,3 +75,11 @@ def test_the_page_shows_each_fault_and_counts_what_is_wrong() -> None:
     text = page({FAULT: GOOD, replace(FAULT, tp=2): replace(GOOD, code=0, left=["x"])})
     assert f"2 of {len(ALL)} faults were put in, 1 ended as promised, 1 left anything behind" in text
     assert "| SIGKILL | forward | 0, 1.0 s, 5 kept **wrong** | 3, 1.0 s, 5 kept | not run |" in text
+
+
+def test_the_page_in_the_docs_has_every_fault_and_each_as_promised() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "launcher-faults.md").read_text(encoding="utf-8")
+    number = len(ALL)
+    assert f"{number} of {number} faults were put in, {number} ended as promised, 0 left anything behind" in text
+    assert {row.split(" | ")[0] for row in text.splitlines() if row.startswith("| ")} >= {f"| {f.kind}" for f in ALL}
+    assert "not run" not in text and "**wrong**" not in text
