@@ -31,9 +31,9 @@ $(XLA_VENV)/installed: setup.cfg pyproject.toml constraints-xla.txt .ci/xla_envi
 	$(PYTHON) .ci/xla_environment.py $(XLA_VENV)
 	touch $@
 
-# All tests but those of the kernels' interpreter, to which torch's version and XLA are nothing.
+# All tests again, with torch-xla and the torch that it fits.
 test-xla: $(XLA_VENV)/installed
-	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) --ignore=tests/kernels
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
 
 # Types are checked on an installed copy: mypy does not follow the package mapping of setup.cfg.
 check: $(STAMP)
