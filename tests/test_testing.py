@@ -196,6 +196,18 @@ def test_failure_in_a_call_ends_all_ranks() -> None:
         module(X)
 
 
+def unlucky(x: torch.Tensor) -> torch.Tensor:
+    print("NRT:nrt_allocate_neuron_cores NeuronCore(s) not available - Requested:nc3-nc3 Available:0", flush=True)
+    raise RuntimeError("initialization failed")
+
+
+def test_a_failure_is_told_with_the_remedy_that_its_log_calls_for() -> None:
+    module = build_function(unlucky, [(torch.zeros(1),)], tp_degree=1)
+    assert module is not None
+    with pytest.raises(ShardedModuleError, match=r"initialization failed; rank 0's log: NeuronCore nc3-nc3 is held by"):
+        module(torch.zeros(1))
+
+
 def test_ranks_end_with_the_object() -> None:
     before = set(psutil.Process().children(recursive=True))
     module = build_function(two_outputs, [(X,)], tp_degree=2)

@@ -24,8 +24,10 @@ from torch import nn
 from .case import Tensors
 from .group import TorchGroup, use_group
 from .launch import RankLauncher, RunningRanks
+from .launch.outcome import rank_log
 from .placements import Placement, ReplicaError
 from .rank import as_tuple
+from .symptoms import advice, read_log
 from .workfolder import WorkFolder
 
 _HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
@@ -123,16 +125,23 @@ class ShardedModule:
             content = _receive(self._links[rank], length)
         except (ConnectionError, OSError):
             outcome = self._running.wait()
-            raise ShardedModuleError(_with_traceback(outcome.message, outcome.traceback)) from None
+            raise self._error(outcome.message, outcome.traceback) from None
         if kind == ERROR:
             summary, trace = json.loads(content)
-            raise ShardedModuleError(_with_traceback(f"rank {rank} of {self.tp_degree} failed: {summary}", trace))
+            raise self._error(f"rank {rank} of {self.tp_degree} failed: {summary}", trace)
         return load(content)
 
     def _check_running(self, running: RunningRanks) -> None:
         outcome = running.poll()
         if outcome is not None:
-            raise ShardedModuleError(_with_traceback(outcome.message, outcome.traceback))
+            raise self._error(outcome.message, outcome.traceback)
+
+    def _error(self, message: str, trace: str | None) -> ShardedModuleError:
+        """With the remedy that the ranks' logs call for, which go with the ranks."""
+        logs = {rank: read_log(rank_log(self._folder / "logs", rank)) for rank in range(self.tp_degree)}
+        remedy = advice(logs, hung=False)
+        first = f"{message}; {remedy}" if remedy else message
+        return ShardedModuleError(f"{first}\n{trace}" if trace else first)
 
     def _join(self, shards: list[torch.Tensor]) -> torch.Tensor:
         try:
@@ -198,10 +207,6 @@ def _receive(link: socket.socket, length: int) -> bytes:
             raise ConnectionError("the other end was closed")
         content += piece
     return bytes(content)
-
-
-def _with_traceback(message: str, trace: str | None) -> str:
-    return f"{message}\n{trace}" if trace else message
 
 
 def _close(launcher: RankLauncher, links: list[socket.socket], folder: WorkFolder) -> None:
