@@ -135,7 +135,8 @@ def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None)
         whole = working_bytes(model, component, (options.batch, options.seq), ranks, width)
         return width * layers * (14 * count * model.hidden_size + chosen) + whole
 
-    needed = LEAD_BYTES + of_one(1, ORACLE) + of_one(1, SINGLE) + tp * (RANK_BYTES + of_one(tp, SINGLE))
+    references, ranks = of_one(1, ORACLE) + of_one(1, SINGLE), tp * (RANK_BYTES + of_one(tp, SINGLE))
+    needed = LEAD_BYTES + max(references, ranks)  # one after the other
     if options.case or free is None or needed <= free:
         return ""
     return f"all tensors need about {_gib(needed)} of memory, and {_gib(free)} are free; try fewer layers or tokens"
