@@ -12,7 +12,7 @@ import pytest
 import torch
 from ladder import TARGETS, Ladder, Ranks, after_build, put
 
-from tp_harness import components, rank, sampling
+from tp_harness import components, judge, rank, sampling
 from tp_harness.evidence import Evidence
 from tp_harness.group import Group
 from tp_harness.modules import attention, mlp
@@ -285,6 +285,26 @@ def test_a_genuine_tie_flips_without_mismatch(tmp_path: Path, monkeypatch: Patch
     assert result.flips
     assert all((2 in f.chosen, 5 in f.expected, f.margin < 1e-8 < f.limit) == (True,) * 3 for f in result.flips)
     assert result.unlocked.startswith(f"{len(result.flips)} of 48 choices flip (in mlp; widest margin 1.0e-09")
+
+
+@pytest.mark.parametrize("off", [1.0, 8.0, 100.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_single_core_error_that_is_small_by_chance(ladder: Ladder, dtype: str, off: float) -> None:
+    """Made so here: a tenth of what it is. At other inputs it is as usual, by which eight times that still fails."""
+
+    def twist(evidence: Evidence) -> Evidence:
+        oracle, honest = evidence.expectation.oracle, evidence.expectation.baselines[dtype]
+        lucky = tuple(right.lerp(x.double(), 0.1) for right, x in zip(oracle.outputs, honest.outputs, strict=True))
+        for number, right in enumerate(evidence.case.outputs[0].split(oracle.outputs[0], 8)):
+            held = cast(dict[str, Any], evidence.ranks[number].tensors)
+            name = f"{dtype}.locked.output.0"
+            held[name] = right.lerp(held[name].double(), off).to(held[name].dtype)
+        baselines = {dtype: replace(honest, outputs=lucky)}
+        return replace(evidence, expectation=replace(evidence.expectation, run_baselines=lambda: baselines))
+
+    result = ladder.run("rope", 8, dtype, twist=twist)
+    assert result.status is (Status.PASS if off == 1 else Status.MISMATCH)
+    assert (judge.SCATTER in result.notes) == (off == 1 or (off == 8 and dtype == "float32"))
 
 
 @pytest.mark.parametrize("planned", [True, False])

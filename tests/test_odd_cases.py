@@ -88,6 +88,21 @@ class Remembers(Linear):
         self.called = True
         return self.linear(x)
 
+class Cancels(Scalars):
+    """Large numbers that cancel: float32 holds little of what is left."""
+
+    def forward(self, x):
+        return super().forward(x) + 10_000 - 10_000
+
+class CancelsSharded(ShardedScalars, Cancels):
+    pass
+
+class Parts(ShardedScalars):
+    """As neuronx-distributed sums: parts in the module's dtype, their sum in float32."""
+
+    def reduce(self, x):
+        return current_group().all_reduce(x.float()).to(x.dtype)
+
 class Half(Linear):
     def forward(self, x):
         return self.linear(x).half()
@@ -98,7 +113,9 @@ def case(reference, sharded=None, inputs=lambda g: (torch.randn(4, 8, 12, genera
 def tokens(generator):
     return (torch.randint(0, 64, (2, 8), generator=generator),)
 
-SCALARS = case(Scalars, ShardedScalars, plan={"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)})
+PLAN = {"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)}
+SCALARS, PARTS = (case(Scalars, module, plan=PLAN) for module in (ShardedScalars, Parts))
+CANCELS = case(Cancels, CancelsSharded, plan=PLAN)
 TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
 )
@@ -130,11 +147,18 @@ def results(cases: Path, name: str, **fields: object) -> list[Result]:
     return record_of(cases, name, **fields).results
 
 
-@pytest.mark.parametrize("name", ["SCALARS", "TIED", "TIED_IN_THE_REFERENCE", "WRITES"])
+@pytest.mark.parametrize("name", ["SCALARS", "PARTS", "TIED", "TIED_IN_THE_REFERENCE", "WRITES"])
 def test_a_right_one_passes(cases: Path, name: str) -> None:
     found = results(cases, name, repeats=1)
     assert [result.reason for result in found if result.status is not Status.PASS] == []
     assert len(found) == 4
+
+
+def test_where_the_reference_is_too_far_off_itself_nothing_is_decided(cases: Path) -> None:
+    found = [result for result in results(cases, "CANCELS") if result.dtype == "float32"]
+    assert {result.status for result in found} == {Status.VOID}
+    assert all("and so is what the single-core reference itself is off" in result.reason for result in found)
+    assert {result.first_divergence.tensor for result in found if result.first_divergence} == {"output.0"}
 
 
 def test_what_changes_from_call_to_call_shows_when_forwards_are_repeated(cases: Path) -> None:
@@ -164,7 +188,7 @@ def test_one_number_proves_little(cases: Path) -> None:
 
 def test_a_reference_that_draws_random_numbers_is_named(cases: Path) -> None:
     found = results(cases, "RANDOM", dtypes=("float32",))
-    assert {result.status for result in found} == {Status.MISMATCH}
+    assert Status.PASS not in {result.status for result in found}
     assert all("it draws random numbers (dropout, say)" in result.notes[-1] for result in found)
 
 

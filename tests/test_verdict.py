@@ -90,6 +90,11 @@ def test_a_block_of_zeros_is_no_failure_but_an_error_in_it_is() -> None:
     assert (found.block_index, 0.1 < found.block < 1) == (7, True)
 
 
+def test_the_largest_of_several_distances() -> None:
+    found = compare.largest([errors(2e-7, 5e-7, 1e-7), errors(3e-7, 4e-7, 2e-7)])
+    assert (found.rel_l2, found.token, found.block, found.elements) == (3e-7, 5e-7, 2e-7, NO_ERROR.elements)
+
+
 def test_a_scalar_has_a_distance() -> None:
     assert compare.distance(torch.tensor(3.0), torch.tensor(2.0), 4).rel_l2 == 0.5
 
@@ -104,7 +109,7 @@ def test_one_nonfinite_element_passes_no_gate(bad: float, side: str, dtype: str)
     gates = (
         verdict.float32_gates("y", found, clean, 96)
         if dtype == "float32"
-        else (verdict.bfloat16_gate("y", found, clean, 1),)
+        else (verdict.bfloat16_gate("y", found, clean),)
     )
     assert not any(gate.passed for gate in gates)
     assert verdict.decide((), gates, (), void=None)[0] is Status.MISMATCH
@@ -169,6 +174,18 @@ def test_float32_gates_pass_at_their_limit_and_fail_above(place: str) -> None:
         assert [gate.passed for gate in gates] == [passed or i != position for i in range(3)]
 
 
+@pytest.mark.parametrize("place", ["rel_l2", "token", "block"])
+def test_over_the_ceiling_a_run_as_far_off_as_its_reference_is_undecided(place: str) -> None:
+    """And one that is farther off is a mismatch all the same."""
+    position = ("rel_l2", "token", "block").index(place)
+    for value, undecided in ((9e-6, False), (2e-3, True), (2.9e-3, True), (3.1e-3, False), (math.nan, False)):
+        gates = verdict.float32_gates("y", replace(NO_ERROR, **{place: value}), errors(1e-3), 160)
+        assert [gate.undecided for gate in gates] == [undecided and i == position for i in range(3)]
+        status, reason = verdict.decide((), gates, (), void=None)
+        assert status is (Status.VOID if undecided else Status.PASS if value < 1e-5 else Status.MISMATCH)
+        assert undecided == ("and so is what the single-core reference itself is off" in reason)
+
+
 def test_a_float32_reason_names_its_numbers() -> None:
     reason = verdict.float32_gates("y", NO_ERROR, errors(2e-7), 160)[0].reason
     assert reason == "max(3 x single-core error 2.0e-07, 0.25 sqrt(160) 2^-24), at most 1e-05"
@@ -189,7 +206,7 @@ def test_a_float32_reason_names_its_numbers() -> None:
     ],
 )
 def test_bfloat16_ratio(actual: float, baseline: float, value: float, passed: bool) -> None:
-    gate = verdict.bfloat16_gate("y", errors(actual), errors(baseline), 1)
+    gate = verdict.bfloat16_gate("y", errors(actual), errors(baseline))
     assert gate.value == pytest.approx(value, rel=1e-3, nan_ok=True)
     assert (gate.metric, gate.limit, gate.passed) == ("R of y", 1.2, passed)
 
@@ -198,19 +215,29 @@ def test_bfloat16_ratio(actual: float, baseline: float, value: float, passed: bo
 def test_few_elements_widen_the_bfloat16_limit_and_say_so(elements: int, limit: float) -> None:
     base = replace(errors(1e-3), elements=elements)
     right, wrong = (
-        verdict.bfloat16_gate("y", replace(base, rel_l2=1e-3 * limit * factor), base, 1) for factor in (0.99, 1.01)
+        verdict.bfloat16_gate("y", replace(base, rel_l2=1e-3 * limit * factor), base) for factor in (0.99, 1.01)
     )
     assert (right.passed, wrong.passed) == (True, False)
     assert right.limit == pytest.approx(limit, rel=1e-3)
     assert (f"only {elements} elements" in right.reason) == (limit > 1.2)
 
 
+@pytest.mark.parametrize("planned", [True, False])
 @pytest.mark.parametrize("ranks", [2, 8, 32])
-def test_sums_in_16_bits_widen_the_bfloat16_limit_and_say_so(ranks: int) -> None:
-    gate = verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3), ranks)
+def test_sums_in_16_bits_widen_the_bfloat16_limit_and_say_so(ranks: int, planned: bool) -> None:
+    sums = verdict.sums_of((call(), call("reduce_scatter", ranks, "bfloat16")), planned=planned)
+    gate = verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3), sums)
     assert gate.limit == pytest.approx(1.2 * math.sqrt(1 + ranks / 2))
     assert f"sums over {ranks} ranks in 16 bits" in gate.reason
-    assert "16 bits" not in verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3), 1).reason
+
+
+def test_without_a_plan_the_parts_of_a_sum_may_have_been_rounded() -> None:
+    gate = verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3), verdict.sums_of((call(),), planned=False))
+    assert gate.limit == pytest.approx(1.2 * math.sqrt(2))
+    assert "the parts that are summed may have been rounded" in gate.reason
+    for calls, planned in (((call(),), True), ((), False), ((call(group_size=1), call("all_gather")), False)):
+        assert verdict.sums_of(calls, planned=planned) is None
+    assert "sum" not in verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3)).reason
 
 
 def call(kind: str = "all_reduce", group_size: int = 8, dtype: str = "float32", length: int = 96) -> Collective:

@@ -5,6 +5,9 @@ Everything is subtracted in float64: a difference of 16-bit numbers would itself
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -32,6 +35,17 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
         block=block_errors.max().item(),
         block_index=int(block_errors.argmax()),
         elements=expected.numel(),
+    )
+
+
+def largest(distances: Iterable[Distance]) -> Distance:
+    """The first of the distances, with the largest errors of all."""
+    first, *_ = distances = tuple(distances)
+    return replace(
+        first,
+        rel_l2=max(d.rel_l2 for d in distances),
+        token=max(d.token for d in distances),
+        block=max(d.block for d in distances),
     )
 
 

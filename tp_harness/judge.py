@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,11 +13,20 @@ from .exact import anything_sharded, exact_checks
 from .form import form, presence
 from .gather import Joined, join, output_names
 from .limits import limits
+from .oracle import Run
 from .placements import KVHeads, Shard
 from .program import finding, finding_checks, program_checks, shared_program
 from .result import Gate, Result, Status, Worst
 from .routers import router_flips, unlocked_statement
 from .taps import LOGITS, tap_name
+
+SCATTER_ELEMENTS = 65_536
+SCATTER_FACTOR = 30.0
+SCATTER = (
+    "the limits are those of the largest single-core error at 8 more inputs nearby: on so few elements it scatters"
+)
+
+Pairs = Sequence[tuple[Run, Run]]  # oracle and baseline
 
 
 def judge(evidence: Evidence, blank: Result) -> Result:
@@ -38,10 +47,12 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         for name, placement in zip(names, evidence.case.outputs, strict=True)
     }
     checks = (*program_checks(evidence), *exact_checks(evidence, joined))
-    gates = tuple(gate for i, name in enumerate(names) for gate in _gates(evidence, i, name, joined[name].full))
+    gates = _all_gates(evidence, joined)
+    nearby = evidence.expectation.run_nearby(evidence.dtype) if _may_scatter(evidence, gates) else ()
+    if nearby:
+        gates = _all_gates(evidence, joined, nearby)
     flips = router_flips(evidence)
-    gates += _router_gates(evidence)
-    status, reason = verdict.decide(checks, gates, flips, void=_void(evidence, joined))
+    status, reason = verdict.decide(checks, gates, flips, void=_void(evidence, joined, nearby))
     return replace(
         blank,
         status=status,
@@ -52,35 +63,53 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         worst=_worst(evidence, joined, gates),
         flips=flips,
         unlocked=unlocked_statement(evidence, flips),
-        notes=_notes(evidence, gates),
+        notes=(*_notes(evidence, gates), *((SCATTER,) if nearby else ())),
     )
 
 
-def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor) -> tuple[Gate, ...]:
-    oracle = evidence.expectation.oracle.outputs[index]
-    baseline = evidence.expectation.baselines[evidence.dtype].outputs[index]
-    return limits(evidence, name, full, oracle, baseline)
+def _all_gates(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs = ()) -> tuple[Gate, ...]:
+    of_outputs = (_gates(evidence, i, name, output.full, nearby) for i, (name, output) in enumerate(joined.items()))
+    return (*(gate for gates in of_outputs for gate in gates), *_router_gates(evidence, nearby))
 
 
-def _router_gates(evidence: Evidence) -> tuple[Gate, ...]:
+def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
+    """Whether a gate fails by so little, on so few elements, that the single-core error may be small by chance.
+
+    An error that is the sum of many roundings is as large everywhere; one of few is not, nor one that a function far
+    from linear has amplified.
+    """
+    size = max(output.numel() for output in evidence.expectation.oracle.outputs)
+    worst = max((verdict.severity(gate) for gate in gates if not gate.undecided), default=0.0)
+    return size <= SCATTER_ELEMENTS and 1.0 < worst < SCATTER_FACTOR
+
+
+def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor, nearby: Pairs = ()) -> tuple[Gate, ...]:
+    pairs = [(oracle.outputs[index], single.outputs[index]) for oracle, single in (_own(evidence), *nearby)]
+    return limits(evidence, name, full, *pairs)
+
+
+def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
     """float32 router logits have gates of their own; in bfloat16 the flips' margins judge the router."""
     if evidence.dtype != "float32":
         return ()
     gates: tuple[Gate, ...] = ()
     for router in evidence.case.routing:
         name = tap_name(router, LOGITS)
-        oracle = evidence.expectation.oracle.routing[name]
-        baseline = evidence.expectation.baselines[evidence.dtype].routing[name]
-        gates += limits(evidence, name, evidence.shards(name)[0], oracle, baseline)
+        pairs = [(oracle.routing[name], single.routing[name]) for oracle, single in (_own(evidence), *nearby)]
+        gates += limits(evidence, name, evidence.shards(name)[0], *pairs)
     return gates
 
 
-def _void(evidence: Evidence, joined: Mapping[str, Joined]) -> str | None:
+def _own(evidence: Evidence) -> tuple[Run, Run]:
+    return evidence.expectation.oracle, evidence.expectation.baselines[evidence.dtype]
+
+
+def _void(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs) -> str | None:
     """Why a run that passed proves nothing, if so: nothing was sharded, or a control passed."""
     if evidence.tp > 1 and not evidence.case.replicated and not anything_sharded(evidence):
         return f"nothing was sharded at tp {evidence.tp}: every rank held the full parameters and inputs"
     for i, (name, output) in enumerate(joined.items()):
-        if all(gate.passed for gate in _gates(evidence, i, name, compare.roll(output.full))):
+        if all(gate.passed for gate in _gates(evidence, i, name, compare.roll(output.full), nearby)):
             return f"the control passed: {name} rolled by one element was not rejected"
     return None
 

@@ -10,7 +10,10 @@ from .result import Gate
 
 
 def limits(
-    evidence: Evidence, name: str, full: torch.Tensor, oracle: torch.Tensor, baseline: torch.Tensor
+    evidence: Evidence,
+    name: str,
+    full: torch.Tensor,
+    *pairs: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[Gate, ...]:
     """The gates of a tensor, measured by the error that the single-core reference makes in the same place.
 
@@ -18,12 +21,14 @@ def limits(
         evidence: the run.
         name: what the gates call the tensor.
         full: the ranks', joined; (..., tokens, features).
-        oracle: what it must be, in float64.
-        baseline: what the single-core reference gives in the dtype under test.
+        pairs: what it must be, in float64, and what the single-core reference gives in the dtype under test; and
+            perhaps both again at other inputs. The reference's largest error counts.
     """
-    actual, base = (compare.distance(x, oracle, evidence.tp) for x in (full, baseline))
+    actual = compare.distance(full, pairs[0][0], evidence.tp)
+    base = compare.largest(compare.distance(single, oracle, evidence.tp) for oracle, single in pairs)
     if evidence.dtype == "float32":
         return verdict.float32_gates(name, actual, base, evidence.reduction, evidence.case.depth)
     planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)  # only what was meant is allowed for
     calls = evidence.ranks[0].collectives(evidence.dtype) if planned is None else planned
-    return (verdict.bfloat16_gate(name, actual, base, verdict.reduced_in_16_bits(calls)),)
+    sums = verdict.sums_of(calls, planned=planned is not None)
+    return (verdict.bfloat16_gate(name, actual, base, sums),)

@@ -95,8 +95,8 @@ def _gates(
 ) -> tuple[Gate, ...]:
     """With whole heads as features, so that a block of features is what one rank holds."""
     heads = getattr(traced.placement, "dim", -1) == -2
-    sides = (x.flatten(-2) if heads else x for x in (full, expected, baseline))
-    return limits(evidence, traced.name, *sides)
+    full, expected, baseline = (x.flatten(-2) if heads else x for x in (full, expected, baseline))
+    return limits(evidence, traced.name, full, (expected, baseline))
 
 
 def _odd_replicas(traced: Traced) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +18,8 @@ from .rank import as_tuple
 from .sampling import generator
 from .taps import CHOSEN, routing, tap_name, tapping
 from .weights import Checkpoint, TensorSpec
+
+NEARBY = 8  # inputs at which a single-core error that scatters is measured again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Expectation:
     oracle: Run
     run_baselines: Callable[[], Mapping[str, Run]]
     run_tapped: Callable[[str], Tapped]  # by dtype; called after a mismatch only
+    run_nearby: Callable[[str], tuple[tuple[Run, Run], ...]]  # by dtype: oracle and baseline at inputs near the task's
 
     @cached_property
     def baselines(self) -> Mapping[str, Run]:
@@ -60,11 +63,12 @@ class Expectation:
         return self.run_baselines()
 
     def first(self, tokens: int, batch: int) -> Expectation:
-        """Of the first tokens of each row."""
+        """Of the first tokens of each row, and of nothing nearby: a control's fault is given no benefit of a doubt."""
         return replace(
             self,
             oracle=self.oracle.first(tokens, batch),
             run_baselines=lambda: {dtype: run.first(tokens, batch) for dtype, run in self.baselines.items()},
+            run_nearby=lambda _dtype: (),
         )
 
 
@@ -94,7 +98,17 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         )
         return Tapped(reference=reference, inputs=inputs, oracle=runs[0], baseline=runs[1])
 
-    return Expectation(oracle=oracle, run_baselines=run_baselines, run_tapped=run_tapped)
+    def nearby(dtype: str, number: int) -> tuple[Run, Run]:
+        moved = _moved(case, inputs, generator(seed, f"{task.key}.nearby{number}"))
+        exact = _run(case, reference, moved, torch.float64, locks=None)
+        own = {name: exact.routing[name] for name in _lock_names(case)}
+        return exact, _run(cases[dtype], reference, moved, getattr(torch, dtype), own)
+
+    @cache
+    def run_nearby(dtype: str) -> tuple[tuple[Run, Run], ...]:
+        return tuple(nearby(dtype, number) for number in range(NEARBY))
+
+    return Expectation(oracle=oracle, run_baselines=run_baselines, run_tapped=run_tapped, run_nearby=run_nearby)
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
@@ -161,6 +175,14 @@ def _drawn(case: Case, source: torch.Generator) -> Tensors:
         what += "" if given is None else type(odd[0]).__name__
         raise UsageError(f"{what}; a tuple of tensors is needed, for example (x,).")
     return given
+
+
+def _moved(case: Case, inputs: Tensors, source: torch.Generator) -> Tensors:
+    """The inputs with every number moved by about 1/64 of itself; where none is a float, other ones of the case."""
+    if not any(x.is_floating_point() for x in inputs):
+        return tuple(_round(x) for x in _drawn(case, source))
+    factors = (1 + torch.randn(x.shape, generator=source) / 64 if x.is_floating_point() else 1 for x in inputs)
+    return tuple(_round(x * factor) for x, factor in zip(inputs, factors, strict=True))
 
 
 def _lock_names(case: Case) -> tuple[str, ...]:

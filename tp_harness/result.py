@@ -1,7 +1,4 @@
-"""What a run found: the types of run.json (schema 1), free of torch so that reports need none.
-
-Every type is frozen and made of JSON values. `Status` words are the contract; `RunRecord` is the file.
-"""
+"""What a run found: the types of run.json (schema 1), frozen, made of JSON values and free of torch."""
 
 from __future__ import annotations
 
@@ -112,6 +109,7 @@ class Gate:
     value: float
     limit: float
     reason: str
+    undecided: bool = False  # over the limit, but no farther off than the single-core reference itself
 
     @property
     def passed(self) -> bool:

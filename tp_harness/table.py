@@ -72,7 +72,8 @@ def _failures(results: list[Result]) -> list[Text]:
                 f"{worst.actual:.6g}, expected {worst.expected:.6g} (seed {result.seed})"
             )
         if result.first_divergence:
-            line.append(f"\n  first wrong tensor: {printable(divergence_text(result.first_divergence))}")
+            what = "first tensor over its limit" if result.status is Status.VOID else "first wrong tensor"
+            line.append(f"\n  {what}: {printable(divergence_text(result.first_divergence))}")
             for sentence in diagnosis_text(result):
                 line.append(f"\n  {printable(sentence)}")
         for note in result.notes:

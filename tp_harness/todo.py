@@ -39,8 +39,9 @@ class Todo:
         return tuple(dtype for dtype in self.options.dtypes if dtype not in held)
 
     def unexplained(self, result: Result) -> bool:
-        """It differed, and nobody has looked yet where it went wrong first; a program that never ran has no tensors."""
-        return result.status in EXPLAINED and result.first_divergence is None and not result.never_ran
+        """It differed, or may have, and nobody has looked yet where first; a program that never ran has no tensors."""
+        doubtful = result.status in EXPLAINED or any(gate.undecided for gate in result.gates)
+        return doubtful and result.first_divergence is None and not result.never_ran
 
     def _lacks(self, target: tuple[str, int], tp: int) -> bool:
         """A result, the explanation of a mismatch, or the control of its degree."""

@@ -202,7 +202,7 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
         base = _wider(base, distance(rounded, guessed))
     if evidence.dtype == "float32":
         return verdict.float32_gates(traced.name, found, base, evidence.reduction, evidence.case.depth)
-    ratio = verdict.bfloat16_gate(traced.name, found, base, 1)
+    ratio = verdict.bfloat16_gate(traced.name, found, base)
     limit = ratio.limit * base.rel_l2
     return (Gate(metric=f"rel_L2 of {traced.name}", value=found.rel_l2, limit=limit, reason=ratio.reason),)
 
