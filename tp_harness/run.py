@@ -52,11 +52,13 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
 
 def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
     with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
+        # Two threads that wait for each other between thousands of small products cost more than they save, many times
+        # over where something else wants the cores; and once ranks run, the other cores are theirs.
+        torch.set_num_threads(1)
         preparation = Preparation(options, copies=COPIES.get(backend.name, 0))
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
             record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
-            torch.set_num_threads(1)  # the other cores are the ranks' now
             for tp in options.degrees:
                 DegreeRun(material, session, record, tp, progress).run()
 

@@ -42,22 +42,27 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 class CastBuffer:
-    """A few rows of a large matrix at a time in another dtype, in memory that stays in the processor's cache."""
+    """A few rows of a large matrix at a time in another dtype, in memory that stays in the processor's cache.
+
+    16-bit products are computed in float32 and rounded once, as a tensor engine accumulates them. torch's own would
+    compile a program for every number of tokens that an expert gets, which costs 32 ranks more than the products.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._flat = torch.empty(CAST_ELEMENTS, dtype=dtype)
+        self._flat = torch.empty(CAST_ELEMENTS, dtype=torch.promote_types(dtype, torch.float32))
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x @ weight.T + bias in x's dtype, which is the buffer's too."""
+        """x @ weight.T + bias in x's dtype."""
         count = CAST_ELEMENTS // weight.shape[-1]
-        if weight.dtype == x.dtype or not count:
+        if weight.dtype == self._flat.dtype or not count:
             return linear(x, weight, bias)
-        parts = []
+        wide, parts = x.to(self._flat.dtype), []
+        held = x.dtype if weight.itemsize > x.itemsize else weight.dtype  # a module in x's dtype holds no more digits
         for start in range(0, len(weight), count):
-            rows = weight[start : start + count]
+            rows = weight[start : start + count].to(held)
             cast = self._flat[: rows.numel()].view(rows.shape).copy_(rows)
-            parts.append(linear(x, cast, None if bias is None else bias[start : start + count]))
-        return torch.cat(parts, dim=-1)
+            parts.append(linear(wide, cast, None if bias is None else bias[start : start + count].to(held)))
+        return torch.cat(parts, dim=-1).to(x.dtype)
 
 
 def reduce_dtype(x: torch.Tensor) -> torch.dtype:
