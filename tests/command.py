@@ -95,6 +95,8 @@ def answering(answer, inputs=lambda generator: (torch.randn(2, 16, 12, generator
 
 DICT, TWO, INTEGER = (answering(f) for f in (lambda x: {"y": x}, lambda x: (x, None, x), lambda x: x.argmax(-1)))
 BARE, WORD = (answering(abs, lambda g, x=x: x) for x in (torch.randn(2, 12), (torch.randn(2, 12), "x")))
+MISTAPPED, MISROUTED = case(Sharded, taps={"upp": Shard(-1)}), case(Sharded, routing=("up",))
+UNREPEATABLE = answering(abs, lambda generator: (torch.rand(2, 12),))
 UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2, 16, 13))
 """
 

@@ -40,6 +40,9 @@ CASE_ERRORS = {
     "INTEGER": "output 0 of odd is torch.int64; only floating-point outputs can be judged: leave it out of what both",
     "BARE": "inputs of odd returns a Tensor; a tuple of tensors is needed, for example (x,).",
     "WORD": "inputs of odd returns a tuple with a str; a tuple of tensors is needed, for example (x,).",
+    "MISTAPPED": "unknown submodule of own's reference, named by taps, 'upp'. Did you mean 'up'? Choose from: up,",
+    "MISROUTED": "unknown submodule of own's reference, named by routing, 'up.router_logits'.",
+    "UNREPEATABLE": "inputs of odd gives other numbers for the same generator, so that no run could be repeated: draw",
     "RIHGT": "unknown case in",
     "os": "cases.py:os is a module; a tp_harness.Case is needed.",
 }
@@ -94,6 +97,7 @@ def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tupl
         ("--init zeros", "unknown init 'zeros'. Choose from: discriminating, constant, tied."),
         ("--model tni", "unknown model 'tni'. Did you mean 'tiny'?"),
         ("--timeout 0", "--timeout is 0; a positive number of seconds is needed."),
+        ("--case a.py:A --case b.py:B", "--case is given twice, as a.py:A and b.py:B: one run verifies one."),
         ("--wrong", "unrecognized arguments: --wrong"),
     ],
 )

@@ -107,6 +107,20 @@ class Half(Linear):
     def forward(self, x):
         return self.linear(x).half()
 
+class Tapped(Scalars):
+    """Taps in another order than they run in, one of them cut otherwise than said, and one where the output is."""
+
+    def __init__(self, ranks=1):
+        super().__init__(ranks)
+        self.hidden, self.out = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        return self.out(self.reduce(self.down(self.hidden(torch.relu(self.up(x))))))
+
+class NotReduced(Tapped):
+    def __init__(self):
+        super().__init__(current_group().size)
+
 def case(reference, sharded=None, inputs=lambda g: (torch.randn(4, 8, 12, generator=g),), **fields):
     return Case(name="odd", reference=reference, sharded=sharded or reference, inputs=inputs, **fields)
 
@@ -115,6 +129,7 @@ def tokens(generator):
 
 PLAN = {"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)}
 SCALARS, PARTS = (case(Scalars, module, plan=PLAN) for module in (ShardedScalars, Parts))
+TAPPED = case(Tapped, NotReduced, plan=PLAN, taps={"out": Replicate(), "hidden": Shard(0)})
 CANCELS = case(Cancels, CancelsSharded, plan=PLAN)
 TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
@@ -204,3 +219,27 @@ def test_the_verdict_outlives_its_explanation(cases: Path, monkeypatch: pytest.M
     ]
     log = Path(first.rpartition("(")[2].rstrip(")"))
     assert first != second and "in fails" in log.read_text()
+
+
+def test_a_tap_at_the_output_hides_no_cause_and_one_that_is_cut_otherwise_is_no_mistake_of_the_module(
+    cases: Path,
+) -> None:
+    [result] = [r for r in results(cases, "TAPPED", dtypes=("float32",)) if r.tp == 2]
+    assert result.first_divergence is not None
+    assert (result.first_divergence.tensor, result.first_divergence.after) == ("out", "hidden")
+    assert [cause.name for cause in result.diagnosis] == ["all-reduce missing"]
+    [note] = [note for note in result.notes if "tap" in note]
+    assert note == (
+        "tap hidden is right as Shard(dim=2, unit=1), so that Shard(dim=0, unit=1) in `taps` must be a slip"
+    )
+
+
+def test_a_case_in_a_package_imports_as_the_package_does(tmp_path: Path) -> None:
+    package = tmp_path / "models" / "wide"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package.parent / "parts.py").write_text(CASES)
+    path = package / "cases.py"
+    path.write_text("from ..parts import TIED as CASE")
+    assert {result.status for result in results(path, "CASE")} == {Status.PASS}

@@ -6,11 +6,13 @@ This is all a user writes to attach an own model; the built-in components are ca
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -145,13 +147,8 @@ def load_case(spec: str) -> Case:
         raise UsageError(f"--case is {spec!r}; it takes FILE.py:NAME, for example my_model.py:CASE.")
     if not path.is_file():
         raise UsageError(f"--case names the file {path}, which does not exist.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec and module_spec.loader  # a .py file always has one
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.resolve().parent))  # the file's neighbours, as when it is run itself
-    sys.modules[path.stem] = module
     try:
-        module_spec.loader.exec_module(module)
+        module = _imported(path.resolve())
     except KeyboardInterrupt:
         raise
     except UsageError as error:
@@ -165,3 +162,19 @@ def load_case(spec: str) -> Case:
         kind = type(getattr(module, name)).__name__
         raise UsageError(f"{path}:{name} is a {kind}; a tp_harness.Case is needed.")
     return cases[name]
+
+
+def _imported(path: Path) -> ModuleType:
+    """The file as a module: of its package if it is in one, or else beside its neighbours, as when it is run itself."""
+    root, name = path.parent, path.stem
+    while (root / "__init__.py").is_file():
+        root, name = root.parent, f"{root.name}.{name}"
+    sys.path.insert(0, str(root))
+    if "." in name:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader  # a .py file always has one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from .compare import distance
-from .diagnosis import SIGNATURES, Signature, diagnose, site_of
+from .diagnosis import SIGNATURES, Signature, as_output, diagnose, is_known, site_of
 from .evidence import Evidence
 from .localise import first_divergence
+from .oracle import Tapped
+from .placements import Placement, PlacementError, Replicate, Shard
 from .result import Divergence, Result
 from .trace import Traced
 
@@ -29,6 +32,8 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
     if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):
         return replace(result, notes=(*result.notes, RANDOM))
+    evidence, notes = _placed(evidence, tapped)
+    result = replace(result, notes=(*result.notes, *notes))
     found = first_divergence(evidence, tapped)
     if found is None:
         return result
@@ -38,7 +43,43 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     site = site_of(evidence, tapped, traced, divergence.ranks)
     leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
     causes, tried = diagnose(site, leaves, signatures)
+    output = as_output(site) if not causes and site.target != "output" else None
+    if output:
+        causes, more = diagnose(output, [output.target], signatures)
+        tried += more
     return replace(result, first_divergence=divergence, diagnosis=causes, hypotheses=tried)
+
+
+def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, list[str]]:
+    """The evidence with the placement of each tap that is right by another one than the case's, and what to say of it.
+
+    Ranks that hold the right numbers cut otherwise than the case says have a case that is wrong, and not a tensor.
+    """
+    notes: list[str] = []
+    while not is_known(tapped.reference):
+        found = first_divergence(evidence, tapped)
+        name = found[0].tensor if found else ""
+        said = evidence.case.taps.get(name)
+        other = said and next(filter(None, map(partial(_suits, evidence, tapped, name), _others(tapped, name))), None)
+        if not other:
+            break
+        notes.append(f"tap {name} is right as {other.case.taps[name]}, so that {said} in `taps` must be a slip")
+        evidence = other
+    return evidence, notes
+
+
+def _others(tapped: Tapped, name: str) -> Iterator[Placement]:
+    yield from (Replicate(), *map(Shard, range(tapped.oracle.taps[name].ndim)))
+
+
+def _suits(evidence: Evidence, tapped: Tapped, name: str, placement: Placement) -> Evidence | None:
+    """The evidence with this placement of the tap, if the tap is right by it."""
+    changed = replace(evidence, case=replace(evidence.case, taps=dict(evidence.case.taps) | {name: placement}))
+    try:
+        found = first_divergence(changed, tapped)
+    except PlacementError:
+        return None
+    return changed if found is None or found[0].tensor != name else None
 
 
 def _unseen(evidence: Evidence, found: Divergence, traced: Traced, owner: str) -> list[str]:

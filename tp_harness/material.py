@@ -22,7 +22,7 @@ from .job import Job, Subject, Task
 from .options import Resolved
 from .oracle import Expectation, expect, parameter_specs
 from .placements import PlacementError
-from .plan import check_plan, stand_in_group
+from .plan import check_plan, check_submodules, stand_in_group
 from .rank import read_inputs
 from .room import SHM, Free, Need, need_of, place_for
 from .sampling import INITS, Init, period
@@ -190,10 +190,14 @@ class Preparation:
         task, dtype = target.tasks[0], self.options.dtypes[0]
         case = self.subject.case(task, dtype=dtype, tp=1)
         specs = parameter_specs(case)
+        if self.case_file:
+            check_submodules(case, "reference", case.make(case.reference))
         for tp in self.options.degrees:
             at_degree = self.subject.case(task, dtype=dtype, tp=tp)
             with stand_in_group(tp, real=not case.lazy):
                 check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
+                if self.case_file:
+                    check_submodules(at_degree, "sharded module", at_degree.make(at_degree.sharded))
         return specs
 
     def _check_placements(self, job: Job, task: Task, expectation: Expectation) -> None:

@@ -14,6 +14,7 @@ from .case import Case, Tensors
 from .errors import UsageError
 from .excerpt import of_flat, of_rows
 from .job import Job, Task
+from .placements import same_bits
 from .rank import as_tuple
 from .sampling import generator
 from .taps import CHOSEN, routing, tap_name, tapping
@@ -80,7 +81,13 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     # nothing here depends on the degree
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
     case = cases[job.dtypes[0]]
-    inputs = tuple(_round(x) for x in _drawn(case, generator(seed, f"{task.key}.inputs")))
+    inputs, again = (_drawn(case, generator(seed, f"{task.key}.inputs")) for _ in range(2))
+    if not all(same_bits(x, y) for x, y in zip(inputs, again, strict=True)):
+        raise UsageError(
+            f"inputs of {case.name} gives other numbers for the same generator, so that no run could be repeated: draw "
+            "all of them from the generator that it is given."
+        )
+    inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
     oracle = _run(case, reference, inputs, torch.float64, locks=None)
     locks = {name: oracle.routing[name] for name in _lock_names(case)}

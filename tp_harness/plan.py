@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from .case import Case
-from .errors import UsageError
+from .errors import UnknownNameError, UsageError
 from .group import Group, use_group
 from .marks import marked
 from .placements import Placement, Replicate, Shard, shape_only
+from .taps import CHOSEN, LOGITS, tap_name
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
 
@@ -106,6 +108,22 @@ def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None
                 f"the reference has {', '.join(shapes)}."
             )
         local_placement(case, name, shapes[case.prefix + name], tensor.shape, tp)
+
+
+def check_submodules(case: Case, side: str, module: nn.Module) -> None:
+    """Whether a module has every submodule that the case wants to look at.
+
+    Raises:
+        UnknownNameError: a name of `taps` or `routing` that it lacks.
+    """
+    names = dict(module.named_modules())
+    routers = [tap_name(router, tap) for router in case.routing for tap in (LOGITS, CHOSEN)]
+    for field, wanted in (("taps", [*case.taps]), ("routing", routers)):
+        for name in wanted:
+            if name not in names:
+                raise UnknownNameError(
+                    f"submodule of {case.name}'s {side}, named by {field},", name, filter(None, names)
+                )
 
 
 @contextmanager

@@ -72,9 +72,9 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
     Raises:
         ShapeError: on reaching a tensor of another shape than a shard of the reference's.
     """
-    for name, placement in evidence.case.taps.items():
-        key = tap_key(evidence.dtype, name)
-        if name in tapped.oracle.taps and all(key in rank.tensors for rank in evidence.ranks.values()):
+    for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
+        key, placement = tap_key(evidence.dtype, name), evidence.case.taps[name]
+        if all(key in rank.tensors for rank in evidence.ranks.values()):
             shards = [evidence.ranks[rank].tensors[key] for rank in sorted(evidence.ranks)]
             yield _traced(name, placement, shards, tapped.oracle.taps[name], tapped.baseline.taps[name])
     for i, placement in enumerate(evidence.case.outputs):

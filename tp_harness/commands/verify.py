@@ -23,6 +23,16 @@ NAME = "verify"
 HELP = "run sharded components and compare them with the reference"
 
 
+class _Once(argparse.Action):
+    """The last of two would win without a word."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            raise UsageError(f"{option} is given twice, as {before} and {value}: one run verifies one.")
+        setattr(namespace, self.dest, value)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     add_verify_options(parser)
@@ -72,7 +82,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="weights under public gpt-oss names: safetensors, or torch.save's",
     )
-    add("--case", metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
+    add("--case", action=_Once, metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
     add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
     add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
     add(

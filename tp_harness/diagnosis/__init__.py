@@ -10,10 +10,20 @@ from .experts import EXPERTS
 from .norm import NORM
 from .outputs import OUTPUTS
 from .signature import Guess, Signature, diagnose
-from .site import Site, UnavailableError, site_of
+from .site import Site, UnavailableError, as_output, is_known, site_of
 from .sums import SUMS
 from .vocabulary import VOCABULARY
 
 SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *OUTPUTS, *COMMON)
 
-__all__ = ["SIGNATURES", "Guess", "Signature", "Site", "UnavailableError", "diagnose", "site_of"]
+__all__ = [
+    "SIGNATURES",
+    "Guess",
+    "Signature",
+    "Site",
+    "UnavailableError",
+    "as_output",
+    "diagnose",
+    "is_known",
+    "site_of",
+]

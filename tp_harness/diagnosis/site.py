@@ -18,6 +18,17 @@ from ..reference import gpt_oss, rotary
 from ..taps import tap_key
 from ..trace import Traced
 
+UNKNOWN = ("", "output")
+MAKERS: dict[type[nn.Module], tuple[str, str]] = {
+    gpt_oss.RMSNorm: ("", "norm"),
+    gpt_oss.AttentionBlock: ("", "residual"),
+    gpt_oss.MLPBlock: ("", "residual"),
+    gpt_oss.TransformerBlock: ("mlp", "residual"),
+    gpt_oss.Embedding: ("", "total"),
+    gpt_oss.Unembedding: ("", "logits"),
+    gpt_oss.Transformer: ("unembedding", "logits"),
+}
+
 
 class UnavailableError(Exception):
     """A tensor, parameter or module that this place does not have."""
@@ -145,16 +156,21 @@ def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int
     return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf, wrong=wrong)
 
 
+def is_known(reference: nn.Module) -> bool:
+    """Whether it is a module of gpt-oss, whose taps mean what the signatures take them for."""
+    return _maker(reference, 0) != UNKNOWN
+
+
+def as_output(site: Site) -> Site | None:
+    """The place seen as the output of an unknown module, whose taps may be named anything; None if it is known."""
+    if is_known(site.tapped.reference) or site.traced.summed:
+        return None
+    owner, leaf = UNKNOWN
+    return replace(site, owner=owner, leaf=leaf, target=leaf)
+
+
 def _maker(reference: nn.Module, output: int) -> tuple[str, str]:
     """The submodule and leaf whose value an output is; an unknown module's is `output`."""
-    makers: dict[type[nn.Module], tuple[str, str]] = {
-        gpt_oss.RMSNorm: ("", "norm"),
-        rotary.RotaryEmbedding: ("", ("q_rope", "k_rope")[output % 2]),
-        gpt_oss.AttentionBlock: ("", "residual"),
-        gpt_oss.MLPBlock: ("", "residual"),
-        gpt_oss.TransformerBlock: ("mlp", "residual"),
-        gpt_oss.Embedding: ("", "total"),
-        gpt_oss.Unembedding: ("", "logits"),
-        gpt_oss.Transformer: ("unembedding", "logits"),
-    }
-    return makers.get(type(reference), ("", "output"))
+    if isinstance(reference, rotary.RotaryEmbedding):
+        return "", ("q_rope", "k_rope")[output % 2]
+    return MAKERS.get(type(reference), UNKNOWN)
