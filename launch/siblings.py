@@ -59,7 +59,7 @@ class Siblings:
                 os.kill(self.pids[rank], signal.SIGKILL)
 
     def when_stopped(self, rank: int, seconds: float, act: Callable[[], None]) -> threading.Thread:
-        """In a thread: call `act` once a rank has been stopped for so many seconds on end, as seen from here.
+        """In a thread: call `act` once a rank has been stopped for so many seconds on end; never if it has ended.
 
         Time in which this process did not run either counts for little: Ctrl-Z and `fg` stop and continue all.
         """
@@ -68,6 +68,8 @@ class Siblings:
             stopped, last = 0.0, time.monotonic()
             while stopped < seconds:
                 time.sleep(_LOOK_SECONDS)
+                if rank in self.ended():
+                    return
                 now = time.monotonic()
                 passed, last = min(now - last, 2 * _LOOK_SECONDS), now
                 stopped = stopped + passed if rank in self.stopped() else 0.0

@@ -61,18 +61,24 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background would have it ignored
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from launching import RankLauncher, entry, start
+from launching import RankLauncher, entry, start, wait_until
 if {handle}:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 with RankLauncher.fork(entry) as launcher:
-    print(start(launcher, Path({folder!r}), "sleep", size={size}, timeout={timeout}).wait().kind)
+    running = start(launcher, Path({folder!r}), "sleep", size={size}, timeout={timeout})
+    if {stop}:
+        wait_until(lambda: len(list(Path({folder!r}).glob("*.up"))) == {size}, "ranks to sleep")
+        signal.raise_signal(signal.SIGSTOP)
+    print(running.wait().kind)
 """
 
 
-def start_main(folder: Path, size: int, timeout: float | None, *, handle: bool = False, **environment: str) -> Program:
-    """A main process that starts sleeping ranks and waits for them."""
+def start_main(
+    folder: Path, size: int, timeout: float | None, *, handle: bool = False, stop: bool = False, **environment: str
+) -> Program:
+    """A main process that starts sleeping ranks, stops if it shall, and waits for them."""
     tests = str(Path(__file__).parent)
-    script = SCRIPT.format(tests=tests, handle=handle, folder=str(folder), size=size, timeout=timeout)
+    script = SCRIPT.format(tests=tests, handle=handle, stop=stop, folder=str(folder), size=size, timeout=timeout)
     return server().start(script, environment=environment)
 
 
@@ -107,13 +113,13 @@ def test_nothing_outlives_the_main_process(tmp_path: Path, name: str, handle: bo
 
 def test_ranks_do_not_wait_for_a_main_process_that_is_stopped(tmp_path: Path) -> None:
     """They sleep, and so end with their timeout; what became of them is told when the main process goes on."""
-    main = start_main(tmp_path, 2, 3.0)
+    main = start_main(tmp_path, 2, 2.0, stop=True)
     try:
-        wait_until(lambda: len(list(tmp_path.glob("*.up"))) == 2 or main.poll() is not None, "ranks to sleep")
-        [zygote] = psutil.Process(main.pid).children()
-        main.send_signal(signal.SIGSTOP)
+        process = psutil.Process(main.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the main process to stop")
+        [zygote] = process.children()
         wait_until(lambda: not zygote.children(), "the ranks to end")
-        assert psutil.Process(main.pid).status() == psutil.STATUS_STOPPED
+        assert process.status() == psutil.STATUS_STOPPED
         main.send_signal(signal.SIGCONT)
         assert main.communicate(timeout=PATIENCE) == ("timeout\n", "")
     finally:

@@ -50,9 +50,9 @@ def test_start_that_hangs_shows_where(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(rank_module, "_join_group", hang)
     with RankLauncher.fork(entry) as launcher:
-        outcome = start(launcher, tmp_path, "sum_ranks", size=1, start_timeout=2).wait()
+        outcome = start(launcher, tmp_path, "sum_ranks", size=1, start_timeout=3).wait()
         assert (outcome.kind, outcome.start_retries) == ("start", 1)
-        assert "only 0 of 1 ranks were connected within 2 s, twice; missing: rank 0" in outcome.message
+        assert "only 0 of 1 ranks were connected within 3 s, twice; missing: rank 0" in outcome.message
         assert "in hang" in (tmp_path / "logs" / "rank0.log").read_text()
         assert_clean(launcher, tmp_path)
 
