@@ -81,7 +81,7 @@ def counted_and_warm(rows: Sequence[CostRow]) -> str:
     found = [cost for *_key, by_degree in rows for cost, _scale in by_degree]
     timed = [cost for cost in found if cost.timed]
     if not timed:
-        return "Nothing was timed: a first call only builds the program. `--repeats 5` times it and counts FLOPs."
+        return "Nothing was timed: a first call builds the program. With --repeats 5 more are timed and FLOPs counted."
     if all(cost.warm for cost in timed):
         number = min(cost.timed for cost in timed)
         if number == 1:
@@ -89,5 +89,5 @@ def counted_and_warm(rows: Sequence[CostRow]) -> str:
         return f"Times are medians (p10-p90) of {number} forwards after a warm-up."
     return (
         "Times are those of the one forward that was judged, cold: they hold its first allocations. "
-        "`--repeats 5` times warm ones and counts FLOPs."
+        "With --repeats 5 warm ones are timed, and FLOPs are counted."
     )

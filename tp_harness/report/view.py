@@ -28,7 +28,7 @@ def headline(record: RunRecord) -> str:
     return (
         HEADLINES[record.exit_code]
         if record.finished
-        else "The run was cut short; `tp-harness verify --resume` goes on with it"
+        else "The run was cut short; tp-harness verify --resume goes on with it"
     )
 
 
