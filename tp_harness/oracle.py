@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -121,6 +122,14 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
     """The single-core reference in a dtype, with its own routing."""
     return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
+
+
+def run_with(tapped: Tapped, case: Case, dtype: str, parameters: Mapping[str, torch.Tensor]) -> Run:
+    """The single-core reference in a dtype, with some parameters changed, its own routing and all taps."""
+    reference = copy.deepcopy(tapped.reference)
+    for name, values in parameters.items():
+        reference.get_parameter(name).data = values.detach().clone()
+    return _run(case, reference, tapped.inputs, getattr(torch, dtype), locks=None, taps=True)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:

@@ -6,6 +6,7 @@ To add one: a function that computes the wrong tensor, and an entry in the tuple
 from .attention import ATTENTION
 from .blocks import BLOCKS
 from .common import COMMON
+from .cuts import CUTS
 from .experts import EXPERTS
 from .norm import NORM
 from .outputs import OUTPUTS
@@ -14,7 +15,7 @@ from .site import Site, UnavailableError, as_output, is_known, site_of
 from .sums import SUMS
 from .vocabulary import VOCABULARY
 
-SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *OUTPUTS, *COMMON)
+SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *OUTPUTS, *CUTS, *COMMON)
 
 __all__ = [
     "SIGNATURES",

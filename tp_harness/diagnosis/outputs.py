@@ -58,6 +58,24 @@ def twice_before_bias(site: Site) -> Iterator[Guess]:
         yield Guess((site.right - bias) * site.tp + bias, name)
 
 
+def residual_times_tp(site: Site) -> Iterator[Guess]:
+    """An input added by every rank before the reduction."""
+    for x in _alike(site) if site.tp > 1 else ():
+        yield Guess(site.right + (site.tp - 1) * x, f"{site.tp} times instead of once")
+
+
+def residual_dropped(site: Site) -> Iterator[Guess]:
+    """An input that is not added."""
+    yield from (Guess(site.right - x) for x in _alike(site))
+
+
+def _alike(site: Site) -> Iterator[torch.Tensor]:
+    """The inputs in the form of what is wrong: what a module may add to its branch."""
+    for x in site.tapped.inputs:
+        if x.is_floating_point() and x.shape == site.right.shape:
+            yield x.to(torch.float64)
+
+
 def summands_left(site: Site) -> Iterator[Guess]:
     """Ranks that differ, and whose outputs add up to the right one, but for what each of them added."""
     classes = _classes(site)
@@ -117,6 +135,13 @@ OUTPUTS = (
         on=("output",),
         guess=twice_before_bias,
     ),
+    Signature(
+        name="residual x tp",
+        sentence="the input is added {detail}: by every rank before the reduction",
+        on=("output",),
+        guess=residual_times_tp,
+    ),
+    Signature(name="residual dropped", sentence="the input is not added", on=("output",), guess=residual_dropped),
     Signature(
         name="all-reduce missing",
         sentence="the ranks' values add up to the right one, an all_reduce is missing{detail}",
