@@ -97,6 +97,10 @@ DICT, TWO, INTEGER = (answering(f) for f in (lambda x: {"y": x}, lambda x: (x, N
 BARE, WORD = (answering(abs, lambda g, x=x: x) for x in (torch.randn(2, 12), (torch.randn(2, 12), "x")))
 MISTAPPED, MISROUTED = case(Sharded, taps={"upp": Shard(-1)}), case(Sharded, routing=("up",))
 UNREPEATABLE = answering(abs, lambda generator: (torch.rand(2, 12),))
+NO_GENERATOR, NAN = (answering(abs, f) for f in (lambda: 0, lambda g: (torch.full((2, 12), float("nan")),)))
+NO_NUMBERS = Case(name="odd", reference=nn.Linear, sharded=Sharded, inputs=lambda g: ())
+NO_SHARD = case(nn.Linear)
+NO_DIMENSION, WORDS = case(Sharded, down=Shard(5)), case(Sharded, collectives=lambda tp: ("all_reduce",))
 UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2, 16, 13))
 """
 

@@ -15,6 +15,7 @@ from test_judge_faults import FAULTS
 from torch import nn
 
 from tp_harness.diagnosis import SIGNATURES
+from tp_harness.diagnosis.common import told
 from tp_harness.evidence import Evidence
 from tp_harness.explain import explain
 from tp_harness.modules import attention, mlp, rope
@@ -284,3 +285,9 @@ def test_two_mistakes_that_give_the_same_numbers_are_both_named(ladder: Ladder, 
     texts = diagnosis_text(result)
     assert [text.split(":")[0] for text in texts] == ["possible cause"] * 2
     assert all("(accounts for 100.00% of the squared error; " in text for text in texts)
+
+
+def test_a_permutation_of_ranks_is_told_in_words() -> None:
+    assert told([1, 2, 3, 0]) == "rank r has that of rank r + 1 (modulo 4)"
+    assert told([3, 0, 1, 2]) == "rank r has that of rank r - 1 (modulo 4)"
+    assert told([1, 0, 2, 3]) == "ranks 0-3 have those of 1, 0, 2, 3"

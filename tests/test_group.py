@@ -264,7 +264,8 @@ PLANS: dict[str, tuple[Case, int, str]] = {
     "does_not_divide": (
         linear_case(lambda size: 8 // size, {"weight": Shard(0)}),
         3,
-        "dimension 0 of shape (8, 4) does not divide over 3 ranks",
+        "weight of mine cannot be placed as Shard(dim=0, unit=1): dimension 0 of shape (8, 4) does not divide over 3 "
+        "ranks.",
     ),
 }
 

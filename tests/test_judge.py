@@ -54,6 +54,14 @@ def edit(number: int, change: Callable[[torch.Tensor], torch.Tensor], name: str 
     return spoil
 
 
+def all_ranks(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Ranks], None]:
+    def spoil(ranks: Ranks) -> None:
+        for left in ranks.values():
+            left.tensors[OUTPUT] = change(left.tensors[OUTPUT])
+
+    return spoil
+
+
 def edit_facts(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[Ranks], object]:
     return lambda ranks: change(cast(dict[str, Any], ranks[number].facts))
 
@@ -106,6 +114,10 @@ SPOILED = {
     "batch-dropped": ("mlp", edit(0, lambda x: x[0]), Status.SHAPE, "[24, 96] instead of [2, 24, 96] (a batch dim"),
     "one-shard": (
         "transformer", edit(5, lambda x: x[..., :68]), Status.SHAPE, "68] instead of [2, 24, 544] (one shard as the who"
+    ),
+    "shards": (
+        "transformer", all_ranks(lambda x: x[..., :68]), Status.SHAPE,
+        "[2, 24, 68] instead of [2, 24, 544] (one shard as the whole); output=Shard(2) of its Case would fit",
     ),
     "whole-as-shard": (
         "unembedding", edit(5, lambda x: x.repeat(1, 1, 8)), Status.SHAPE, "shape [2, 24, 544] instead of [2, 24, 68]"

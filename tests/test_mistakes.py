@@ -12,8 +12,10 @@ import pytest
 import torch
 from command import PATIENCE, Harness, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tp_harness.api import verify
+from tp_harness.case import Case, load_case
 from tp_harness.errors import UsageError
 from tp_harness.options import Options
 
@@ -32,8 +34,8 @@ SPOILED: dict[str, tuple[Callable[[Tensors], object], str]] = {
 }  # fmt: skip
 CASE_ERRORS = {
     "FORGOTTEN": "the plan of own does not say how up.bias is placed: full [64], local [16] on 4 ranks. Give it one of",
-    "UNBUILDABLE": "raised ArithmeticError: no shards today (before any rank started).",
-    "NO_INPUT": "raised RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+    "UNBUILDABLE": "sharded of own, called without arguments at tp 4, raised ArithmeticError: no shards today (before",
+    "NO_INPUT": "reference of own, called with its inputs in float64, raised RuntimeError: mat1 and mat2 shap",
     "UNPLACEABLE": "output 0 of own cannot be placed as Shard(dim=0, unit=1): dimension 0 of shape (2, 16, 20)",
     "DICT": "raised TypeError: the module returned a dict; a tensor or a tuple of tensors is needed (before",
     "TWO": "odd returns 2 outputs (None left out), and `output` of its Case places 1: give it one placement for each.",
@@ -43,6 +45,12 @@ CASE_ERRORS = {
     "MISTAPPED": "unknown submodule of own's reference, named by taps, 'upp'. Did you mean 'up'? Choose from: up,",
     "MISROUTED": "unknown submodule of own's reference, named by routing, 'up.router_logits'.",
     "UNREPEATABLE": "inputs of odd gives other numbers for the same generator, so that no run could be repeated: draw",
+    "NO_GENERATOR": "inputs of odd, called with a torch.Generator, raised TypeError: <lambda>() takes 0 positional arg",
+    "NAN": "inputs of odd returns nan at [0, 0] of input 0.",
+    "NO_NUMBERS": "reference of odd, called without arguments, raised TypeError: Linear.__init__() missing 2 required",
+    "NO_SHARD": "sharded of own, called without arguments at tp 4, raised TypeError: Linear.__init__() missing 2 requi",
+    "NO_DIMENSION": "down.weight of own cannot be placed as Shard(dim=5, unit=1): a tensor of shape (20, 64) has no di",
+    "WORDS": "collectives of own returns ('all_reduce',) at tp 4; a tuple of Collective is needed, as tp_harness.",
     "RIHGT": "unknown case in",
     "os": "cases.py:os is a module; a tp_harness.Case is needed.",
 }
@@ -52,6 +60,7 @@ OTHER_ERRORS = {
     "absent-checkpoint": "does not exist.",
     "unwritable-out": "cannot make the output folder",
     "unknown-backend": "unknown backend 'glo'. Did you mean 'gloo'?",
+    "no-process-group": "the ranks of backend local have no torch.distributed group, which the sharded module asks for",
 }
 ERRORS = {**{name: text for name, (_, text) in SPOILED.items()}, **CASE_ERRORS, **OTHER_ERRORS}
 
@@ -72,6 +81,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     commands |= {name: ["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in CASE_ERRORS}
     commands["unwritable-out"] = ["--out", str(good / "out"), "--component", "rmsnorm"]
     commands["unknown-backend"] = ["--backend", "glo"]
+    commands["no-process-group"] = ["--case", f"{harness.cases}:RIGHT", "--tp", "4", "--backend", "local"]
     ends = dict(zip(commands, harness.run(*commands.values()), strict=True))
     assert not harness.out.exists() or not list(harness.out.iterdir()), "no run folder, and so no log, is left"
     return ends
@@ -109,6 +119,18 @@ def test_a_wrong_option_needs_no_torch_to_be_refused(tmp_path: Path, given: str,
     assert said[0].startswith(f"tp-harness: {text}")
     assert not re.search(r"\| +torch$", run.stderr, flags=re.MULTILINE)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_a_case_and_a_module_for_its_maker_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("x = 1")
+    with pytest.raises(UsageError, match=r"mine.py defines no Case, and nothing called 'CASE'\.$"):
+        load_case(f"{file}:CASE")
+    for name in ("reference", "sharded"):
+        makers = {"reference": nn.Identity, "sharded": nn.Identity, name: nn.Identity()}
+        text = f"^{name} of a Case is a module, an instance of Identity; what makes one is needed: the class Identity "
+        with pytest.raises(UsageError, match=text):
+            Case(name="mine", inputs=lambda _: (), **makers)
 
 
 def test_a_mistake_from_python_leaves_no_folder_either(tmp_path: Path) -> None:

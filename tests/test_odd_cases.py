@@ -10,12 +10,14 @@ from ladder import options
 from tp_harness import run
 from tp_harness.backends import choose_backend
 from tp_harness.config import PRESETS
+from tp_harness.plan import OF_LOCAL
 from tp_harness.record import RunRecord, open_record
 from tp_harness.result import Result, Status
 from tp_harness.table import diagnosis_text
 
 CASES = '''
 import torch
+import torch.distributed as dist
 from torch import nn
 from tp_harness import Case, Replicate, Shard
 from tp_harness.group import current_group
@@ -103,6 +105,12 @@ class Parts(ShardedScalars):
     def reduce(self, x):
         return current_group().all_reduce(x.float()).to(x.dtype)
 
+class Direct(Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        dist.all_reduce(y)
+        return y
+
 class Half(Linear):
     def forward(self, x):
         return self.linear(x).half()
@@ -135,7 +143,7 @@ TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
 )
 WRITES, TOTAL, RANDOM = (case(module, replicated=True) for module in (Writes, Total, Random))
-HALF, REMEMBERS = (case(Linear, module, replicated=True) for module in (Half, Remembers))
+HALF, REMEMBERS, DIRECT = (case(Linear, module, replicated=True) for module in (Half, Remembers, Direct))
 '''
 
 
@@ -182,6 +190,13 @@ def test_what_changes_from_call_to_call_shows_when_forwards_are_repeated(cases: 
         assert result.status is (Status.PASS if result.tp == 1 else Status.MISMATCH)
         assert [check.passed for check in result.checks if check.name == "repeat"] == [result.tp == 1]
         assert result.tp == 1 or "repeat: output.0 of rank 0 has other bits when it is run again" in result.reason
+
+
+def test_that_local_ranks_have_no_process_group_is_said_once(cases: Path) -> None:
+    record = record_of(cases, "DIRECT", fault_control=False)
+    assert {result.status for result in record.results} == {Status.CRASH}
+    assert record.notes.count(OF_LOCAL) == 1
+    assert not any("current_group" in result.reason for result in record.results)
 
 
 def test_tying_what_the_reference_does_not_is_a_mismatch(cases: Path) -> None:

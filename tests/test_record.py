@@ -301,6 +301,11 @@ def test_a_run_without_results_says_so(tmp_path: Path) -> None:
     ]
 
 
+def test_one_draw_is_one_draw(tmp_path: Path) -> None:
+    text = "\n".join(shown(new_record(tmp_path, replace(result("mlp", 1, Status.PASS), draws=1)), 200))
+    assert "1 PASS (1 draw each, backend gloo: " in text
+
+
 def test_nan_is_shown_and_a_users_brackets_are_no_markup(tmp_path: Path) -> None:
     odd = result("mine[bold][/x]", 1, Status.NONFINITE, reason="output.0[red] is nan", gates=(gate(math.nan),))
     text = "\n".join(shown(new_record(tmp_path, odd), 200))

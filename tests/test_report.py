@@ -135,6 +135,12 @@ def test_a_failure_leads_to_its_tensor_cause_log_and_command() -> None:
     assert "None of the 24 known mistakes" in row_text(page, record, unexplained)
 
 
+def test_an_own_case_is_not_told_by_sizes_of_gpt_oss() -> None:
+    own, built_in = ({name for name, _ in view.options(run_of(run))} for run in ("mismatch", "clean"))
+    assert built_in - own >= {"batch", "seq", "model_name", "model.hidden_size"}
+    assert {"case", "seed", "draws", "degrees"} <= own
+
+
 def test_a_crash_shows_its_traceback() -> None:
     record, page = run_of("crash"), page_of("crash")
     index = next(i for i, each in enumerate(record.results) if each.status is Status.CRASH)

@@ -11,7 +11,7 @@ import pytest
 from report_pages import NAMES, forwards, page_of, rank, run_of, stable
 from test_record import gate, result
 
-from tp_harness.report import PAGES, html, view
+from tp_harness.report import PAGES, cells, html, view
 from tp_harness.report.charts import accuracy_charts, cost_charts, time_charts
 from tp_harness.report.costs import costs, scaling
 from tp_harness.report.plotly import plotly
@@ -48,6 +48,16 @@ def test_what_was_not_measured_is_not_shown() -> None:
     record = run_of("old")
     assert cost_charts(record) == time_charts(record) == []
     assert 'id="cost"' not in page_of("old")
+
+
+def test_without_degree_1_nothing_is_compared_with_it() -> None:
+    for page in ("report.html", "report.md"):
+        assert cells.NO_DEGREE_1 not in page_of("clean", page)
+        record = run_of("clean")
+        record.results = [each for each in record.results if each.tp > 1]
+        text = PAGES[page](record, ())
+        assert cells.NO_DEGREE_1 in text
+        assert "over degree 1's" not in text
 
 
 def test_a_program_that_never_ran_has_no_times_and_still_a_page() -> None:

@@ -46,13 +46,13 @@ class UndeclaredColumn(Column):
 class Row(nn.Module):
     """Input features sharded, summed over ranks."""
 
-    def __init__(self, reduce: bool = True, misplan: bool = False) -> None:
+    def __init__(self, reduce: bool = True, misplan: bool = False, dim: int = 0) -> None:
         super().__init__()
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         self.weight = nn.Parameter(torch.randn(8, 8 // self.size))
         self.reduce = reduce
-        if misplan:
-            self.plan = {"weight": Shard(0)}
+        if misplan or dim:
+            self.plan = {"weight": Shard(dim)}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         part = nn.functional.linear(x.chunk(self.size, dim=-1)[self.rank], self.weight)
@@ -145,24 +145,42 @@ def test_functions_and_tuples_of_outputs() -> None:
             validate_accuracy(function, [(X,)], expected_outputs=[(X + 1, X * 3)])
 
 
+def refuses(text: str, *arguments: object, **options: object) -> None:
+    """build_module says one sentence, and shows no place in tp-harness."""
+    with pytest.raises(UsageError, match=text) as caught:
+        build_module(*arguments, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("module", "kwargs", "text"),
     [
         (Odd, {}, r"not clear how table is placed: full \[8, 8\], local \[4, 4\] on 2 ranks"),
         (Row, {"misplan": True}, r"makes shards \[4, 8\] of weight \[8, 8\], but the module holds \[8, 4\]"),
+        (Row, {"dim": 5}, r"weight cannot be placed as Shard\(dim=5, unit=1\): a tensor of shape \(8, 8\) has no dim"),
     ],
-    ids=["ambiguous", "plan_of_another_shape"],
+    ids=["ambiguous", "plan_of_another_shape", "plan_of_no_dimension"],
 )
 def test_unplaceable_parameter_is_named(tmp_path: Path, module: type, kwargs: dict[str, bool], text: str) -> None:
-    with pytest.raises(ShardedModuleError, match=text):
-        build_module(module, [(X,)], kwargs, 2, checkpoint_path=str(tmp_path / "c.pt"))
+    refuses(text, module, [(X,)], kwargs, 2, checkpoint_path=str(tmp_path / "c.pt"))
 
 
 def test_checkpoint_of_another_module(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"bias": torch.zeros(3)}, path)
-    with pytest.raises(ShardedModuleError, match=r"lacks \['weight'\] and has \['bias'\]"):
-        build_module(Row, [(X,)], tp_degree=2, checkpoint_path=str(path))
+    refuses(r"lacks \['weight'\] and has \['bias'\]", Row, [(X,)], tp_degree=2, checkpoint_path=str(path))
+
+
+def test_a_degree_that_does_not_divide_is_said() -> None:
+    text = r"^dimension 0 of weight \[64, 8\] does not divide over 3 ranks, of which each holds \[21, 8\]: choose ano"
+    refuses(text, Column, [(X,)], tp_degree=3)
+
+
+def test_a_checkpoint_that_is_none_is_said(tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.pt"
+    garbage.write_text("no tensors")
+    refuses("it is not what torch.save writes since", Row, [(X,)], tp_degree=2, checkpoint_path=str(garbage))
+    refuses("it is a folder, and a file is needed", Row, [(X,)], tp_degree=2, checkpoint_path=str(tmp_path))
 
 
 def test_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
@@ -192,8 +210,18 @@ def test_failure_in_a_call_ends_all_ranks() -> None:
     with pytest.raises(ShardedModuleError, match=r"rank 1 of 4 failed: ArithmeticError: no such luck"):
         module(X)
     assert set(psutil.Process().children(recursive=True)) <= before
-    with pytest.raises(ShardedModuleError, match="build it again"):
+    why = "were ended: rank 1 of 4 failed: ArithmeticError: no such luck; build it again$"
+    with pytest.raises(ShardedModuleError, match=why):
         module(X)
+
+
+def test_a_closed_module_says_so_and_an_input_that_is_no_tensor_ends_nothing() -> None:
+    with build_function(two_outputs, [(X,)], tp_degree=1) as function:
+        with pytest.raises(UsageError, match="input 1 of the module is a list; a tensor is needed"):
+            function(X, [1.0])
+        assert torch.equal(function(X)[0], X + 1)
+    with pytest.raises(ShardedModuleError, match="were ended: they were closed; build it again"):
+        function(X)
 
 
 def unlucky(x: torch.Tensor) -> torch.Tensor:
@@ -224,11 +252,15 @@ def test_ranks_end_with_the_object() -> None:
         ({"example_inputs": [X]}, "list of tensor tuples"),
         ({"tp_degree": 0}, "tp_degree is 0"),
         ({"tp_degree": 2, "world_size": 4}, "world_size is 4, tp_degree 2"),
+        ({"module_cls": Row()}, "module_cls is a module, an instance of Row; a class, or a function"),
+        ({"module_cls": 3}, "module_cls is 3; a class, or a function that returns a new module, is needed"),
+        ({"module_init_kwargs": [1]}, r"module_init_kwargs is \[1\]; a dict of Row's arguments is needed"),
+        ({"module_init_kwargs": {"foo": 1}}, r"Row cannot be called with .*: got an unexpected keyword argument 'foo'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        build_module(Row, **({"example_inputs": [(X,)]} | arguments))  # type: ignore[arg-type]
+        build_module(**({"module_cls": Row, "example_inputs": [(X,)]} | arguments))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -266,3 +298,7 @@ def test_expected_outputs_and_cpu_callable_must_agree() -> None:
         validate_accuracy(lambda x: x, [(X,)])
     with pytest.raises(ValueError, match="2 expected_outputs for 1 inputs"):
         validate_accuracy(lambda x: x, [(X,)], expected_outputs=[X, X])
+    with pytest.raises(ValueError, match="cpu_callable is 3; a function or a module is needed"):
+        validate_accuracy(lambda x: x, [(X,)], cpu_callable=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"assert_close_kwargs is {'rtoll': 1}; it may hold rtol and atol"):
+        validate_accuracy(lambda x: x, [(X,)], expected_outputs=[X], assert_close_kwargs={"rtoll": 1})

@@ -68,6 +68,8 @@ def test_an_own_case(harness: Harness, name: str, code: int, status: str, reason
         result["first_divergence"] and result["first_divergence"]["tensor"] for result in harness.record()["results"]
     ]
     assert found == ["output.0" if name == "WRONG" else None] * 2
+    worst = [result["worst"] is None for result in harness.record()["results"]]
+    assert worst == [status == "VOID"] * 2, "nothing is wrong with the elements of a void run"
 
 
 def test_a_rank_that_raises(harness: Harness) -> None:

@@ -116,6 +116,13 @@ def _check_fields(case: Case) -> None:
         functions.append("collectives")
     for name in functions:
         raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
+    for name in ("reference", "sharded"):
+        if isinstance(getattr(case, name), nn.Module):  # callable too, but what it gives is no module
+            kind = type(getattr(case, name)).__name__
+            raise UsageError(
+                f"{name} of a Case is a module, an instance of {kind}; what makes one is needed: the class {kind} "
+                "itself, or a function without arguments that returns a new module."
+            )
     for name, kind in (("name", str), ("prefix", str), ("plan", Mapping), ("taps", Mapping), ("routing", tuple)):
         if not isinstance(getattr(case, name), kind):
             raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
@@ -157,6 +164,8 @@ def load_case(spec: str) -> Case:
         raise UsageError(f"{path} could not be imported: {type(error).__name__}: {error}.") from error
     cases = {key: value for key, value in vars(module).items() if isinstance(value, Case)}
     if name not in vars(module):
+        if not cases:
+            raise UsageError(f"{path} defines no Case, and nothing called {name!r}.")
         raise UnknownNameError(f"case in {path}", name, cases)
     if name not in cases:
         kind = type(getattr(module, name)).__name__

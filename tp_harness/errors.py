@@ -56,6 +56,19 @@ def failures_of_storage() -> Iterator[None]:
 
 
 @contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Let `blamed_on` say what was being done when something was raised: the innermost tells."""
+    try:
+        yield
+    except BaseException as error:
+        vars(error).setdefault(_DOING, what)
+        raise
+
+
+_DOING = "tp_harness_was_doing"
+
+
+@contextmanager
 def blamed_on(file: str) -> Iterator[None]:
     """Say what the code of a user's file raises as a UsageError, with the file's line; with no file, let it pass.
 
@@ -73,4 +86,5 @@ def blamed_on(file: str) -> Iterator[None]:
         lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
         at = f"{file}:{lines[-1]}" if lines else file
         first_line = str(error).partition("\n")[0]
-        raise UsageError(f"{at} raised {type(error).__name__}: {first_line} (before any rank started).") from error
+        who = f"{at}: {vars(error)[_DOING]}" if _DOING in vars(error) else at
+        raise UsageError(f"{who} raised {type(error).__name__}: {first_line} (before any rank started).") from error

@@ -47,6 +47,8 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
             ),
             None,
         )
+        if bad and bad[0] is Status.SHAPE:
+            return Status.SHAPE, bad[1] + _fitting(evidence, i, name)
         if bad:
             return bad
     return _router_form(evidence)
@@ -105,6 +107,18 @@ def _shape_message(name: str, rank: int, shard: torch.Tensor, expected: torch.Te
     ]
     slip = next((text for test, text in likely if test()), "")
     return f"{message} ({slip})" if slip else message
+
+
+def _fitting(evidence: Evidence, index: int, name: str) -> str:
+    """The placement that the ranks' shapes are those of, where they are a shard's."""
+    full, shards = evidence.expectation.oracle.outputs[index].shape, evidence.shards(name)
+    shapes = {tuple(shard.shape) for shard in shards}
+    for dim in range(len(full)):
+        cut = tuple(n // evidence.tp if d == dim else n for d, n in enumerate(full))
+        if full[dim] % evidence.tp == 0 and shapes == {cut} and cut != tuple(full):
+            place = f"output=Shard({dim})" if len(evidence.case.outputs) == 1 else f"Shard({dim}) in `output`"
+            return f"; {place} of its Case would fit"
+    return ""
 
 
 def _first_nonfinite(tensor: torch.Tensor) -> str:

@@ -18,6 +18,8 @@ import torch
 
 from .result import Collective
 
+NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
+
 
 class Group:
     """A group of one rank, and the recording base of all others.

@@ -53,6 +53,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         gates = _all_gates(evidence, joined, nearby)
     flips = router_flips(evidence)
     status, reason = verdict.decide(checks, gates, flips, void=_void(evidence, joined, nearby))
+    idle = status is Status.VOID and all(gate.passed for gate in gates)  # no element is to blame
     return replace(
         blank,
         status=status,
@@ -60,7 +61,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         gate=verdict.nearest_gate(gates),
         gates=gates,
         checks=checks,
-        worst=_worst(evidence, joined, gates),
+        worst=None if idle else _worst(evidence, joined, gates),
         flips=flips,
         unlocked=unlocked_statement(evidence, flips),
         notes=(*_notes(evidence, gates), *((SCATTER,) if nearby else ())),

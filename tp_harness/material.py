@@ -84,7 +84,10 @@ def _after_one(tp: int) -> tuple[bool, int]:
 
 
 class Preparation:
-    """Turns resolved options into Material. `copies` is how many of their weights the ranks of a degree copy.
+    """Turns resolved options into Material.
+
+    `copies` is how many of their weights the ranks of a degree copy; `process_group` says whether torch.distributed
+    has a default group in them.
 
     Building every case once, in the constructor, is where a bad plan or module is found, before any rank starts.
 
@@ -92,8 +95,8 @@ class Preparation:
         UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
     """
 
-    def __init__(self, options: Resolved, *, copies: int = 0) -> None:
-        self.options, self.copies = options, copies
+    def __init__(self, options: Resolved, *, copies: int = 0, process_group: bool = True) -> None:
+        self.options, self.copies, self.process_group = options, copies, process_group
         self.case_file = options.case.rpartition(":")[0]
         self.subject = Subject(
             model=options.model,
@@ -194,7 +197,7 @@ class Preparation:
             check_submodules(case, "reference", case.make(case.reference))
         for tp in self.options.degrees:
             at_degree = self.subject.case(task, dtype=dtype, tp=tp)
-            with stand_in_group(tp, real=not case.lazy):
+            with stand_in_group(tp, real=not case.lazy and self.process_group):
                 check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
                 if self.case_file:
                     check_submodules(at_degree, "sharded module", at_degree.make(at_degree.sharded))

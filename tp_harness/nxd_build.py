@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .errors import UsageError
-from .group import TorchGroup, use_group
+from .group import NO_PROCESS_GROUP, TorchGroup, use_group
 from .neuron_cores import job_environment
 from .neuron_devices import read_machine
 from .neuron_env import dangers, is_on
@@ -42,7 +42,6 @@ _TAKEN = (
     "NEURON_RT_EXEC_TIMEOUT",
 )
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
-_NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +161,7 @@ def compile_here(order: Order, environment: Mapping[str, str], _group: TorchGrou
         with torch.inference_mode(False):
             return _compile(order)
     except (RuntimeError, ValueError) as error:
-        if _NO_PROCESS_GROUP not in str(error):
+        if NO_PROCESS_GROUP not in str(error):
             raise
         raise UsageError(
             "the module calls torch.distributed itself, of which ModelBuilder's trace knows nothing: use "

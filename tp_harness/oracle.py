@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .case import Case, Tensors
-from .errors import UsageError
+from .errors import UsageError, doing
 from .excerpt import of_flat, of_rows
 from .job import Job, Task
 from .placements import same_bits
@@ -134,7 +134,8 @@ def run_with(tapped: Tapped, case: Case, dtype: str, parameters: Mapping[str, to
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
     """Name, full shape and stored dtype of everything the case loads."""
-    module = case.make(case.reference)
+    with doing(f"reference of {case.name}, called without arguments,"):
+        module = case.make(case.reference)
     first_names = {parameter: name for name, parameter in module.named_parameters()}
     learned = {
         name: first_names[parameter]
@@ -172,7 +173,12 @@ def _run(
 ) -> Run:
     module = case.in_dtype(reference, dtype)
     cast = tuple(x.to(dtype if x.is_floating_point() else x.dtype, copy=True) for x in inputs)  # it may write to them
-    with tapping(module, case.taps if taps else ()) as tapped, routing(module, case.routing, locks) as record:
+    called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
+    with (
+        doing(called),
+        tapping(module, case.taps if taps else ()) as tapped,
+        routing(module, case.routing, locks) as record,
+    ):
         outputs = as_tuple(module(*cast))
     return Run(outputs=outputs, routing=dict(record), taps=tapped)
 
@@ -183,13 +189,17 @@ def _drawn(case: Case, source: torch.Generator) -> Tensors:
     Raises:
         UsageError: they are no tuple of tensors.
     """
-    inputs = case.inputs(source)
+    with doing(f"inputs of {case.name}, called with a torch.Generator,"):
+        inputs = case.inputs(source)
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else None
     odd = [inputs] if given is None else [x for x in given if not isinstance(x, torch.Tensor)]
     if given is None or odd:
         what = f"inputs of {case.name} returns a {type(inputs).__name__}" + ("" if given is None else " with a ")
         what += "" if given is None else type(odd[0]).__name__
         raise UsageError(f"{what}; a tuple of tensors is needed, for example (x,).")
+    for i, x in enumerate(given):
+        if x.is_floating_point() and x.isnan().any():
+            raise UsageError(f"inputs of {case.name} returns nan at {x.isnan().nonzero()[0].tolist()} of input {i}.")
     return given
 
 

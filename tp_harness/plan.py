@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 from .case import Case
-from .errors import UnknownNameError, UsageError
-from .group import Group, use_group
+from .errors import UnknownNameError, UsageError, doing
+from .group import NO_PROCESS_GROUP, Group, use_group
 from .marks import marked
-from .placements import Placement, Replicate, Shard, shape_only
+from .placements import Placement, PlacementError, Replicate, Shard, shape_only
+from .result import Collective
 from .taps import CHOSEN, LOGITS, tap_name
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
+
+
+OF_LOCAL = (
+    "the ranks of backend local have no torch.distributed group, which the sharded module asks for: let it use "
+    "tp_harness.current_group(), or run it with --backend gloo"
+)
 
 
 class PlanError(UsageError):
@@ -27,6 +34,7 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
 
     Raises:
         PlanError: the plan forgot a parameter that is not plainly replicated, or its shard has another shape.
+        PlacementError: the parameter has no such dimension, or does not divide.
     """
     if name not in case.plan:
         if tuple(full) == tuple(local):
@@ -36,7 +44,7 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
             f"local {list(local)} on {size} ranks. Give it one of {VALID}."
         )
     placement = case.plan[name]
-    shard = placement.shard(shape_only(full), 0, size)
+    shard = _first_shard(placement, f"{name} of {case.name}", full, size)
     if tuple(shard.shape) != tuple(local):
         raise PlanError(
             f"{case.name}: {placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
@@ -63,17 +71,31 @@ def module_placement(
     """
     placement = plan.get(name) or marked(local, size) or _by_shapes(full, local.shape, size)
     if placement is None:
+        dims = [dim for dim, (f, n) in enumerate(zip(full, local.shape, strict=False)) if f != n]
+        if len(full) == local.ndim and len(dims) == 1 and full[dims[0]] // size == local.shape[dims[0]]:
+            raise PlanError(
+                f"dimension {dims[0]} of {name} {list(full)} does not divide over {size} ranks, of which each holds "
+                f"{list(local.shape)}: choose another tp_degree."
+            )
         raise PlanError(
             f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
             f"Give the module class `plan = {{{name!r}: ...}}` with one of {VALID}."
         )
-    shard = placement.shard(shape_only(full), 0, size)
+    shard = _first_shard(placement, name, full, size)
     if shard.shape != local.shape:
         raise PlanError(
             f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the module holds "
             f"{list(local.shape)} on each of {size} ranks."
         )
     return placement
+
+
+def _first_shard(placement: Placement, name: str, full: Sequence[int], size: int) -> torch.Tensor:
+    """Rank 0's shard, as far as its shape."""
+    try:
+        return placement.shard(shape_only(full), 0, size)
+    except PlacementError as error:
+        raise PlacementError(f"{name} cannot be placed as {placement}: {error}.") from None
 
 
 def _by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placement | None:
@@ -97,7 +119,9 @@ def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None
         PlanError: a parameter without placement, with another local shape, or unknown to the reference.
         PlacementError: a parameter that does not divide.
     """
-    local = case.make(case.sharded).state_dict()
+    _check_collectives(case, tp)
+    with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
+        local = case.make(case.sharded).state_dict()
     for name in case.plan:
         if name not in local:
             raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")
@@ -126,16 +150,31 @@ def check_submodules(case: Case, side: str, module: nn.Module) -> None:
                 )
 
 
+def _check_collectives(case: Case, tp: int) -> None:
+    """What is no record of a call would only be found to differ from every recorded one."""
+    with doing(f"collectives of {case.name}, called with {tp},"):
+        planned = () if case.collectives is None else case.collectives(tp)
+    if not isinstance(planned, (tuple, list)) or not all(isinstance(call, Collective) for call in planned):
+        raise PlanError(
+            f"collectives of {case.name} returns {planned!r:.80} at tp {tp}; a tuple of Collective is needed, as "
+            "tp_harness.group.collective(kind, group_size, shape, dtype) makes them."
+        )
+
+
 @contextmanager
 def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
     """Let a module be built as rank 0 of `tp` without any other rank.
 
     With `real`, torch.distributed itself answers as if initialised (its "fake" backend), for modules that ask
     it directly; collectives then give nothing useful, and a constructor needs none.
+
+    Raises:
+        PlanError: without `real`, for a module that asks torch.distributed.
     """
     with use_group(Group(0, tp)):
         if not real or torch.distributed.is_initialized():  # under torchrun the group of this degree stands already
-            yield
+            with _asking_refused():
+                yield
             return
         from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415  (registers "fake")
 
@@ -144,3 +183,13 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
             yield
         finally:
             torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _asking_refused() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if NO_PROCESS_GROUP not in str(error):
+            raise
+        raise PlanError(f"{OF_LOCAL}.") from error

@@ -18,6 +18,7 @@ from .explain import explain
 from .faults import find_fault
 from .faults.choice import with_fault_s_target
 from .gather import Awaited, RankOutput, read_outputs, remove_outputs
+from .group import NO_PROCESS_GROUP
 from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
@@ -25,6 +26,7 @@ from .kernels.registry import STATUS as KERNEL_STATUS
 from .launch import LaunchOutcome
 from .material import Material, Preparation, Progress, Target
 from .options import Resolved
+from .plan import OF_LOCAL
 from .preflight import mxfp4_note
 from .record import RunRecord
 from .result import Result, Status
@@ -55,7 +57,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
         # Two threads that wait for each other between thousands of small products cost more than they save, many times
         # over where something else wants the cores; and once ranks run, the other cores are theirs.
         torch.set_num_threads(1)
-        preparation = Preparation(options, copies=COPIES.get(backend.name, 0))
+        preparation = Preparation(options, copies=COPIES.get(backend.name, 0), process_group=backend.name != "local")
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
             record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
@@ -248,7 +250,8 @@ def _notes(options: Resolved, results: list[Result]) -> list[str]:
     kernels = f"NKI kernels: {KERNEL_STATUS}" if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
     bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
-    return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels) if note)]
+    grouped = OF_LOCAL if any(r.backend == "local" and NO_PROCESS_GROUP in r.reason for r in results) else None
+    return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels, grouped) if note)]
 
 
 def growth_notes(results: list[Result]) -> list[str]:

@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from .case import Tensors
+from .errors import UsageError
 from .group import TorchGroup, use_group
 from .launch import RankLauncher, RunningRanks
 from .launch.outcome import rank_log
@@ -57,6 +58,7 @@ class ShardedModule:
         self._folder = folder.path
         self._launcher = RankLauncher.fork(partial(serve_rank, make))
         self._links: list[socket.socket] = []
+        self._why = "they were closed"
         # holds no reference to self: it runs when self is gone, and at exit
         self.close = weakref.finalize(self, _close, self._launcher, self._links, folder)
         try:
@@ -69,17 +71,22 @@ class ShardedModule:
         """The module's outputs for these inputs; one tensor if the module returns one.
 
         Raises:
+            UsageError: an input is no tensor.
             ShardedModuleError: a rank raised or died; the message says which and why. All ranks are ended then.
             ReplicaError: the ranks' outputs differ where they must agree.
         """
         if not self.close.alive:
-            raise ShardedModuleError("the ranks of this module were ended; build it again")
+            raise ShardedModuleError(f"the ranks of this module were ended: {self._why}; build it again")
+        for i, x in enumerate(inputs):
+            if not isinstance(x, torch.Tensor):
+                raise UsageError(f"input {i} of the module is a {type(x).__name__}; a tensor is needed.")
         message = save({str(i): x.detach().contiguous() for i, x in enumerate(inputs)})
         try:
             for link in self._links:
                 _send(link, TENSORS, message)
             answers = [self._answer(rank) for rank in range(self.tp_degree)]
-        except BaseException:
+        except BaseException as error:
+            self._why = (str(error).splitlines() or [type(error).__name__])[0]
             self.close()
             raise
         outputs = [self._join([answer[str(i)] for answer in answers]) for i in range(len(answers[0]))]
@@ -128,6 +135,8 @@ class ShardedModule:
             raise self._error(outcome.message, outcome.traceback) from None
         if kind == ERROR:
             summary, trace = json.loads(content)
+            if trace is None:  # the user's own mistake, which the sentence says
+                raise UsageError(summary)
             raise self._error(f"rank {rank} of {self.tp_degree} failed: {summary}", trace)
         return load(content)
 
@@ -175,10 +184,14 @@ def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
             except EOFError:
                 return
             except Exception as error:  # the caller gets the text, whatever the module did
-                summary = f"{type(error).__name__}: {error}"
-                _send(link, ERROR, json.dumps([summary, traceback.format_exc()]).encode())
+                wrong = (str(error), None) if isinstance(error, UsageError) else _told(error)
+                _send(link, ERROR, json.dumps(wrong).encode())
                 raise
             _send(link, TENSORS, save(answer))
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 
 def _take_call(link: socket.socket) -> Tensors:

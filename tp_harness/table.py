@@ -134,10 +134,11 @@ def _ending(record: RunRecord) -> list[Text]:
     words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     draws = max((result.draws for result in record.results), default=0)
     notes = [Text(f"note: {printable(note)}", style="yellow") for note in record.notes]
+    drawn = f"{draws} draw{'s' if draws != 1 else ''} each"
     return [
         *notes,
         *_controls(record),
-        Text(f"{words or 'nothing was run'} ({draws} draws each, backend {record.backend}: {record.blind_spots})"),
+        Text(f"{words or 'nothing was run'} ({drawn}, backend {record.backend}: {record.blind_spots})"),
         Text(printable(str(record.path)), style="dim"),
     ]
 

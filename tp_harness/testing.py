@@ -7,9 +7,11 @@ validate_accuracy always rejects wrong shapes, dtypes, NaN, infinities and empti
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -53,6 +55,13 @@ def load_checkpoint(path: str | Path) -> StateDict:
         UsageError: the file is neither, is truncated, or holds something other than named tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"cannot read the checkpoint {path}: it is a folder, and a file is needed.")
+    if path.suffix != ".safetensors" and path.is_file() and not zipfile.is_zipfile(path):
+        raise UsageError(
+            f"cannot read the checkpoint {path}: it is not what torch.save writes since torch 1.6, and not named "
+            ".safetensors."
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -103,10 +112,12 @@ def build_module(  # noqa: PLR0917  (the public signature)
         A callable that takes the full inputs and returns the full outputs.
 
     Raises:
-        ValueError: arguments that cannot be (UsageError is one).
+        ValueError: arguments that cannot be (UsageError is one): also a checkpoint that cannot be read or is another
+            module's, and a parameter that cannot be placed.
         ShardedModuleError: a rank could not build the module; the message names the rank and holds its traceback.
     """
-    kwargs = module_init_kwargs or {}
+    kwargs = {} if module_init_kwargs is None else module_init_kwargs
+    _check_module(module_cls, kwargs)
     _check_inputs("example_inputs", example_inputs)
     if len(example_inputs) != 1:
         raise ValueError(f"example_inputs must contain exactly one tuple; it has {len(example_inputs)}")
@@ -170,7 +181,7 @@ def validate_accuracy(
         assert_close_kwargs: rtol (scaled by max |expected|) and atol, see closeness.assert_close.
 
     Raises:
-        ValueError: nothing to compare with, or lists of different lengths.
+        ValueError: nothing to compare with, lists of different lengths, or arguments of another kind.
         AssertionError: an output is not close.
     """
     if expected_outputs is None and cpu_callable is None:
@@ -182,6 +193,9 @@ def validate_accuracy(
     if len(expectations) != len(inputs):
         raise ValueError(f"there are {len(expectations)} expected_outputs for {len(inputs)} inputs")
     tolerances = assert_close_kwargs or {}
+    _check_callables(neuron_model=neuron_model, cpu_callable=cpu_callable)
+    if not isinstance(tolerances, Mapping) or set(tolerances) - {"rtol", "atol"}:
+        raise ValueError(f"assert_close_kwargs is {tolerances!r:.80}; it may hold rtol and atol, and nothing else.")
     for arguments, expectation in zip(inputs, expectations, strict=True):
         expected = expectation
         if cpu_callable is not None:
@@ -242,6 +256,30 @@ def _make_shard(
     }
     module.load_state_dict(shards)
     return module
+
+
+def _check_module(module_cls: Any, kwargs: Any) -> None:
+    """What a rank would stumble over, or would take for a module's class."""
+    name = getattr(module_cls, "__name__", type(module_cls).__name__)
+    if isinstance(module_cls, nn.Module) or not callable(module_cls):
+        given = f"a module, an instance of {name}" if callable(module_cls) else repr(module_cls)[:60]
+        raise UsageError(f"module_cls is {given}; a class, or a function that returns a new module, is needed.")
+    if not isinstance(kwargs, Mapping):
+        raise UsageError(f"module_init_kwargs is {kwargs!r:.60}; a dict of {name}'s arguments is needed.")
+    try:
+        signature = inspect.signature(module_cls)
+    except (TypeError, ValueError):  # some callables have none that can be read
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise UsageError(f"{name} cannot be called with module_init_kwargs {dict(kwargs)!r:.80}: {error}.") from None
+
+
+def _check_callables(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ValueError(f"{name} is {value!r:.60}; a function or a module is needed.")
 
 
 def _check_inputs(name: str, inputs: Any) -> None:

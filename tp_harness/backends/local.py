@@ -24,7 +24,6 @@ from ..rank import run_job
 from .turns import Abandoned, LocalGroup, Turns
 
 JOIN_SECONDS = 5.0  # for ranks to notice that a run is over; one that computes notices at its next collective
-NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
 
 
 class LocalBackend:
@@ -113,8 +112,6 @@ class LocalRun:
             return
         except BaseException as error:  # whatever a module raises, the others must end
             summary = traceback.format_exception_only(type(error), error)[-1].strip().partition("\n")[0]
-            if NO_PROCESS_GROUP in summary:
-                summary += "; the ranks of backend local have none: use current_group(), or --backend gloo"
             self._turns.fail(rank, summary, "".join(traceback.format_exception(error)))
 
     def _begin(self, rank: int, step: str) -> None:

@@ -122,7 +122,8 @@ class Turns:
         gone, waiting = sorted(self.returned), sorted(self._waiting)
         what = self._waiting[waiting[0]].what
         if len(gone) <= len(waiting):
-            self._disagree(gone[0], f"it returned without entering {what}, in which {name_ranks(waiting)} wait")
+            wait = f"{name_ranks(waiting)} wait{'s' if len(waiting) == 1 else ''}"
+            self._disagree(gone[0], f"it returned without entering {what}, in which {wait}")
         else:
             self._disagree(waiting[0], f"it waits in {what}, which {name_ranks(gone)} never entered")
 

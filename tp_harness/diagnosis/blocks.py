@@ -8,7 +8,7 @@ import torch
 
 from ..reference import gpt_oss
 from .replay import Form, added_bias, expert_parts, projection_parts, router_weights, weighted_bias
-from .signature import Guess, Signature
+from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 
@@ -89,7 +89,7 @@ def weights_of_other_rank(site: Site) -> Iterator[Guess]:
     """The rows of the second matrix belong to another rank."""
     size = site.tp
     ranks = list(range(size))
-    shifted = {f"rank r has those of rank r {step:+d}": [(r + step) % size for r in ranks] for step in (1, -1)}
+    shifted = {f"rank r has those of rank {shifted('r', step)}": [(r + step) % size for r in ranks] for step in (1, -1)}
     for detail, mapping in {**shifted, "in reverse order": ranks[::-1], "all have rank 0's": [0] * size}.items():
         if mapping != ranks:
             yield Guess(right_parts(site, mapping), detail)

@@ -8,7 +8,7 @@ import torch
 
 from ..placements import Replicate
 from ..taps import PER_EXPERT
-from .signature import Guess, Signature
+from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 MOST_ROWS = 2048  # each is compared with each
@@ -167,7 +167,7 @@ def told(mapping: list[int]) -> str:
     """A mapping in words where it has some."""
     size = len(mapping)
     forms = {
-        f"rank r has that of rank r {step:+d} (modulo {size})": [(r + step) % size for r in range(size)]
+        f"rank r has that of rank {shifted('r', step)} (modulo {size})": [(r + step) % size for r in range(size)]
         for step in (1, -1)
     }
     forms["in reverse order"] = list(range(size))[::-1]

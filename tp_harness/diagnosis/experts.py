@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from ..placements import PlacementError, StridedShard
 from .replay import expert_parts, gate_ups, router_weights
-from .signature import Guess, Signature
+from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 ALPHA = 1.702
@@ -75,7 +75,7 @@ def experts_shifted(site: Site) -> Iterator[Guess]:
     """Another expert's matrices."""
     count = len(site.experts.mlp1_weight)
     for step in (1, -1):
-        yield Guess(gate_ups(site, lambda e, t, s=step: linear(t, *_rows(site, (e + s) % count))), f"e {step:+d}")  # type: ignore[misc]
+        yield Guess(gate_ups(site, lambda e, t, s=step: linear(t, *_rows(site, (e + s) % count))), shifted("e", step))  # type: ignore[misc]
 
 
 # activation

@@ -77,6 +77,11 @@ class Tried(NamedTuple):
     partly: bool = False  # made on the wrong ranks alone
 
 
+def shifted(letter: str, step: int) -> str:
+    """`r + 1`, `r - 1`."""
+    return f"{letter} {'-' if step < 0 else '+'} {abs(step)}"
+
+
 def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> tuple[tuple[Cause, ...], int]:
     """The signatures that reproduce the wrong tensor, nearest first, and how many guesses were tried.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..reference import gpt_oss
-from .signature import Guess, Signature
+from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 Held = Callable[[torch.Tensor, int], torch.Tensor]  # (token - first of rank, tokens per rank) -> whether it is held
@@ -63,7 +63,7 @@ def bounds_of_next_rank(site: Site) -> Iterator[Guess]:
 def rows_of_other_rank(site: Site) -> Iterator[Guess]:
     """The right range of tokens, and the rows of a neighbour."""
     for step in (1, -1):
-        yield _parts(site, _inside, rows_of=step)._replace(detail=f"r {step:+d}")
+        yield _parts(site, _inside, rows_of=step)._replace(detail=shifted("r", step))
 
 
 def _inside(local: torch.Tensor, count: int) -> torch.Tensor:

@@ -20,6 +20,9 @@ def cost_rows(record: RunRecord) -> list[CostRow]:
     ]
 
 
+NO_DEGREE_1 = "What is held or done more than once is told by degree 1, which was not run: --tp 1 with the others."
+
+
 def replication(rows: Sequence[CostRow], degrees: Iterable[int]) -> Table:
     """Sums over ranks over degree 1's, FLOPs and weights; the dtypes of a component have the same."""
     degrees = list(degrees)

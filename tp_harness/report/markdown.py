@@ -89,15 +89,23 @@ def _costs(record: RunRecord) -> list[str]:
     rows = cells.cost_rows(record)
     if not rows:
         return []
-    headers, lines = cells.replication(rows, view.degrees(record.results))
+    degrees = view.degrees(record.results)
     return [
         "<details><summary>Cost, measured</summary>",
         f"{view.time_note(record)} {cells.counted_and_warm(rows)}",
-        "FLOPs of one forward and bytes of weights, summed over all ranks, over degree 1's:",
-        _table(headers, [(_code(line[0]), *line[1:]) for line in lines]),
+        *_replication(rows, degrees),
         _table(*_with_code(cells.every_cost(record, rows))),
         "</details>",
     ]
+
+
+def _replication(rows: Sequence[cells.CostRow], degrees: Sequence[int]) -> tuple[str, ...]:
+    if 1 not in degrees:
+        return (cells.NO_DEGREE_1,)
+    return (
+        "FLOPs of one forward and bytes of weights, summed over all ranks, over degree 1's:",
+        _table(*_with_code(cells.replication(rows, degrees))),
+    )
 
 
 def _with_code(table: cells.Table) -> cells.Table:

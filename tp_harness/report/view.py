@@ -115,6 +115,7 @@ _FLAGS = (
 )
 _LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
 _NOT_OF_A_CASE = ("batch", "seq", "checkpoint")  # it brings its own inputs
+_OF_GPT_OSS = ("model", "model_name", "batch", "seq", "depth")
 _LAYERED = ("attention", "mlp", "transformer_block")
 
 
@@ -235,8 +236,10 @@ def environment(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def options(record: RunRecord) -> list[tuple[str, str]]:
-    """The resolved options, one line each."""
-    return _flat(record.options)
+    """The resolved options that the run goes by, one line each; a Case brings its own sizes and inputs."""
+    own = bool(record.options.get("case"))
+    kept = {name: value for name, value in record.options.items() if not (own and name in _OF_GPT_OSS)}
+    return _flat(kept)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
