@@ -129,6 +129,26 @@ class NotReduced(Tapped):
     def __init__(self):
         super().__init__(current_group().size)
 
+class Lookup(nn.Module):
+    def __init__(self, ranks=1):
+        super().__init__()
+        self.table, self.unused = nn.Embedding(64 // ranks, 8), nn.Parameter(torch.zeros(3))
+
+    def forward(self, tokens):
+        return self.table(tokens)
+
+class ShardedLookup(Lookup):
+    """The last row of each shard is taken for the next rank's."""
+
+    def __init__(self):
+        super().__init__(current_group().size)
+
+    def forward(self, tokens):
+        group = current_group()
+        local = tokens - group.rank * (64 // group.size)
+        mine = (local >= 0) & (local < 64 // group.size - 1)
+        return group.all_reduce(self.table(local.clamp(0, 64 // group.size - 1)) * mine.unsqueeze(-1))
+
 def case(reference, sharded=None, inputs=lambda g: (torch.randn(4, 8, 12, generator=g),), **fields):
     return Case(name="odd", reference=reference, sharded=sharded or reference, inputs=inputs, **fields)
 
@@ -138,6 +158,10 @@ def tokens(generator):
 PLAN = {"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)}
 SCALARS, PARTS = (case(Scalars, module, plan=PLAN) for module in (ShardedScalars, Parts))
 TAPPED = case(Tapped, NotReduced, plan=PLAN, taps={"out": Replicate(), "hidden": Shard(0)})
+LOOKUP, LOOKUP_SEEN = (
+    case(Lookup, ShardedLookup, lambda g, rows=rows: (torch.tensor([rows]),), plan={"table.weight": Shard(0)})
+    for rows in ([*range(31), *range(32, 62)], range(64))
+)
 CANCELS = case(Cancels, CancelsSharded, plan=PLAN)
 TIED, TIED_BY_MISTAKE, TIED_IN_THE_REFERENCE = (
     case(*modules, tokens, replicated=True) for modules in ((Tied, Tied), (Untied, Tied), (Tied, Untied))
@@ -258,3 +282,18 @@ def test_a_case_in_a_package_imports_as_the_package_does(tmp_path: Path) -> None
     path = package / "cases.py"
     path.write_text("from ..parts import TIED as CASE")
     assert {result.status for result in results(path, "CASE")} == {Status.PASS}
+
+
+def test_what_the_inputs_do_not_reach_is_said(cases: Path) -> None:
+    record = record_of(cases, "LOOKUP", dtypes=("float32",), fault_control=False)
+    assert {result.status for result in record.results} == {Status.PASS}, "no row that is read is wrong"
+    assert {
+        "3 of 64 places of table.weight (31, 62, 63) change no output with these inputs: a mistake there is unseen",
+        "unused changes no output with these inputs: a mistake there is unseen",
+    } < set(record.notes)
+
+
+def test_and_is_seen_where_they_reach(cases: Path) -> None:
+    record = record_of(cases, "LOOKUP_SEEN", dtypes=("float32",))
+    assert [result.status for result in record.results] == [Status.MISMATCH] * 2
+    assert not [note for note in record.notes if "table" in note]

@@ -18,6 +18,7 @@ from .components import component_case
 from .config import InferenceConfig
 from .conventions import Translation, translation
 from .errors import UsageError, blamed_on
+from .influence import notes as idle_notes
 from .job import Job, Subject, Task
 from .options import Resolved
 from .oracle import Expectation, expect, parameter_specs
@@ -113,11 +114,12 @@ class Preparation:
         self.specs = tuple(specs.values())
         self.given = find_checkpoint(Path(options.checkpoint)) if options.checkpoint else None
         self.translation = self._translation()
+        self._idle: dict[str, torch.Tensor] = {}  # of an own module, what the inputs of no draw reach
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the verdicts should know of the weights."""
-        return (self.translation.note,) if self.translation else ()
+        return (*((self.translation.note,) if self.translation else ()), *idle_notes(self._idle))
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -166,6 +168,8 @@ class Preparation:
                 expectation = expect(job, task.clean, checkpoints[task.draw], self.options.seed)
                 if self.case_file:  # a user's reference may fail in one dtype: find out before any rank starts
                     _ = expectation.baselines
+                    for name, places in expectation.run_idle().items():
+                        self._idle[name] = self._idle.get(name, places) & places
             self._check_placements(job, task, expectation)
             expectations[task.clean] = expectation
         return Material(**{**vars(material), "expectations": expectations})

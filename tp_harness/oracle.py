@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +14,7 @@ from torch import nn
 from .case import Case, Tensors
 from .errors import UsageError, doing
 from .excerpt import of_flat, of_rows
+from .influence import idle
 from .job import Job, Task
 from .placements import same_bits
 from .rank import as_tuple
@@ -58,6 +59,7 @@ class Expectation:
     run_baselines: Callable[[], Mapping[str, Run]]
     run_tapped: Callable[[str], Tapped]  # by dtype; called after a mismatch only
     run_nearby: Callable[[str], tuple[tuple[Run, Run], ...]]  # by dtype: oracle and baseline at inputs near the task's
+    run_idle: Callable[[], Mapping[str, torch.Tensor]]  # see influence.py
 
     @cached_property
     def baselines(self) -> Mapping[str, Run]:
@@ -116,7 +118,13 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     def run_nearby(dtype: str) -> tuple[tuple[Run, Run], ...]:
         return tuple(nearby(dtype, number) for number in range(NEARBY))
 
-    return Expectation(oracle=oracle, run_baselines=run_baselines, run_tapped=run_tapped, run_nearby=run_nearby)
+    return Expectation(
+        oracle=oracle,
+        run_baselines=run_baselines,
+        run_tapped=run_tapped,
+        run_nearby=run_nearby,
+        run_idle=partial(idle, case, reference, inputs),
+    )
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
