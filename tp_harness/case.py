@@ -118,9 +118,9 @@ def _check_fields(case: Case) -> None:
         raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
     for name in ("reference", "sharded"):
         if isinstance(getattr(case, name), nn.Module):  # callable too, but what it gives is no module
-            kind = type(getattr(case, name)).__name__
+            cls = type(getattr(case, name)).__name__
             raise UsageError(
-                f"{name} of a Case is a module, an instance of {kind}; what makes one is needed: the class {kind} "
+                f"{name} of a Case is a module, an instance of {cls}; what makes one is needed: the class {cls} "
                 "itself, or a function without arguments that returns a new module."
             )
     for name, kind in (("name", str), ("prefix", str), ("plan", Mapping), ("taps", Mapping), ("routing", tuple)):

@@ -39,8 +39,8 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
         with torch.enable_grad():
             module.requires_grad_()
             outputs = as_tuple(module(*(x.double() if x.is_floating_point() else x.clone() for x in inputs)))
-            total = sum((y * torch.randn(y.shape, generator=source, dtype=y.dtype)).sum() for y in outputs)
-            gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            weights = [torch.randn(y.shape, generator=source, dtype=y.dtype) for y in outputs]
+            gradients = torch.autograd.grad(outputs, list(parameters.values()), weights, allow_unused=True)
     except RuntimeError:  # no gradient, or written in place
         return {}
     found = {}

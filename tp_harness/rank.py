@@ -180,9 +180,11 @@ def as_tuple(outputs: object) -> Tensors:
     """
     if isinstance(outputs, torch.Tensor):
         return (outputs,)
-    tensors = [x for x in outputs if x is not None] if isinstance(outputs, (tuple, list)) else [outputs]
-    for x in tensors:
-        if not isinstance(x, torch.Tensor):
+    tensors: list[torch.Tensor] = []
+    for x in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
+        if isinstance(x, torch.Tensor):
+            tensors.append(x)
+        elif x is not None:
             raise TypeError(f"the module returned a {type(x).__name__}; a tensor or a tuple of tensors is needed")
     return tuple(tensors)
 

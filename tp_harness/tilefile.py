@@ -127,4 +127,4 @@ def _mmap(address: int | None, size: int, flags: int, descriptor: int, offset: i
     found: int | None = _libc.mmap(address, size, _READ_WRITE, flags, descriptor, offset)
     if found in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), f"cannot map weights: {os.strerror(ctypes.get_errno())}")
-    return int(found)  # type: ignore[arg-type]  # None was refused
+    return int(found)

@@ -27,8 +27,9 @@ def read_otherwise(site: Site) -> Iterator[Guess]:
     """The parameters of a submodule, cut by the plan and read as if cut in another way."""
     for owner, cuts in _cut_together(site).items():
         said = next(iter(cuts.values()))
-        whole = [Shard(said.dim)] if isinstance(said, StridedShard) else []
-        for other in (*whole, *(StridedShard(said.dim, stride) for stride in STRIDES)):
+        others: list[Cut] = [StridedShard(said.dim, stride) for stride in STRIDES]
+        others += [Shard(said.dim)] if isinstance(said, StridedShard) else []
+        for other in others:
             yield from _guess(site, cuts, partial(_reread, site.tp, said, other), f"{owner} as {other}, cut by {said}")
 
 
