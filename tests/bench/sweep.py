@@ -109,7 +109,8 @@ def print_floor(console: Console, ours: Usage, work: Path) -> None:
 
 
 def reference_cpu_seconds(weights: Path, dtype: torch.dtype) -> float:
-    """CPU seconds of one reference forward, the better of three, after one that maps the weights."""
+    """CPU seconds of one reference forward on one core, the best of three, after one that maps the weights."""
+    torch.set_num_threads(1)  # two would wait for each other, and what waits seems to work
     case = component_case("mlp", InferenceConfig.of(PRESETS["gpt-oss-20b"], NeuronConfig(seq_len=LARGE_SEQ)), 0)
     checkpoint = Checkpoint([weights])
     reference = case.make(case.reference)
