@@ -1,9 +1,16 @@
 """The README's examples, run as a reader would."""
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+
+from tp_harness import verdict
+from tp_harness.group import collective
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 MODULE, BUILD = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -52,3 +59,36 @@ def test_every_linked_path_exists() -> None:
     root = Path(__file__).parents[1]
     named = re.findall(r"`((?:tp_harness|launch|tests|reference)/[\w/.]*)`", README)
     assert all((root / path).exists() for path in named)
+
+
+def test_samples_of_runs_show_the_controls_and_what_a_run_prints() -> None:
+    samples = re.findall(r"    ┏(?:.+\n)+", README)
+    assert len(samples) == 2
+    controls = r"^    faults put in as a control and rejected: tp 1 [\w-]+, tp 2 [\w-]+, tp 8 [\w-]+, tp 32 [\w-]+$"
+    for sample in samples:
+        assert re.search(controls, sample, re.MULTILINE)
+        assert re.search(r"^    (8|80) PASS \(2 draws each, backend gloo: ", sample, re.MULTILINE)
+    ratios = {tp: float(r) for tp, r in zip((1, 2, 8, 32), re.findall(r"R (\d\.\d+)", samples[1]), strict=True)}
+    assert all(r <= verdict.RATIO_ALARM * math.sqrt(1 + (tp / 2 if tp > 1 else 0)) for tp, r in ratios.items())
+    assert ratios[8] > verdict.RATIO_ALARM, "the sample is one whose limit is wider"
+
+
+def test_the_limits_that_the_readme_states_are_those_of_verdicts() -> None:
+
+    text = " ".join(README.split())
+    half, whole = (collective("all_reduce", 8, (64,), dtype) for dtype in (torch.bfloat16, torch.float32))
+    widened = [sums.roundings if (sums := verdict.sums_of([call], planned=p)) else 0.0
+               for call, p in ((half, True), (half, False), (whole, False), (whole, True))]  # fmt: skip
+    assert widened == [8 / 2, 8 / 2, 1.0, 0.0]
+    for words in ("1.2 sqrt(1 + N/2)", "1.2 sqrt(2)", "error over the single-core error, at most 1.2,"):
+        assert words in text
+    assert verdict.RATIO_ALARM == 1.2
+    assert "the last two are 4 times as large (4e-5)" in text
+    assert (4.0, pytest.approx(4e-5)) == (verdict.LOCAL_FACTOR, verdict.LOCAL_FACTOR * verdict.CEILING)
+    assert "from the third layer on sqrt(layers / 2) as much" in text
+    assert verdict.CEILING_LAYERS == 2
+    assert "within 3 times the single-core error or sqrt(K) 2^-26, never above 1e-5" in text
+    assert (verdict.BASELINE_FACTOR, verdict.ROUNDING_FACTOR, verdict.CEILING) == (3.0, 2.0**-26 / 2.0**-24, 1e-5)
+    elements = (verdict.RATIO_SPREAD / math.log(verdict.RATIO_ALARM / verdict.RATIO_CLEAN)) ** 2
+    assert "outputs below 1,700 elements get more" in text
+    assert elements == pytest.approx(1700, abs=50)
