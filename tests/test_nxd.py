@@ -291,7 +291,7 @@ def test_a_module_that_calls_torch_distributed_is_told_what_to_use(monkeypatch: 
 
     monkeypatch.setattr(nxd_build, "require", lambda: None)
     monkeypatch.setattr(nxd_build, "_compile", fail)
-    with pytest.raises(ShardedModuleError, match=r"calls torch.distributed itself.* use tp_harness.current_group\(\)"):
+    with pytest.raises(UsageError, match=r"calls torch.distributed itself.* use tp_harness.current_group\(\)"):
         nxd_build.build(order(), {})
 
 

@@ -124,6 +124,7 @@ def build(order: Order, environment: Mapping[str, str]) -> BuiltModel | None:
     """Trace, compile and load a module on NeuronCores by NxD's ModelBuilder.
 
     Raises:
+        UsageError: NxD cannot be imported, or the module calls torch.distributed itself.
         ShardedModuleError: it could not be built; the message holds why.
     """
     served = ShardedModule(partial(compile_here, order, environment), 1, Replicate())

@@ -89,8 +89,8 @@ def weights_of_other_rank(site: Site) -> Iterator[Guess]:
     """The rows of the second matrix belong to another rank."""
     size = site.tp
     ranks = list(range(size))
-    shifted = {f"rank r has those of rank {shifted('r', step)}": [(r + step) % size for r in ranks] for step in (1, -1)}
-    for detail, mapping in {**shifted, "in reverse order": ranks[::-1], "all have rank 0's": [0] * size}.items():
+    moved = {f"rank r has those of rank {shifted('r', step)}": [(r + step) % size for r in ranks] for step in (1, -1)}
+    for detail, mapping in {**moved, "in reverse order": ranks[::-1], "all have rank 0's": [0] * size}.items():
         if mapping != ranks:
             yield Guess(right_parts(site, mapping), detail)
 
