@@ -44,7 +44,7 @@ def candidates(options: Resolved, tp: int) -> list[Fault]:
         for fault in pool
         if (fault.component, fault.layer) in options.targets
         and dtype in fault.visible_in
-        and not fault.heavy
+        and not (fault.heavy or fault.faint)
         and (fault.loads or options.kernels == "torch")
         and fault.active(config, tp)
     ]

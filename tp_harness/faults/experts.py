@@ -137,7 +137,7 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "gate-clamp-symmetric", 54, "Gates are clamped on both sides instead of above alone.",
-        _swiglu(lowest=-1.0), "activation", visible_in=FLOAT32, signature="clamp symmetric",
+        _swiglu(lowest=-1.0), "activation", visible_in=FLOAT32, faint=True, signature="clamp symmetric",
     ),
     _mlp(
         "alpha-1", 55, "The activation's constant is 1 instead of 1.702.",
