@@ -39,7 +39,7 @@ class Fault:
         visible_in: dtypes in which the verdict must reject it wherever it is active.
         loads: the ranks hold wrong shards, which the reassembly check alone would see; another check must too.
         heavy: it copies the experts' weights, which a run that is not about faults has no room for.
-        faint: so near to what rounding does that it may pass on few tokens or at other sizes: no control of a right run.
+        faint: so near to what rounding does that it may pass on few tokens or at other sizes; no control.
         signature: the name that diagnosis gives to it, if it has one.
     """
 
