@@ -82,11 +82,20 @@ def plain_seconds(model: str, components: tuple[str, ...], seq: int, work: Path,
             script = [str(HERE / "plain.py"), "--component", component, "--model", model]
             options = ["--weights", str(weights), "--seq", str(seq)]
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(tp)]
-            usage = run([*torchrun, *script, *options])
+            usage = plain_run([*torchrun, *script, *options], console)
             console.print(f"plain torchrun {model} {component} tp {tp}: {usage.wall:.1f} s", style="dim")
             total += usage.wall
         weights.unlink()
     return total
+
+
+def plain_run(command: list[str], console: Console) -> Usage:
+    """A torchrun of the plain script; 32 ranks that connect to each other fail at times, and are started once more."""
+    try:
+        return run(command)
+    except RuntimeError as error:
+        console.print(f"failed, and is run again: {str(error).splitlines()[-1]}", style="dim", markup=False)
+        return run(command)
 
 
 def write_weights(model: str, component: str, work: Path) -> Path:
