@@ -151,7 +151,7 @@ def reach(*_arguments: object, **_options: object) -> NoReturn:
 class NoRanks:
     """A backend and its session, in which nothing is ever started."""
 
-    name, blind_spots, owns_terminal = "none", "it sees nothing", True
+    name, blind_spots, owns_terminal, starts_anew = "none", "it sees nothing", True, True
     start = staticmethod(reach)
 
     def available(self) -> str | None:
