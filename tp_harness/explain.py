@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +22,7 @@ RANDOM = (
     "the reference gave other outputs when it was run again: it draws random numbers (dropout, say), and nothing can "
     "be compared with it"
 )
+First = tuple[Divergence, Traced | None] | None  # the first divergence, as localise.py finds it
 NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature can reproduce
 
 
@@ -32,9 +33,8 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
     if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):
         return replace(result, notes=(*result.notes, RANDOM))
-    evidence, notes = _placed(evidence, tapped)
+    evidence, found, notes = _placed(evidence, tapped)
     result = replace(result, notes=(*result.notes, *notes))
-    found = first_divergence(evidence, tapped)
     if found is None:
         return result
     divergence, traced = found
@@ -50,36 +50,34 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     return replace(result, first_divergence=divergence, diagnosis=causes, hypotheses=tried)
 
 
-def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, list[str]]:
-    """The evidence with the placement of each tap that is right by another one than the case's, and what to say of it.
+def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, First, list[str]]:
+    """The evidence with each tap placed as it is right, the first divergence then, and what to say of these taps.
 
     Ranks that hold the right numbers cut otherwise than the case says have a case that is wrong, and not a tensor.
     """
     notes: list[str] = []
-    while not is_known(tapped.reference):
-        found = first_divergence(evidence, tapped)
-        name = found[0].tensor if found else ""
-        said = evidence.case.taps.get(name)
-        other = said and next(filter(None, map(partial(_suits, evidence, tapped, name), _others(tapped, name))), None)
-        if not other:
+    found = first_divergence(evidence, tapped)
+    while found and not is_known(tapped.reference) and (said := evidence.case.taps.get(found[0].tensor)):
+        name = found[0].tensor
+        others = (Replicate(), *map(Shard, range(tapped.oracle.taps[name].ndim)))
+        suits = next(filter(None, map(partial(_placed_otherwise, evidence, tapped, name), others)), None)
+        if suits is None:
             break
-        notes.append(f"tap {name} is right as {other.case.taps[name]}, so that {said} in `taps` must be a slip")
-        evidence = other
-    return evidence, notes
+        evidence, found = suits
+        notes.append(f"tap {name} is right as {evidence.case.taps[name]}, so that {said} in `taps` must be a slip")
+    return evidence, found, notes
 
 
-def _others(tapped: Tapped, name: str) -> Iterator[Placement]:
-    yield from (Replicate(), *map(Shard, range(tapped.oracle.taps[name].ndim)))
-
-
-def _suits(evidence: Evidence, tapped: Tapped, name: str, placement: Placement) -> Evidence | None:
-    """The evidence with this placement of the tap, if the tap is right by it."""
+def _placed_otherwise(
+    evidence: Evidence, tapped: Tapped, name: str, placement: Placement
+) -> tuple[Evidence, First] | None:
+    """The evidence with this placement of the tap, and the first divergence then; None if it is still the tap."""
     changed = replace(evidence, case=replace(evidence.case, taps=dict(evidence.case.taps) | {name: placement}))
     try:
         found = first_divergence(changed, tapped)
     except PlacementError:
         return None
-    return changed if found is None or found[0].tensor != name else None
+    return None if found and found[0].tensor == name else (changed, found)
 
 
 def _unseen(evidence: Evidence, found: Divergence, traced: Traced, owner: str) -> list[str]:

@@ -21,7 +21,7 @@ from .errors import UsageError, blamed_on
 from .influence import notes as idle_notes
 from .job import Job, Subject, Task
 from .options import Resolved
-from .oracle import Expectation, expect, parameter_specs
+from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
 from .placements import PlacementError
 from .plan import check_plan, check_submodules, stand_in_group
 from .rank import read_inputs
@@ -196,15 +196,16 @@ class Preparation:
         """The target's tensors, after a rank's module was built and every parameter placed at every degree."""
         task, dtype = target.tasks[0], self.options.dtypes[0]
         case = self.subject.case(task, dtype=dtype, tp=1)
-        specs = parameter_specs(case)
+        reference = make_reference(case)
+        specs = specs_of(case, reference)
         if self.case_file:
-            check_submodules(case, "reference", case.make(case.reference))
+            check_submodules(case, "reference", reference)
         for tp in self.options.degrees:
             at_degree = self.subject.case(task, dtype=dtype, tp=tp)
             with stand_in_group(tp, real=not case.lazy and self.process_group):
-                check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
+                module = check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
                 if self.case_file:
-                    check_submodules(at_degree, "sharded module", at_degree.make(at_degree.sharded))
+                    check_submodules(at_degree, "sharded module", module)
         return specs
 
     def _check_placements(self, job: Job, task: Task, expectation: Expectation) -> None:

@@ -142,8 +142,17 @@ def run_with(tapped: Tapped, case: Case, dtype: str, parameters: Mapping[str, to
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
     """Name, full shape and stored dtype of everything the case loads."""
+    return specs_of(case, make_reference(case))
+
+
+def make_reference(case: Case) -> nn.Module:
+    """The single-core module, its parameters not loaded."""
     with doing(f"reference of {case.name}, called without arguments,"):
-        module = case.make(case.reference)
+        return case.make(case.reference)
+
+
+def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
+    """`parameter_specs` of a reference that is there."""
     first_names = {parameter: name for name, parameter in module.named_parameters()}
     learned = {
         name: first_names[parameter]

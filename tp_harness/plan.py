@@ -107,8 +107,11 @@ def _by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placemen
     return Shard(cut[0]) if len(cut) == 1 and full[cut[0]] == size * local[cut[0]] else None
 
 
-def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None:
+def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> nn.Module:
     """Build a rank's module at this degree and place every parameter; call it inside `stand_in_group`.
+
+    Returns:
+        The module.
 
     Args:
         case: the case at degree `tp`.
@@ -121,7 +124,8 @@ def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None
     """
     _check_collectives(case, tp)
     with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
-        local = case.make(case.sharded).state_dict()
+        module = case.make(case.sharded)
+    local = module.state_dict()
     for name in case.plan:
         if name not in local:
             raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")
@@ -132,6 +136,7 @@ def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> None
                 f"the reference has {', '.join(shapes)}."
             )
         local_placement(case, name, shapes[case.prefix + name], tensor.shape, tp)
+    return module
 
 
 def check_submodules(case: Case, side: str, module: nn.Module) -> None:
