@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .process import process_state
+from .process import ENDED, process_state
 from .stacks import name_ranks
 
 _LOOK_SECONDS = 0.5
@@ -34,7 +34,7 @@ class Siblings:
 
     def ended(self) -> tuple[int, ...]:
         """Ranks whose process is no more, reaped or not."""
-        return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) in ("Z", "X", "gone"))
+        return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) in ENDED)
 
     def lost(self, patience: float = 1.0) -> str:
         """The first that is seen to be stopped or to have ended, such as "rank 3 has ended"; "" if none is.

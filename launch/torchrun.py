@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .outcome import LaunchOutcome, RunRecord, explain
+from .process import ENDED, process_state
 from .progress import Progress
 
 AGENT = "tp_harness.launch.torchrun_agent"
@@ -161,18 +162,21 @@ class TorchrunRanks:
             time.sleep(0.01)
 
     def _kill_ranks(self) -> bool:
-        """SIGKILL every rank that is there, stopped ones included; whether there was any."""
-        left = [pid for pid in self.record.pids.values() if _is_ours(pid, self._folder)]
-        for pid in left:
+        """SIGKILL every rank that is there, stopped ones included; whether there was any, or one that is dying."""
+        there = {pid: _environment(pid) for pid in self.record.pids.values() if process_state(pid) not in ENDED}
+        # A later process of the same number has another environment.
+        ours = [pid for pid, environment in there.items() if f"TMPDIR={self._folder}\0".encode() in environment]
+        for pid in ours:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return bool(left)
+        return bool(ours) or b"" in there.values()
 
 
-def _is_ours(pid: int, folder: Path) -> bool:
-    """Whether the process still runs, and is a rank of this run rather than a later process of that number."""
+def _environment(pid: int) -> bytes:
+    """Empty once the process has given its memory back, which is before it has ended."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # gone
-        return False
-    return f"TMPDIR={folder}\0".encode() in environment  # empty for a zombie
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except PermissionError:
+        return b"another user's"
+    except OSError:
+        return b""

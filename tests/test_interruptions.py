@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command import PATIENCE, Harness
+from living import lives
 
 # Each hook signals the main process when its moment, the last argument, has come.
 HOOKS = """
@@ -86,6 +87,6 @@ def test_a_killed_run_leaves_nothing_but_its_results(harness: Harness) -> None:
     run.communicate(timeout=PATIENCE)
     while harness.processes() and time.monotonic() < end:
         time.sleep(0.02)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not [child for child in children if lives(child)]
     harness.nothing_is_left()
     assert harness.statuses() == [("own", 1, "float32", "PASS")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import assert_clean, entry, start, wait_until
+from living import lives
 from tp_harness.launch import RankLauncher
 
 
@@ -146,7 +147,7 @@ def test_two_runs_at_a_time(launcher: RankLauncher, tmp_path: Path) -> None:
 def test_children_of_ranks_are_killed(launcher: RankLauncher, tmp_path: Path) -> None:
     assert start(launcher, tmp_path, "leave_a_child", size=2).wait().ok
     for path in tmp_path.glob("*.up"):
-        assert not psutil.pid_exists(int(path.read_text()))
+        assert not lives(int(path.read_text()))
 
 
 def test_argument_arrives_unchanged(launcher: RankLauncher, tmp_path: Path) -> None:

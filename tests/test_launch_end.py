@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import PATIENCE, entry, start, wait_until
+from living import lives
 from tp_harness.launch import RankLauncher
 from warm import Program, server
 
@@ -22,7 +23,7 @@ def test_killed_zygote_is_reported(tmp_path: Path) -> None:
         os.kill(launcher._zygote, signal.SIGKILL)
         outcome = running.wait()
         assert (outcome.kind, "ended unexpectedly" in outcome.message) == ("crash", True)
-        wait_until(lambda: not any(process.is_running() for process in family), "all to end")
+        wait_until(lambda: not any(lives(process) for process in family), "all to end")
         with pytest.raises(RuntimeError, match="closed"):
             start(launcher, tmp_path, "sum_ranks")
 
@@ -101,7 +102,7 @@ def test_nothing_outlives_the_main_process(tmp_path: Path, name: str, handle: bo
         _, errors = main.communicate(timeout=PATIENCE)  # standard error ends when no process holds it
     finally:
         main.kill()
-    wait_until(lambda: not any(process.is_running() for process in family), f"all to end after {name}")
+    wait_until(lambda: not any(lives(process) for process in family), f"all to end after {name}")
     # Waited for, because other programs may use the same port or name for a moment.
     wait_until(lambda: not ports & listening_ports(), "the ports of the ranks to be free")
     wait_until(lambda: not abandoned(shared_memory() - shared_before), "shared memory to be gone")

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from command import CASES
 from inner_pytest import Project, said
+from living import lives
 
 from tp_harness.cores import CorePool
 
@@ -54,7 +54,7 @@ def wait_for(path: Path) -> None:
 def still_alive(folder: Path) -> list[int]:
     pids = [int(path.stem) for path in folder.glob("*.child")]
     assert len(pids) == 2
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if lives(pid)]
 
 
 def test_a_keeper_ends_with_its_commands_code_and_leaves_nobody(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
     reasons = {r.test.partition("::")[2]: r.reason for r in project.results()}
     assert reasons["test_xfails"] == "failed as expected: as expected"
     assert '<property name="seen" value="in the child" />' in (project.path / "own.xml").read_text()
-    assert not psutil.pid_exists(int((project.path / "sleeper").read_text()))
+    assert not lives(int((project.path / "sleeper").read_text()))
 
 
 def test_the_example_in_the_docs(project: Project) -> None:

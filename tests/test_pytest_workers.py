@@ -9,9 +9,9 @@ import fcntl
 import time
 from importlib.metadata import version
 
-import psutil
 import pytest
 from inner_pytest import Project, said
+from living import lives
 
 from tp_harness.cores import CorePool
 from tp_harness.pytest_plugin.ledger import title
@@ -89,7 +89,7 @@ def test_waits_too():
     while pool.free() != ALL:  # the keeper may outlive the run by its grace for torchrun
         assert time.monotonic() < end, f"only {pool.free()} are free"
         time.sleep(0.05)
-    assert ranks and not any(psutil.pid_exists(pid) for pid in ranks), "cores were given back under a living rank"
+    assert ranks and not any(lives(rank) for rank in ranks), "cores were given back under a living rank"
 
 
 def test_dist_loadgroup(project: Project) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from tp_harness.launch import LaunchOutcome
+from living import lives
+from tp_harness.launch import LaunchOutcome, torchrun
+from tp_harness.launch.outcome import RunRecord
 from tp_harness.launch.torchrun import TorchrunRanks
 from tp_harness.launch.torchrun_agent import arguments
 
@@ -40,9 +44,14 @@ def wait(running: TorchrunRanks, until: Callable[[], bool] = lambda: False) -> L
 
 
 def assert_nothing_left(running: TorchrunRanks, folder: Path) -> None:
-    """No process, not even one that is dead and unreaped, and no file."""
-    assert not [pid for pid in running.record.pids.values() if psutil.pid_exists(pid)]
+    """No process and no file; and none stays unreaped, be it by torchrun or, where that was killed, by init."""
+    pids = running.record.pids.values()
+    assert not [pid for pid in pids if lives(pid)]
     assert not list((folder / "work").iterdir())
+    end = time.monotonic() + PATIENCE
+    while left := [pid for pid in pids if psutil.pid_exists(pid)]:
+        assert time.monotonic() < end, f"dead and unreaped: {left}"
+        time.sleep(0.02)
 
 
 def test_ranks_are_fresh_programs_with_the_environment_given_and_open_no_port(tmp_path: Path) -> None:
@@ -97,7 +106,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
     wait(running, until=lambda: running.record.started)
     assert running.record.started
     pids = list(running.record.pids.values())
-    assert all(psutil.pid_exists(pid) for pid in pids)
+    assert all(lives(pid) for pid in pids)
     assert running.stop().kind == "stopped"
     assert_nothing_left(running, tmp_path)
 
@@ -113,3 +122,26 @@ def test_it_is_torchrun_with_a_rendezvous_of_its_own() -> None:
     given = arguments({"size": 8, "attempt_dir": "/x/launch-1", "module": "m"})
     assert given[:4] == ["--nnodes=1", "--nproc-per-node=8", "--rdzv-backend=tp-harness", "--rdzv-id=launch-1"]
     assert given[-2:] == ["--module", "m"]
+
+
+def test_a_rank_that_is_dying_is_waited_for_and_another_process_of_its_number_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunRecord(size=1, log_dir=tmp_path, timeout=1.0, start_timeout=1.0)
+    running = TorchrunRanks(record, tmp_path)
+    sleeper = subprocess.Popen(["sleep", "3600"])
+    record.pids[0] = sleeper.pid
+    try:
+        monkeypatch.setattr(torchrun, "_environment", lambda pid: b"")  # its memory is gone
+        assert running._kill_ranks()
+        monkeypatch.setattr(torchrun, "_environment", lambda pid: b"TMPDIR=/elsewhere\0")
+        assert not running._kill_ranks()
+        assert sleeper.poll() is None, "neither is killed"
+        monkeypatch.setattr(torchrun, "_environment", lambda pid: f"TMPDIR={tmp_path}\0".encode())
+        assert running._kill_ranks()
+        assert sleeper.wait(PATIENCE) == -signal.SIGKILL
+        assert not running._kill_ranks()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        running.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command import PATIENCE, Harness, write_tiny_checkpoint
+from living import lives
 
 RAISES_ON_RANK_1 = """
 from tp_harness.modules.mlp import NeuronGPTOSSMLPBlock
@@ -106,7 +107,7 @@ def test_a_signal_in_the_middle_of_a_run(harness: Harness, number: signal.Signal
     [(code, text)] = json.loads(output.splitlines()[-1])
     word = {"SIGINT": "interrupted", "SIGTERM": "ended by SIGTERM"}[number.name]
     assert (code, text, errors) == (130, f"tp-harness: {word}; every rank was ended.\n", "")
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not [child for child in children if lives(child)]
     harness.nothing_is_left()
     assert harness.statuses() == [("own", 1, "float32", "PASS")]
     assert (harness.record()["finished"], harness.record()["exit_code"]) == (False, None)

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psutil
+from living import lives, marked
 
 MARK = "TP_HARNESS_TEST"  # in the environment of the server, and so of all that descends from it
 PATIENCE = 120.0  # seconds for a server to be there
@@ -64,10 +64,7 @@ class Program:
 
     def poll(self) -> int | None:
         """None while it runs; its exit code is not known here."""
-        try:
-            return None if psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE else 0
-        except psutil.NoSuchProcess:
-            return 0
+        return None if lives(self.pid) else 0
 
     def send_signal(self, number: signal.Signals) -> None:
         """Nothing happens if it has ended."""
@@ -126,15 +123,7 @@ class Server:
 
     def processes(self) -> list[int]:
         """Ids of the live processes of all its programs, however deep and in whatever session."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                marked = process.environ().get(MARK) == self.mark and process.pid != self._process.pid
-                if marked and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-            except (psutil.Error, OSError):  # gone, or another user's
-                continue
-        return found
+        return [process.pid for process in marked(MARK, self.mark) if process.pid != self._process.pid]
 
 
 @functools.cache

@@ -17,6 +17,9 @@ import psutil
 from injection import Fault, Injection
 from tp_harness.launch import agent
 
+sys.path.append(str(Path(__file__).parents[1]))
+from living import marked
+
 from tp_harness import api, cli, material, resume, table
 from tp_harness.workfolder import lock_folder
 
@@ -60,9 +63,11 @@ def observe(fault: Fault) -> Seen:
         while (_processes() or _files_left(home, killed)) and time.monotonic() < end:
             time.sleep(0.02)
         over = time.time()
-        left = [f"process {process.pid} {process.name()}" for process in _processes()]
+        left = []
         for process in _processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended now, if late
+                left.append(f"process {process.pid} {process.name()}")
+                process.kill()
         struck = home / "struck"
         return Seen(
             code=code,
@@ -118,14 +123,8 @@ def _wait(child: int) -> int:
 
 
 def _processes() -> list[psutil.Process]:
-    """Every process that descends from this one, in whatever session, this one excepted."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            marked = process.environ().get(MARK) == os.environ[MARK] and process.pid != os.getpid()
-            if marked and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    """Every living process that descends from this one, in whatever session, this one excepted."""
+    return marked(MARK, os.environ[MARK])
 
 
 def _files_left(home: Path, killed: bool) -> list[str]:
