@@ -19,6 +19,7 @@ _PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) (?P<ident>0x[0-9a-f]+)")
 _LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
+_WHOLE = re.compile(r'rank\.py", line \d+ in run_rank$|^  \.\.\.$', re.MULTILINE)  # or faulthandler's hundred frames
 # Code of collectives and of meetings; a frame in it waits for peers.
 _WAITING = ("/torch/distributed/", "/tp_harness/group.py", "/tp_harness/xla/meeting.py")
 
@@ -60,7 +61,7 @@ def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[in
     for ranks, number in ((running, signal.SIGUSR1), (stopped, signal.SIGCONT)):
         for rank in ranks:
             _signal(pids[rank], number)
-        _await_growth({logs[rank]: before[rank] for rank in ranks})
+        _await_stacks({logs[rank]: before[rank] for rank in ranks})
         for rank in ranks if stopped else ():
             _signal(pids[rank], signal.SIGKILL)
     return {rank: Stack(frames=_frames(logs[rank], before[rank]), stopped=rank in stopped) for rank in pids}
@@ -108,21 +109,25 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _await_growth(sizes: Mapping[Path, int]) -> None:
+def _await_stacks(starts: Mapping[Path, int]) -> None:
+    """Until every log has the whole of a main thread's stack after so many bytes; a rank writes it line by line."""
     end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end and any(size_of(log) == size for log, size in sizes.items()):
+    while time.monotonic() < end and not all(_WHOLE.search(_read(log, start)) for log, start in starts.items()):
         time.sleep(0.02)
-    if sizes:
-        time.sleep(0.1)  # a stack that has begun is soon complete
+
+
+def _read(log: Path, start: int) -> str:
+    """What is in the log after so many bytes."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace")
 
 
 def _frames(log: Path, start: int) -> tuple[str, ...]:
     """The main thread's frames (faulthandler writes them last), without the launcher's own."""
-    if not log.exists():
-        return ()
-    with log.open("rb") as file:
-        file.seek(start)
-        threads = frames_by_thread(file.read().decode(errors="replace"))
+    threads = frames_by_thread(_read(log, start))
     frames = next(reversed(threads.values()), ())
     ends = [i for i, line in enumerate(frames) if _LAUNCHER.search(line)]
     return frames[: ends[0]] if ends else frames

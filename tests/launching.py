@@ -11,9 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 import torch.distributed as dist
-from tp_harness.launch import RankLauncher, RunningRanks
+from living import HERE
+from tp_harness.launch import RankLauncher, RunningRanks, stacks
+from tp_harness.launch.outcome import RunRecord, rank_log
+from tp_harness.launch.process import process_state
+from tp_harness.launch.progress import Progress
 
 PATIENCE = 60.0  # seconds until a test gives up; never the measure of a pass
 
@@ -61,6 +66,7 @@ def return_in_one(order: dict[str, str], rank: int, size: int) -> None:
 
 def signal_in_one(order: dict[str, str], rank: int, size: int) -> None:
     dist.barrier()
+    print(HERE, flush=True)
     if rank == size - 1:
         os.kill(os.getpid(), int(order["signal"]))
     dist.barrier()
@@ -73,6 +79,7 @@ def sleep(order: dict[str, str], rank: int, size: int) -> None:
 
 def sleep_in_one(order: dict[str, str], rank: int, size: int) -> None:
     if rank == 1:
+        print(HERE, flush=True)
         time.sleep(3600)
 
 
@@ -128,6 +135,37 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited in vain: {what}"
         time.sleep(0.02)
+
+
+def expire_only_when(monkeypatch: pytest.MonkeyPatch, there: Callable[[RunRecord], bool]) -> None:
+    """Let no rank's time run out before they are where a test wants them, however long the machine stalls.
+
+    To be called before the launcher is forked.
+    """
+    deadline, expire = Progress.deadline, Progress.expire
+
+    def later(progress: Progress, begin: float) -> float | None:
+        """The deadline, but not before they were seen there twice: what they told before is read in between."""
+        end, looks = deadline(progress, begin), vars(progress).get("looks", 0)
+        vars(progress)["looks"] = looks + 1 if there(progress.record) else 0
+        vars(progress)["expires"] = looks > 1
+        return end if end is None or looks > 1 else max(end, time.monotonic() + 0.02)
+
+    def only_then(progress: Progress) -> None:
+        if vars(progress)["expires"]:
+            expire(progress)
+
+    monkeypatch.setattr(Progress, "deadline", later)
+    monkeypatch.setattr(Progress, "expire", only_then)
+    monkeypatch.setattr(stacks, "_PATIENCE", PATIENCE)
+
+
+def waits(record: RunRecord) -> bool:
+    """Each rank has returned, or has written that it is `HERE` and does not run."""
+    running = [rank for rank in record.pids if rank not in record.returned]
+    logs = {rank: rank_log(record.log_dir, rank) for rank in running}
+    here = all(logs[rank].exists() and HERE in logs[rank].read_text().splitlines() for rank in running)
+    return bool(running) and here and all(process_state(record.pids[rank]) in "ST" for rank in running)
 
 
 def assert_clean(launcher: RankLauncher, folder: Path) -> None:

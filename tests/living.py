@@ -6,6 +6,8 @@ import os
 
 import psutil
 
+HERE = "this rank is here, and goes no further"  # what ranks print right before they block; `launching.waits` reads it
+
 
 def lives(process: psutil.Process | int) -> bool:
     """Whether it can still run code of its own.

@@ -20,6 +20,7 @@ PATIENCE = 60.0  # seconds until a test gives up; never the measure of a pass
 ALL = tuple(range(32))
 
 # Takes blocks of the sizes in argv[3] (JSON) in turn, each for argv[4] seconds, and prints when it had which.
+# It keeps the first one until its standard input ends.
 TENANT = """
 import json, sys, time
 from pathlib import Path
@@ -28,15 +29,19 @@ pool = CorePool(Path(sys.argv[1]), tuple(range(int(sys.argv[2]))))
 for size in json.loads(sys.argv[3]):
     lease = pool.acquire(size)
     print(json.dumps([lease.first, size, lease.acquired]), flush=True)
+    sys.stdin.read()
     time.sleep(float(sys.argv[4]))
     print(json.dumps(time.monotonic()), flush=True)
     lease.release()
 """
 
 
-def tenant(folder: Path, sizes: list[int], seconds: float, pool: int = 32) -> subprocess.Popen[str]:
+def tenant(
+    folder: Path, sizes: list[int], seconds: float, pool: int = 32, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     arguments = [str(folder), str(pool), json.dumps(sizes), str(seconds)]
-    return subprocess.Popen([sys.executable, "-c", TENANT, *arguments], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", TENANT, *arguments]
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -61,11 +66,16 @@ def first_line(process: subprocess.Popen[str]) -> list[float]:
 
 def test_processes_never_share_a_core(tmp_path: Path) -> None:
     mixes = [[1, 8, 2, 1, 32], [8, 1, 1, 2, 8], [2, 32, 1, 8, 1], [1, 1, 8, 2, 2], [8, 2, 1, 1, 1]]
-    processes = [tenant(tmp_path / "locks", sizes, 0.05) for sizes in mixes]
+    processes = [tenant(tmp_path / "locks", sizes, 0.05, stdin=subprocess.PIPE) for sizes in mixes]
+    firsts = [first_line(process) for process in processes]  # all have theirs, and none goes on before
     stays = []
-    for process, sizes in zip(processes, mixes, strict=True):
+    for process in processes:
+        assert process.stdin
+        process.stdin.close()
+        process.stdin = None
+    for process, first_stay, sizes in zip(processes, firsts, mixes, strict=True):
         output, _ = process.communicate(timeout=PATIENCE)
-        lines = [json.loads(line) for line in output.splitlines()]
+        lines = [first_stay, *map(json.loads, output.splitlines())]
         taken = list(zip(lines[::2], lines[1::2], strict=True))
         assert [size for (_, size, _), _ in taken] == sizes
         stays += [(first, size, begin, end) for (first, size, begin), end in taken]
@@ -130,7 +140,7 @@ def test_a_killed_waiter_leaves_the_queue(pool: CorePool, tmp_path: Path) -> Non
 
 def test_a_stopped_owner_is_named(pool: CorePool) -> None:
     process = tenant(pool.folder, [32], 3600)
-    wait_until_busy(pool, 32)
+    first_line(process)  # it has left the mutex, in which a stopped process would keep everybody out
     process.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(CoreTimeoutError, match=f"0 by process {process.pid}, 1 by process {process.pid}, "):

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from command import Harness
+from launching import expire_only_when, waits
+from living import HERE
 from tp_harness.launch import LaunchOutcome, RankLauncher
 from tp_harness.launch.rank import begin_step
 from tp_harness.launch.stacks import Stack, is_stopped, render, suspects
@@ -25,12 +27,14 @@ def entry(argument: str, rank: int, size: int) -> None:
 
 def stop_one(rank: int) -> None:
     dist.barrier()
+    print(HERE, flush=True)
     if rank == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
     dist.barrier()
 
 
 def keep_one_out(rank: int) -> None:
+    print(HERE, flush=True)
     if rank == 1:
         time.sleep(3600)
     dist.all_reduce(torch.ones(4))
@@ -38,6 +42,7 @@ def keep_one_out(rank: int) -> None:
 
 def separate(rank: int) -> None:
     """Two collectives that never meet."""
+    print(HERE, flush=True)
     if rank == 0:
         dist.recv(torch.ones(1), src=1)
     dist.barrier()
@@ -56,6 +61,7 @@ def stay_in_a_step(rank: int) -> None:
     begin_step("the [second]")
     if rank == 0:
         begin_step("the third")
+    print(HERE, flush=True)
     time.sleep(3600)
 
 
@@ -66,7 +72,10 @@ ORDERS: dict[str, Callable[[int], None]] = {
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[RankLauncher]:
-    with RankLauncher.fork(entry) as launcher:
+    with pytest.MonkeyPatch.context() as patch:
+        expire_only_when(patch, waits)
+        launcher = RankLauncher.fork(entry)
+    with launcher:
         yield launcher
 
 
@@ -81,7 +90,7 @@ def outcome(launcher: RankLauncher, folder: Path, order: str, timeout: float, si
 
 
 def test_a_stopped_rank_is_named_and_shows_where_it_was(launcher: RankLauncher, tmp_path: Path) -> None:
-    ended = outcome(launcher, tmp_path, "stop_one", 2)
+    ended = outcome(launcher, tmp_path, "stop_one", 0.5)
     assert (ended.kind, ended.failed_rank, ended.log_path) == ("timeout", 2, tmp_path / "logs" / "rank2.log")
     assert "ranks 0, 1, 2, 3 of 4 were still running, with rank 2 stopped by a signal; " in ended.message
     assert ended.traceback is not None
@@ -94,7 +103,7 @@ def test_a_stopped_rank_is_named_and_shows_where_it_was(launcher: RankLauncher, 
 
 
 def test_a_rank_that_stays_out_of_a_collective_is_named(launcher: RankLauncher, tmp_path: Path) -> None:
-    ended = outcome(launcher, tmp_path, "keep_one_out", 2)
+    ended = outcome(launcher, tmp_path, "keep_one_out", 0.5)
     assert (ended.failed_rank, ended.unfinished_ranks) == (1, (0, 1, 2, 3))
     assert "and rank 1 is not in the collective that the others wait in; " in ended.message
     assert ended.traceback is not None
@@ -104,21 +113,22 @@ def test_a_rank_that_stays_out_of_a_collective_is_named(launcher: RankLauncher, 
 
 
 def test_no_rank_is_blamed_when_all_wait(launcher: RankLauncher, tmp_path: Path) -> None:
-    ended = outcome(launcher, tmp_path, "separate", 2, size=2)
+    ended = outcome(launcher, tmp_path, "separate", 0.5, size=2)
     assert (ended.kind, ended.failed_rank) == ("timeout", None)
     assert ended.traceback is not None and "in recv" in ended.traceback and "in barrier" in ended.traceback
 
 
-def test_each_step_has_the_timeout_for_itself(launcher: RankLauncher, tmp_path: Path) -> None:
-    ended = outcome(launcher, tmp_path, "take_steps", 4)
+def test_each_step_has_the_timeout_for_itself(tmp_path: Path) -> None:
+    with RankLauncher.fork(entry) as launcher:
+        ended = outcome(launcher, tmp_path, "take_steps", 4)
     assert ended.ok, ended.message
     assert ended.seconds > 4
 
 
 def test_the_step_that_hangs_is_named(launcher: RankLauncher, tmp_path: Path) -> None:
     """It is the last one that all have begun, and rank 0's step ahead of the others renews nothing."""
-    ended = outcome(launcher, tmp_path, "stay_in_a_step", 2, size=2)
-    assert ended.message.startswith("the ranks did not finish the [second] within 2 s: ")
+    ended = outcome(launcher, tmp_path, "stay_in_a_step", 0.5, size=2)
+    assert ended.message.startswith("the ranks did not finish the [second] within 0.5 s: ")
 
 
 def test_begin_step_outside_a_rank_does_nothing() -> None:

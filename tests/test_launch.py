@@ -10,14 +10,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import assert_clean, entry, start, wait_until
+from launching import assert_clean, entry, expire_only_when, start, wait_until, waits
 from living import lives
 from tp_harness.launch import RankLauncher
 
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[RankLauncher]:
-    with RankLauncher.fork(entry) as launcher:
+    with pytest.MonkeyPatch.context() as patch:
+        expire_only_when(patch, waits)
+        launcher = RankLauncher.fork(entry)
+    with launcher:
         yield launcher
         zygote = psutil.Process(launcher._zygote)
     assert not zygote.is_running()
@@ -98,9 +101,9 @@ def test_killed_rank_is_the_cause(launcher: RankLauncher, tmp_path: Path, name: 
 
 
 def test_timeout_names_the_slow_and_dumps_stacks(launcher: RankLauncher, tmp_path: Path) -> None:
-    outcome = start(launcher, tmp_path, "sleep_in_one", timeout=3).wait()
+    outcome = start(launcher, tmp_path, "sleep_in_one", timeout=0.5).wait()
     assert (outcome.ok, outcome.kind, outcome.unfinished_ranks) == (False, "timeout", (1,))
-    assert "did not finish within 3 s: rank 1 of 4 was still running" in outcome.message
+    assert "did not finish within 0.5 s: rank 1 of 4 was still running" in outcome.message
     assert "in sleep_in_one" in (tmp_path / "logs" / "rank1.log").read_text()
     assert_clean(launcher, tmp_path)
 

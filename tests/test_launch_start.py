@@ -11,14 +11,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from launching import assert_clean, entry, start
+from launching import assert_clean, entry, expire_only_when, start, waits
+from living import HERE
 from tp_harness.launch import RankLauncher
 from tp_harness.launch import agent as agent_module
 from tp_harness.launch import rank as rank_module
 from tp_harness.launch.process import thread_count
 
 
-def test_start_that_takes_too_long_is_tried_twice(tmp_path: Path) -> None:
+def hang(task: rank_module.RankTask, rank: int) -> None:
+    print(HERE, flush=True)
+    time.sleep(3600)
+
+
+def test_start_that_takes_too_long_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_module, "_join_group", hang)
     with RankLauncher.fork(entry) as launcher:
         outcome = start(launcher, tmp_path, "sum_ranks", start_timeout=0.001).wait()
         assert_clean(launcher, tmp_path)
@@ -45,14 +52,12 @@ def test_start_that_fails_once_is_retried(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_start_that_hangs_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(task: rank_module.RankTask, rank: int) -> None:
-        time.sleep(3600)
-
     monkeypatch.setattr(rank_module, "_join_group", hang)
+    expire_only_when(monkeypatch, waits)
     with RankLauncher.fork(entry) as launcher:
-        outcome = start(launcher, tmp_path, "sum_ranks", size=1, start_timeout=3).wait()
+        outcome = start(launcher, tmp_path, "sum_ranks", size=1, start_timeout=0.5).wait()
         assert (outcome.kind, outcome.start_retries) == ("start", 1)
-        assert "only 0 of 1 ranks were connected within 3 s, twice; missing: rank 0" in outcome.message
+        assert "only 0 of 1 ranks were connected within 0.5 s, twice; missing: rank 0" in outcome.message
         assert "in hang" in (tmp_path / "logs" / "rank0.log").read_text()
         assert_clean(launcher, tmp_path)
 

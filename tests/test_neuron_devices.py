@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tp_harness.neuron_devices import (
@@ -139,6 +139,7 @@ values = st.sampled_from([None, True, -3, 0, 1, 99, 10**12, 1.5, float("inf"), "
 entries = st.dictionaries(st.sampled_from(names), values | st.lists(st.fixed_dictionaries({"pid": values}), max_size=2))
 
 
+@settings(deadline=None)
 @given(st.lists(entries, max_size=4))
 def test_no_odd_field_of_neuron_ls_breaks_anything(devices: list[dict[str, object]]) -> None:
     listed = parse_neuron_ls(json.dumps(devices))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tp_harness.errors import UsageError
@@ -31,6 +31,7 @@ names = st.sampled_from([*own_names, "NEURON_RT_NUM_CORES", "NEURON_RT_ROOT_COMM
 users = st.dictionaries(names, st.text("x0-9:", max_size=6), max_size=5)
 
 
+@settings(deadline=None)
 @given(user=users, block=blocks, flags=st.lists(words.filter(lambda w: "auto-cast" not in w)).map(shlex.join))
 def test_a_job_gets_its_cores_its_port_and_exact_arithmetic(
     user: dict[str, str], block: tuple[int, int], flags: str
@@ -51,6 +52,7 @@ def test_a_job_gets_its_cores_its_port_and_exact_arithmetic(
     assert neuron_environment(job, first_core=first, degree=degree) == job
 
 
+@settings(deadline=None)
 @given(a=blocks, b=blocks)
 def test_two_jobs_share_a_port_only_where_they_would_share_a_core(a: tuple[int, int], b: tuple[int, int]) -> None:
     one, other = (neuron_environment({}, first_core=first, degree=degree) for first, degree in (a, b))
@@ -59,6 +61,7 @@ def test_two_jobs_share_a_port_only_where_they_would_share_a_core(a: tuple[int, 
     assert not same_port or cores[0] & cores[1]
 
 
+@settings(deadline=None)
 @given(first=st.integers(-40, 80), degree=st.integers(-2, 70), cores=st.sampled_from([2, 32]))
 def test_cores_that_trn1_cannot_give_are_refused_and_no_others(first: int, degree: int, cores: int) -> None:
     fits = degree in (1, 2, 8, 32) and first >= 0 and first % degree == 0 and first + degree <= cores
@@ -69,6 +72,7 @@ def test_cores_that_trn1_cannot_give_are_refused_and_no_others(first: int, degre
             neuron_environment({}, first_core=first, degree=degree, cores=cores)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 31), min_size=1))
 def test_visible_cores_are_read_however_they_are_written(cores: set[int]) -> None:
     assert visible_cores(",".join(map(str, cores))) == tuple(sorted(cores))

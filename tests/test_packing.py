@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tp_harness import packing
@@ -23,6 +23,7 @@ def cores_of(request: CoreRequest, grant: Grant) -> set[int]:
     return set(range(grant.first, grant.first + request.count))
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([1, 2, 8, 32]), min_size=1, max_size=12),
     free=st.sets(st.sampled_from(POOL)),

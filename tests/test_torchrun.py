@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launching import expire_only_when, waits
 from living import lives
 from tp_harness.launch import LaunchOutcome, torchrun
 from tp_harness.launch.outcome import RunRecord
@@ -89,12 +90,15 @@ def test_the_rank_that_failed_first_is_named(do: str, message: str, tmp_path: Pa
     assert_nothing_left(running, tmp_path)
 
 
-def test_a_hang_ends_with_the_stacks_and_the_rank_that_is_waited_for(tmp_path: Path) -> None:
-    running = start(tmp_path, "sleep", timeout=2.0)
+def test_a_hang_ends_with_the_stacks_and_the_rank_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expire_only_when(monkeypatch, waits)
+    running = start(tmp_path, "sleep", timeout=0.5)
     outcome = wait(running)
     assert outcome is not None
     assert outcome.kind == "timeout"
-    assert "did not finish the only step within 2 s: ranks 0, 1 of 2 were still running" in outcome.message
+    assert "did not finish the only step within 0.5 s: ranks 0, 1 of 2 were still running" in outcome.message
     assert "rank 1 is not in the collective that the others wait in" in outcome.message
     assert "torchrun_ranks.py" in (outcome.traceback or "")
     assert_nothing_left(running, tmp_path)
@@ -112,7 +116,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_come_are_told(tmp_path: Path) -> None:
-    outcome = wait(start(tmp_path, "sum", start_timeout=0.05))
+    outcome = wait(start(tmp_path, "late", start_timeout=0.05))
     assert outcome is not None
     assert (outcome.ok, outcome.kind) == (False, "start")
     assert "only 0 of 2 ranks were connected within 0.05 s; missing: ranks 0, 1" in outcome.message

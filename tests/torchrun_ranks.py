@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
+from living import HERE
+from tp_harness.launch import rank as rank_module
 from tp_harness.launch.rank import begin_step
+from tp_harness.launch.torchrun_agent import TASK
 from tp_harness.launch.torchrun_rank import be_rank
 
 SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OWN", "TORCHELASTIC_RUN_ID")
@@ -43,11 +46,19 @@ def entry(argument: str, rank: int, size: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif rank == 1 and order["do"] == "exit":
         sys.exit(7)
-    elif rank == 1 and order["do"] == "sleep":
-        time.sleep(3600)
+    elif order["do"] == "sleep":
+        print(HERE, flush=True)
+        if rank == 1:
+            time.sleep(3600)
     if order["do"] != "sum":
         dist.barrier()
 
 
+def be_late(task: rank_module.RankTask, rank: int) -> None:
+    time.sleep(3600)
+
+
 if __name__ == "__main__":
+    if json.loads(json.loads(os.environ[TASK])["argument"])["do"] == "late":
+        rank_module._join_group = be_late
     be_rank(entry)

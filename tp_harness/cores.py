@@ -112,17 +112,23 @@ class CorePool:
             UsageError: every place is taken.
         """
         end = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < end:
-            for core in self.cores:
-                fd = self._open(f"home-{core}")
-                if _locks(fd):
-                    return core  # and never close the descriptor
-                os.close(fd)
+        while (core := self._vacant()) is None:
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"each of the cores {names(self.cores)} belongs to a process that runs tests: end other runs, or "
+                    "use fewer workers with -n."
+                )
             time.sleep(POLL_SECONDS)
-        raise UsageError(
-            f"each of the cores {names(self.cores)} belongs to a process that runs tests: end other runs, or use fewer "
-            "workers with -n."
-        )
+        return core
+
+    def _vacant(self) -> int | None:
+        """A core that no process called its own until now, when this one does: the descriptor is never closed."""
+        for core in self.cores:
+            fd = self._open(f"home-{core}")
+            if _locks(fd):
+                return core
+            os.close(fd)
+        return None
 
     def free(self) -> tuple[int, ...]:
         """The cores that nobody holds now."""
