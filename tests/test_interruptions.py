@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,12 +63,31 @@ def test_a_signal_at_any_moment_and_two_more_while_it_is_obeyed(harness: Harness
         assert json.loads(record.read_text())["finished"] is False
 
 
+# Found by every Python of the run: the first module of torch after its C++ library takes as long as one likes.
+SLOW_IMPORT = """
+import sys, time
+from pathlib import Path
+class Slow:
+    @staticmethod
+    def find_spec(name, *_):
+        if name.startswith("torch.") and "torch._C" in sys.modules:
+            Path("importing").touch()
+            time.sleep(3600)
+sys.meta_path.insert(0, Slow)
+"""
+
+
 def test_a_signal_while_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
     command = [sys.executable, "-m", "tp_harness", "verify", "--component", "rmsnorm", "--tp", "2", "--out", "out"]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + PATIENCE
-    while "libtorch" not in Path(f"/proc/{run.pid}/maps").read_text() and time.monotonic() < end:
+    while not (tmp_path / "importing").exists() and run.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
+    assert "libtorch" in Path(f"/proc/{run.pid}/maps").read_text()
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=PATIENCE)
     assert (run.returncode, errors) == (130, "tp-harness: ended by SIGTERM; every rank was ended.\n")

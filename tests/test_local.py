@@ -17,7 +17,7 @@ from command import PATIENCE
 from ladder import options
 from tp_harness.launch import LaunchOutcome
 
-from tp_harness.backends import choose_backend
+from tp_harness.backends import RunningJob, choose_backend
 from tp_harness.backends.base import Session
 from tp_harness.backends.turns import ring_sum
 from tp_harness.components import LAYERED
@@ -29,6 +29,7 @@ from tp_harness.placements import same_bits
 TARGETS = tuple((name, layer) for name in COMPONENT_NAMES for layer in ((0, 1) if name in LAYERED else (0,)))
 CASES = '''
 import sys, time
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -78,6 +79,7 @@ class Mixed(Full):
 class Sleeps(Full):
     def forward(self, x):
         if current_group().rank == 1:
+            Path(__file__).with_name("asleep").touch()
             time.sleep(3600)
         return (current_group().all_reduce(x),)
 
@@ -110,7 +112,10 @@ def run(material: Material, tp: int, backend: str, folder: Path, timeout: float 
 
 def finish(session: Session, material: Material, tp: int, folder: Path, timeout: float) -> LaunchOutcome:
     job = material.job(tp, material.targets)
-    running = session.start(job.write(), tp=tp, log_dir=folder, timeout=timeout)
+    return ended(session.start(job.write(), tp=tp, log_dir=folder, timeout=timeout))
+
+
+def ended(running: RunningJob) -> LaunchOutcome:
     while (outcome := running.poll()) is None:
         time.sleep(0.01)
     return outcome
@@ -229,7 +234,13 @@ def test_whatever_a_rank_does_there_is_a_verdict_that_names_it(tmp_path: Path, n
     cases.write_text(CASES)
     chosen = options(targets=(("case", 0),), case=f"{cases}:{name.split(maxsplit=1)[0]}", dtypes=("float32",))
     material = Preparation(chosen).material(tmp_path, lambda _text: None)
-    outcome = run(material, tp, "local", tmp_path / "logs", timeout=1.0 if kind == "timeout" else PATIENCE)
+    with choose_backend("local").open() as session:
+        job = material.job(tp, material.targets).write()
+        late = kind == "timeout"
+        running = session.start(job, tp=tp, log_dir=tmp_path / "logs", timeout=1.0 if late else PATIENCE)
+        while late and not (tmp_path / "asleep").exists():  # its time begins when rank 1 does, however long that takes
+            time.sleep(0.01)
+        outcome = ended(running)
     log = tmp_path / "logs" / f"rank{rank}.log"
     assert (outcome.ok, outcome.kind, outcome.failed_rank) == (False, kind, rank)
     assert outcome.message == f"{message}{log}"

@@ -179,9 +179,14 @@ def test_leaves():
     os._exit(5)
 
 @pytest.mark.tp(1)
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(100)
 def test_sleeps():
-    open("sleeper", "w").write(str(os.getpid()))
+    with open("sleeper", "w") as file:
+        file.write(str(os.getpid()))
+    from tp_harness.launch.process import process_state
+    while process_state(os.getppid()) != "S":  # until it waits for this one
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGALRM)  # pytest-timeout's: the time is up when the sleeper is there, and not before
     time.sleep(3600)
 
 @pytest.mark.tp(2)
@@ -202,7 +207,7 @@ def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
         "as expected",
         "the process of this test was killed by SIGABRT",
         "the process of this test left with exit code 5",
-        "Timeout (>0.5s) from pytest-timeout",
+        "Timeout (>100.0s) from pytest-timeout",
     ):
         assert words in text
     reasons = {r.test.partition("::")[2]: r.reason for r in project.results()}

@@ -225,22 +225,31 @@ def test_a_folder_that_cannot_be_made_loses_no_test(project: Project) -> None:
 
 
 def test_waiting_does_not_count_for_the_timeout(project: Project) -> None:
-    project.tests("@pytest.mark.tp(1)\ndef test_a(): time.sleep(0.1)")
+    project.tests("""
+@pytest.mark.tp(1)
+def test_a():
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    with open("armed", "w") as file:
+        file.write(str(time.monotonic() - (100 - left)))  # when the test's timeout began
+""")
     taken = CorePool(project.locks, (0,))
     lease = taken.acquire(1)
+    released: list[float] = []
 
     def release_when_waited_for() -> None:
         while not list(project.locks.glob("ticket-*")):
             time.sleep(0.02)
-        time.sleep(2.5)
+        time.sleep(0.2)
+        released.append(time.monotonic())
         lease.release()
 
     thread = Thread(target=release_when_waited_for)
     thread.start()
-    project.run("--neuron-cores", "1", "--timeout", "2").assert_outcomes(passed=1)
+    project.run("--neuron-cores", "1", "--timeout", "100").assert_outcomes(passed=1)
     thread.join()
     [result] = project.results()
-    assert result.waited_s > 2
+    assert result.waited_s > 0.1
+    assert float((project.path / "armed").read_text()) >= released[0] - 0.01
     taken.close()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Harness
+from command import PATIENCE, Harness
 
 from tp_harness.commands import verify
 from tp_harness.errors import UsageError
@@ -50,15 +51,25 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
 
 
+def cut_short(harness: Harness, asked: list[str], *, patch: str) -> dict[str, Any]:
+    """The record of a run that kills itself, when the kernel has given back all that it held, its lock above all."""
+    harness.start(asked, patch=patch).communicate(timeout=PATIENCE)
+    record = harness.record()
+    end = time.monotonic() + PATIENCE
+    while (lock := lock_folder(harness.out / record["run_id"])) is None or harness.processes():
+        if lock is not None:
+            os.close(lock)
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.02)
+    os.close(lock)
+    return record
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "whole").mkdir()
     harness, whole = Harness(tmp_path / "cut"), Harness(tmp_path / "whole")
-    killed = harness.start([*ASKED, "--dtype", "float32"], patch=KILL_AT_THE_THIRD)
-    killed.communicate()
-    while harness.processes():
-        pass
-    first = harness.record()
+    first = cut_short(harness, [*ASKED, "--dtype", "float32"], patch=KILL_AT_THE_THIRD)
     assert (len(first["results"]), first["finished"]) == (2, False)
     folder = harness.out / first["run_id"]
     assert harness.code("--resume", str(folder), patch=TELL_JOBS) == 0
@@ -92,10 +103,7 @@ def test_a_degree_that_lacks_its_control_gets_it(tmp_path: Path) -> None:
     """Its results are all there; without the control they would prove less than those of an uninterrupted run."""
     harness = Harness(tmp_path)
     options = ["--component", "rmsnorm", "--tp", "2", "--draws", "1", "--dtype", "float32"]
-    harness.start(options, patch=KILL_BEFORE_THE_CONTROL).communicate()
-    while harness.processes():
-        pass
-    first = harness.record()
+    first = cut_short(harness, options, patch=KILL_BEFORE_THE_CONTROL)
     assert (len(first["results"]), first["controls"]) == (1, [])
     assert harness.code("--resume", str(harness.out / first["run_id"])) == 0
     record = harness.record()
@@ -107,7 +115,7 @@ def test_two_runs_at_once_share_nothing(tmp_path: Path) -> None:
     harness = Harness(tmp_path)
     options = ["--component", "mlp", "--tp", "2", "--draws", "1", "--dtype", "float32"]
     runs = [harness.start([*options, "--seed", str(seed)]) for seed in (1, 2)]
-    ends = [json.loads(run.communicate()[0].splitlines()[-1]) for run in runs]
+    ends = [json.loads(run.communicate(timeout=PATIENCE)[0].splitlines()[-1]) for run in runs]
     assert ends == [[[0, ""]]] * 2
     records = [json.loads(path.read_text()) for path in harness.out.glob("*/run.json")]
     assert sorted(record["results"][0]["seed"] for record in records) == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,21 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
     assert available_memory(tmp_path / "absent", tmp_path) is None
 
 
-def refused(tmp_path: Path) -> str:
-    """What a run says that ends before any rank starts; it leaves nothing."""
-    out, before = tmp_path / "out", set(SHM.iterdir()) if SHM.is_dir() else set()
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a run says that ends before any rank starts; it leaves nothing. Other runs use /dev/shm meanwhile."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(material, "SHM", tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UsageError) as raised:
         verify(Options(components=("rmsnorm",), degrees=(2,), draws=1, backend="local", out=out))
-    assert list(out.iterdir()) == [] and not list(tmp_path.glob("tp-harness-run-*"))
-    assert not [path for path in set(SHM.iterdir()) - before if path.name.startswith("tp-harness-run-")]
+    assert list(out.iterdir()) == [] and list(tmp_path.iterdir()) == [out]
     return str(raised.value)
 
 
 def test_a_run_without_memory_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "available_memory", lambda: 1 << 20)
-    assert refused(tmp_path).endswith(" GiB of memory, and 0.0 GiB are free; choose other components with --component, "
-                                      "or fewer --draws.")  # fmt: skip
+    text = " GiB of memory, and 0.0 GiB are free; choose other components with --component, or fewer --draws."
+    assert refused(tmp_path, monkeypatch).endswith(text)
 
 
 def test_a_disk_that_fills_up_meanwhile_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +130,9 @@ def test_a_disk_that_fills_up_meanwhile_is_one_sentence(tmp_path: Path, monkeypa
         path.write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(material, "SHM", tmp_path)
     for writer in ("write_tiles", "write_checkpoint"):
         monkeypatch.setattr(material, writer, fill_up)
-    assert refused(tmp_path) == (
+    assert refused(tmp_path, monkeypatch) == (
         f"{tmp_path} is full: No space left on device while the weights were written there; make room, or choose "
         "another folder with TMPDIR."
     )
