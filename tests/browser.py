@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 120_000.0  # milliseconds until a test gives up; never the measure of a pass
 FLAGS = [
     "--no-sandbox",  # of a container; the page is our own file
     "--disable-gpu",
@@ -44,6 +45,15 @@ class Opened:
         page.on("request", lambda request: request.url.startswith("data:") or self.requests.append(request.url))
         page.goto(path.resolve().as_uri(), wait_until="load")
 
+    def await_plots(self) -> None:
+        """Until every chart that can be seen is drawn, and what is done to a drawn one is done."""
+        self.page.wait_for_function(
+            """() => {
+              const seen = [...document.querySelectorAll("figure.chart")].filter((e) => e.checkVisibility());
+              return seen.length && seen.every((e) => e.querySelector(".main-svg[aria-hidden='true']"));
+            }"""
+        )
+
 
 class Chromium:
     """One browser with a profile of its own, which goes with it."""
@@ -62,6 +72,7 @@ class Chromium:
             java_script_enabled=scripts,
             reduced_motion="reduce",
         )
+        context.set_default_timeout(PATIENCE)
         try:
             yield Opened(context.new_page(), path)
         finally:
@@ -74,7 +85,7 @@ def chromium() -> Iterator[Chromium]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE)
         try:
             yield Chromium(browser)
         finally:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_a_fault_does_on_gloo_what_it_does_on_local_ranks(bench: Bench, tmp_path
         job = replace(bench.job(tasks[0], 2, taps=True), tasks=tasks, dtypes=("float32",))
         running = session.start(job.write(), tp=2, log_dir=tmp_path, timeout=PATIENCE)
         while (outcome := running.poll()) is None:
-            pass
+            time.sleep(0.01)
     assert outcome.ok, outcome.message
     for task in tasks:
         theirs = read_outputs(job, task)

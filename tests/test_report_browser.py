@@ -39,7 +39,7 @@ def browser() -> Iterator[Chromium]:
 def clean(browser: Chromium, pages: Path) -> Iterator[Opened]:
     """The page of a run in which everything passed, at a desk, in the light."""
     with browser.opened(pages / "clean.html") as page:
-        page.page.wait_for_selector("figure.drawn .main-svg")
+        page.await_plots()
         yield page
 
 
@@ -125,13 +125,16 @@ def test_a_cell_leads_to_its_row_by_keyboard(browser: Chromium, pages: Path) -> 
     with browser.opened(pages / "mismatch.html") as page:
         page.page.locator(".cell.MISMATCH a").first.focus()
         page.page.keyboard.press("Enter")
+        page.page.wait_for_function("location.hash")
         target = page.page.evaluate("location.hash.slice(1)")
+        page.page.wait_for_selector(f"#{target}[open]")
         row = page.page.locator(f"#{target}")
         assert row.get_attribute("open") is not None
         assert "bias_times_tp" in row.inner_text()
         passing = page.page.locator(".cell.PASS a").first
         passing.focus()
         page.page.keyboard.press("Enter")
+        page.page.wait_for_function("(old) => location.hash.slice(1) !== old", arg=target)
         target = page.page.evaluate("location.hash.slice(1)")
         page.page.wait_for_selector(f"#{target}[open]")
         assert page.page.locator(f"#{target} dl").is_visible()
@@ -156,7 +159,7 @@ def test_faults_of_a_page_would_be_found(browser: Chromium, pages: Path) -> None
 def test_hostile_names_do_nothing(browser: Chromium, pages: Path) -> None:
     with browser.opened(pages / "hostile.html") as page:
         page.page.on("dialog", lambda dialog: page.problems.append(dialog.message))
-        page.page.wait_for_selector("figure.drawn .main-svg")
+        page.await_plots()
         assert page.problems == []
         assert len(page.requests) == 1
         assert page.page.locator("img").count() == 0
@@ -192,7 +195,7 @@ def test_dark_follows_the_system_while_open(clean: Opened) -> None:
 def test_a_phone_scrolls_down_only(browser: Chromium, pages: Path) -> None:
     for name in ("clean", "hostile"):
         with browser.opened(pages / f"{name}.html", width=360, height=740) as page:
-            page.page.wait_for_selector("figure.drawn .main-svg")
+            page.await_plots()
             assert page.page.evaluate("document.documentElement.scrollWidth") == 360, name
             assert page.page.locator(".matrix .cell a").first.is_visible()
 
