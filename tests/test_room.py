@@ -55,8 +55,8 @@ def test_gpt_oss_20b_fits_with_all_its_layers(there: Free, place: Path, prepared
     ("there", "copies", "text"),
     [
         (free(9, 9, 70), 0, "transformer at tp 32 needs about 12.5 GiB of memory, and 9.0 GiB are free; --seq 80 "),
-        (free(14, 1, 0.9), 0, "the run's weights and outputs need 1.7 GiB, but /dev/shm has 1.0 GiB and /disk has 0.9 "
-         "GiB free; --depth 4 would fit, or another folder with TMPDIR."),
+        (free(14, 1, 0.9), 0, "the run's weights and outputs need 2.1 GiB, but /dev/shm has 1.0 GiB and /disk has 0.9 "
+         "GiB free; --depth 3 would fit, or another folder with TMPDIR."),
         (free(40, 1, 70), 3, "transformer at tp 32 needs about 129.3 GiB of memory, and 40.0 GiB are free; --depth 4 "),
         (free(0.1, 9, 70), 0, "GiB of memory, and 0.1 GiB are free; choose other components with --component, or"),
     ],
@@ -74,9 +74,9 @@ def test_what_does_not_fit_is_said_with_what_would(
 
 def test_what_is_advised_fits(prepared: tuple[Resolved, Preparation]) -> None:
     there = free(12, 1, 1)
-    with pytest.raises(UsageError, match=r"; --depth 11 --seq 80 would fit\.$"):
+    with pytest.raises(UsageError, match=r"; --depth 8 --seq 80 would fit\.$"):
         place_for(prepared[0], prepared[1]._need, there)
-    smaller = resolve(Options(model="gpt-oss-20b", depth=11, seq=80))
+    smaller = resolve(Options(model="gpt-oss-20b", depth=8, seq=80))
     assert place_for(smaller, Preparation(smaller)._need, there) == SHM
 
 

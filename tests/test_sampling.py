@@ -16,7 +16,6 @@ from tp_harness.oracle import parameter_specs
 from tp_harness.placements import Shard, same_bits
 from tp_harness.sampling import (
     INITS,
-    PAGE,
     constant,
     discriminating,
     fill,
@@ -26,6 +25,7 @@ from tp_harness.sampling import (
     position_ids,
     tokens,
 )
+from tp_harness.tilefile import HUGE_BYTES
 from tp_harness.weights import TensorSpec, find_checkpoint, write_checkpoint
 
 SEEDS = (0, 1, 7)
@@ -105,16 +105,20 @@ def test_an_init_gives_the_first_values_in_bfloat16(name: str, shape: tuple[int,
 
 
 @pytest.mark.parametrize("model", PRESETS)
-def test_a_period_is_a_prime_number_of_pages_that_no_two_rows_share(model: str) -> None:
+def test_a_period_is_whole_huge_pages_that_no_two_rows_begin_alike_in(model: str) -> None:
     for spec in model_specs(model):
-        count = period(spec.shape)
+        count, columns = period(spec.shape), spec.shape[-1]
         if count < math.prod(spec.shape):
-            pages, columns = count // PAGE, spec.shape[-1]
-            assert count % PAGE == 0 and all(pages % factor for factor in range(2, math.isqrt(pages) + 1)), spec.name
+            assert 2 * count % HUGE_BYTES == 0 and columns <= count, spec.name
             rows = math.prod(spec.shape[:-1])
             # row i begins at i * columns of the period: they come back to the start together after this many
             assert math.lcm(count, columns) // columns >= rows, spec.name
             assert math.prod(spec.shape) <= 64 * count, spec.name
+
+
+@pytest.mark.parametrize("shape", [(2**26,), (2, 2**21), (2880, 4096)], ids=str)
+def test_what_would_repeat_a_row_or_a_shard_is_random_throughout(shape: tuple[int, ...]) -> None:
+    assert period(shape) == math.prod(shape)
 
 
 def test_no_two_rows_or_shards_of_a_large_tensor_are_equal() -> None:

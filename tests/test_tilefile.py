@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from tp_harness import tilefile
 from tp_harness.errors import UsageError
 from tp_harness.placements import Shard, same_bits
+from tp_harness.room import SHM
 from tp_harness.sampling import discriminating, period
-from tp_harness.tilefile import can_map, open_tiles
+from tp_harness.tilefile import HUGE_BYTES, can_map, open_tiles, use_huge_pages
 from tp_harness.weights import Checkpoint, TensorSpec, write_checkpoint, write_tiles
 
 pytestmark = pytest.mark.skipif(not can_map(), reason="this system cannot map tiles")
@@ -21,7 +24,7 @@ FIXED = torch.arange(3 * 2**20).view(3, -1)
 SPECS = (
     TensorSpec(name="norm.scale", shape=(96,), dtype=torch.float32),
     TensorSpec(name="experts.weight", shape=(3, 1500, 700), dtype=torch.bfloat16),  # ends inside a page
-    TensorSpec(name="wide.weight", shape=(1100, 2048), dtype=torch.float32),
+    TensorSpec(name="wide.weight", shape=(1100, 2000), dtype=torch.float32),
     TensorSpec(name="scalar", shape=(), dtype=torch.bfloat16),
     TensorSpec(name="empty", shape=(0, 4), dtype=torch.bfloat16),
     TensorSpec(name="table", shape=(3, 2**20), dtype=torch.int64, fixed=FIXED),
@@ -46,7 +49,43 @@ def test_tiles_hold_the_bits_of_a_whole_file(tmp_path: Path) -> None:
         assert same_bits(tensor, whole.tensor(spec.name)) and tensor.is_contiguous(), spec.name
         assert (ours.shape(spec.name), ours.stored_as(spec.name)) == (spec.shape, whole.stored_as(spec.name))
     stored = sum(spec.tile(period) * spec.dtype.itemsize for spec in SPECS)
-    assert stored < (tmp_path / "a.tiles").stat().st_size < stored + 8192 < sum(spec.bytes for spec in SPECS)
+    assert stored < (tmp_path / "a.tiles").stat().st_size < stored + HUGE_BYTES + 8192
+    assert stored < sum(spec.bytes for spec in SPECS)
+
+
+@pytest.mark.parametrize("name", ["experts.weight", "wide.weight"])
+def test_tiles_are_huge_pages_where_the_kernel_gives_them(name: str) -> None:
+    if not SHM.is_dir():
+        pytest.skip(f"{SHM} is not there")
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        path = tiles(Path(folder))
+        tensor = open_tiles(path).tensor(name)
+        assert tensor.data_ptr() % HUGE_BYTES == 0
+        if not use_huge_pages(path):
+            pytest.skip("this kernel keeps shared memory in small pages")
+        assert tensor.float().isfinite().all()
+        assert huge_bytes_mapped(path) == tensor.nbytes // HUGE_BYTES * HUGE_BYTES
+        whole = discriminating(name, tuple(tensor.shape), 3).to(tensor.dtype)
+        assert same_bits(tensor.flatten()[: len(whole)], whole)
+
+
+def huge_bytes_mapped(path: Path) -> int:
+    """Of a file's mappings into this process."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("ShmemPmdMapped:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_a_kernel_without_huge_pages_is_none_the_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[int] = []
+    monkeypatch.setattr(tilefile._libc, "madvise", lambda *_arguments: refused.append(1) or -1)
+    tensor = open_tiles(tiles(tmp_path)).tensor("experts.weight")
+    assert refused and not use_huge_pages(tmp_path / "a.tiles")
+    assert same_bits(tensor.flatten()[: 2**20], values(SPECS[1]))
 
 
 def test_a_shard_is_a_view_and_what_one_writes_no_other_sees(tmp_path: Path) -> None:
@@ -71,7 +110,7 @@ def test_a_process_maps_a_file_once_and_gives_it_back(tmp_path: Path) -> None:
     del one, two
     gc.collect()
     assert tensor.float().isfinite().all()  # the tensor keeps its pages
-    assert mappings() == 3 and len(os.listdir("/proc/self/fd")) < descriptors
+    assert mappings() == 4 and len(os.listdir("/proc/self/fd")) < descriptors
     del tensor
     gc.collect()
     assert mappings() == 0

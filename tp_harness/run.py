@@ -22,7 +22,6 @@ from .group import NO_PROCESS_GROUP
 from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
-from .kernels.registry import STATUS as KERNEL_STATUS
 from .launch import LaunchOutcome
 from .material import Material, Preparation, Progress, Target
 from .options import Resolved
@@ -247,11 +246,17 @@ def worst_draw(results: tuple[Result, ...]) -> Result:
 
 def _notes(options: Resolved, results: list[Result]) -> list[str]:
     packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
-    kernels = f"NKI kernels: {KERNEL_STATUS}" if options.kernels == "nki" else None
+    kernels = _kernel_note() if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
     bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
     grouped = OF_LOCAL if any(r.backend == "local" and NO_PROCESS_GROUP in r.reason for r in results) else None
     return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels, grouped) if note)]
+
+
+def _kernel_note() -> str:
+    from .kernels.registry import STATUS  # noqa: PLC0415  (imports the interpreter)
+
+    return f"NKI kernels: {STATUS}"
 
 
 def growth_notes(results: list[Result]) -> list[str]:

@@ -16,8 +16,7 @@ import torch
 
 from .config import InferenceConfig
 
-PAGE = 2048  # elements; whole memory pages in every dtype, so that repeated values can be mapped again and again
-_LEAST_PAGES = 512  # a smaller tensor is random throughout
+UNIT = 2**20  # elements; whole huge pages (2 MiB) in every dtype of 16 bits or more: see tilefile.py
 _MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of which a process has some ten thousand
 
 
@@ -25,16 +24,16 @@ _MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of whi
 def period(shape: tuple[int, ...]) -> int:
     """How many random values a tensor gets, in row order; a larger tensor repeats them.
 
-    A prime number of pages, so large that no two rows are equal for it, and no two shards of whatever size.
+    So many that no row begins where another does, which makes no two rows equal, and no two shards of whatever size.
+    A tensor whose rows are longer than the period, and one that is small, is random throughout.
     """
     count, columns = math.prod(shape), shape[-1] if shape else 1
-    pages = max(_LEAST_PAGES, count // (_MOST_REPEATS * PAGE))
-    while pages * PAGE < count and not (
-        pages * PAGE // math.gcd(pages * PAGE, columns) >= count // columns
-        and all(pages % factor for factor in range(2, math.isqrt(pages) + 1))
-    ):
-        pages += 1
-    return min(count, pages * PAGE)
+    if columns > UNIT:
+        return count
+    units = max(1, -(-count // (_MOST_REPEATS * UNIT)))
+    while units * UNIT < count and units * UNIT // math.gcd(units * UNIT, columns) < count // columns:
+        units += 1
+    return min(count, units * UNIT)
 
 
 def generator(seed: int, name: str) -> torch.Generator:

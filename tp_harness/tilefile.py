@@ -1,8 +1,11 @@
 """Tensors that repeat a few values, of which only one period is stored, and mapped again and again.
 
-A generated checkpoint of gpt-oss-20b is 39 GiB of repeated random numbers; as tiles it is 1.2 GiB. A tensor is
+A generated checkpoint of gpt-oss-20b is 39 GiB of repeated random numbers; as tiles it is 1.6 GiB. A tensor is
 contiguous all the same, as if the whole were there: the same pages stand behind many addresses. The file is a
 safetensors file of flat tensors, whose whole shapes are in its metadata (`weights.write_tiles`).
+
+A tile is a whole number of huge pages. 32 ranks that each read some columns of a gigabyte touch every small page of it,
+and finding each of them took longer than what was computed with them.
 
 Not covered: systems other than Linux, and memory pages of other sizes than 4096 bytes; see `can_map`.
 """
@@ -28,14 +31,30 @@ from .errors import UsageError
 from .torchfile import TAGS
 
 SUFFIX = ".tiles"
+HUGE_BYTES = 1 << 21
 _DTYPES = {tag: dtype for dtype, tag in TAGS.items()}
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # Linux's mman.h; Python's mmap lacks these two
+_MAP_FIXED, _MAP_NORESERVE, _MADV_COLLAPSE = 0x10, 0x4000, 25  # Linux's mman.h; Python's mmap lacks these
+_PRIVATE = mmap.MAP_PRIVATE | _MAP_NORESERVE
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE  # pages are private: what is written is the writer's own
 
 
 def can_map() -> bool:
     """Whether this system can map tiles; elsewhere weights are written in full."""
     return sys.platform == "linux" and mmap.PAGESIZE == 4096
+
+
+def use_huge_pages(path: Path) -> bool:
+    """Ask the kernel to keep a file in shared memory in huge pages, and say whether it does.
+
+    Where it does not (before Linux 6.1, or without memory in pieces of that size) the file is only slower.
+    """
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size // HUGE_BYTES * HUGE_BYTES
+        reserved, base = _reserve(size)
+        _mmap(base, size, mmap.MAP_SHARED | _MAP_FIXED, file.fileno(), 0)
+        done: bool = _libc.madvise(base, size, _MADV_COLLAPSE) == 0
+        _libc.munmap(reserved, size + HUGE_BYTES)
+    return done
 
 
 class TiledFile:
@@ -108,19 +127,26 @@ def open_tiles(path: Path) -> TiledFile:
 
 def _repeated(descriptor: int, offset: int, tile: int, size: int) -> ctypes.Array[ctypes.c_char]:
     """`size` bytes of memory that repeat `tile` bytes of the file from `offset` on; all but `size` in whole pages."""
-    private = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    base = _mmap(None, size, private | mmap.MAP_ANONYMOUS, -1, 0)  # the addresses, to be mapped over
+    reserved, base = _reserve(size)
     buffer = (ctypes.c_char * size).from_address(base)
-    weakref.finalize(buffer, _libc.munmap, base, size).atexit = False  # a thread may still read when Python ends
+    # a thread may still read when Python ends
+    weakref.finalize(buffer, _libc.munmap, reserved, size + HUGE_BYTES).atexit = False
     for start in range(0, size, tile):
-        _mmap(base + start, min(tile, size - start), private | _MAP_FIXED, descriptor, offset)
+        _mmap(base + start, min(tile, size - start), _PRIVATE | _MAP_FIXED, descriptor, offset)
     return buffer
+
+
+def _reserve(size: int) -> tuple[int, int]:
+    """Addresses to be mapped over: where `size + HUGE_BYTES` of them begin, and the first that may be a huge page's."""
+    reserved = _mmap(None, size + HUGE_BYTES, _PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    return reserved, reserved + -reserved % HUGE_BYTES
 
 
 _libc: Any = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def _mmap(address: int | None, size: int, flags: int, descriptor: int, offset: int) -> int:

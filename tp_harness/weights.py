@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from .errors import UsageError
+from .tilefile import HUGE_BYTES, open_tiles, use_huge_pages
 from .tilefile import SUFFIX as TILES_SUFFIX
-from .tilefile import open_tiles
 from .torchfile import TAGS, TORCH_SUFFIXES, TensorFile, open_tensors
 
 PAGE_BYTES = 4096
+_FILLER = ".filler"  # a tensor that nobody reads
 FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
@@ -149,23 +150,28 @@ Values = Callable[[TensorSpec], torch.Tensor | Iterator[torch.Tensor]]
 
 
 def write_checkpoint(
-    path: Path, specs: Iterable[TensorSpec], values: Values, metadata: Mapping[str, str] | None = None
+    path: Path,
+    specs: Iterable[TensorSpec],
+    values: Values,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    page: int = PAGE_BYTES,
 ) -> None:
     """Write one safetensors file without holding a large tensor in memory.
 
     `values` gives the first elements of a tensor in row order, which are repeated until it is full, or an iterator of
-    its parts in row order. Tensors of whole memory pages begin at one.
+    its parts in row order. Tensors of whole memory pages begin at one, also where `page` is another size of them.
 
     Raises:
         UsageError: a dtype that the format lacks; the message names the tensor.
     """
     # whole pages first, then by size of elements, so that each is aligned when mapped
-    specs = tuple(sorted(specs, key=lambda spec: (spec.bytes % PAGE_BYTES != 0, -spec.dtype.itemsize)))
+    specs = tuple(sorted(specs, key=lambda s: (s.bytes % page != 0, s.bytes % PAGE_BYTES != 0, -s.dtype.itemsize)))
     for spec in specs:
         if spec.dtype not in TAGS:
             raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(TAGS.values())}.")
     with path.open("wb") as file:
-        file.write(_header(specs, metadata or {}))
+        file.write(_head(specs, metadata or {}, page))
         for spec in specs:
             given, left = values(spec), spec.bytes
             parts = repeat(given) if isinstance(given, torch.Tensor) else given
@@ -185,13 +191,27 @@ def write_tiles(
     whole = {spec.name: spec for spec in specs}
     stored = [replace(spec, shape=(spec.tile(period),)) for spec in whole.values()]
     shapes = {name: list(spec.shape) for name, spec in whole.items()}
-    write_checkpoint(path, stored, lambda spec: values(whole[spec.name]), {"shapes": json.dumps(shapes)})
+    repeats = any(spec.bytes < whole[spec.name].bytes for spec in stored)
+    page = HUGE_BYTES if repeats else PAGE_BYTES
+    write_checkpoint(path, stored, lambda spec: values(whole[spec.name]), {"shapes": json.dumps(shapes)}, page=page)
+    if repeats:
+        use_huge_pages(path)
 
 
-def _header(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str]) -> bytes:
+def _head(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], page: int) -> bytes:
+    """What comes before the tensors, of whole pages: the header, and where these are larger than its own a filler."""
+    filler = 0
+    while (len(header := _header(specs, metadata, filler)) + filler) % page:
+        filler = -len(header) % page
+    return header + bytes(filler)
+
+
+def _header(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], filler: int) -> bytes:
     """The safetensors header: its length as 8 bytes little-endian, then JSON with each tensor's place."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+    if filler:
+        entries[_FILLER] = {"dtype": "U8", "shape": [filler], "data_offsets": [0, filler]}
+    end = filler
     for spec in specs:
         start, end = end, end + spec.bytes
         entries[spec.name] = {
