@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import pytest
 import torch
 import torch.distributed as dist
 from living import HERE
@@ -19,6 +19,9 @@ from tp_harness.launch import RankLauncher, RunningRanks, stacks
 from tp_harness.launch.outcome import RunRecord, rank_log
 from tp_harness.launch.process import process_state
 from tp_harness.launch.progress import Progress
+
+if TYPE_CHECKING:
+    import pytest  # which the programs that start ranks need not load
 
 PATIENCE = 60.0  # seconds until a test gives up; never the measure of a pass
 

@@ -63,6 +63,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from launching import RankLauncher, entry, start, wait_until
+if {stop}:
+    import os, pytest
+    from launching import expire_only_when
+    from tp_harness.launch.process import process_state
+    main = os.getpid()
+    expire_only_when(pytest.MonkeyPatch(), lambda record: process_state(main) == "T")
 if {handle}:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 with RankLauncher.fork(entry) as launcher:
@@ -114,7 +120,7 @@ def test_nothing_outlives_the_main_process(tmp_path: Path, name: str, handle: bo
 
 def test_ranks_do_not_wait_for_a_main_process_that_is_stopped(tmp_path: Path) -> None:
     """They sleep, and so end with their timeout; what became of them is told when the main process goes on."""
-    main = start_main(tmp_path, 2, 2.0, stop=True)
+    main = start_main(tmp_path, 2, 0.2, stop=True)
     try:
         process = psutil.Process(main.pid)
         wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the main process to stop")

@@ -239,7 +239,7 @@ def test_a_failure_is_told_with_the_remedy_that_its_log_calls_for() -> None:
 def test_ranks_end_with_the_object() -> None:
     before = set(psutil.Process().children(recursive=True))
     module = build_function(two_outputs, [(X,)], tp_degree=2)
-    assert set(psutil.Process().children(recursive=True)) > before
+    assert set(psutil.Process().children(recursive=True)) - before
     del module
     assert set(psutil.Process().children(recursive=True)) <= before
 
