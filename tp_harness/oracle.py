@@ -20,6 +20,7 @@ from .placements import same_bits
 from .rank import as_tuple
 from .sampling import generator
 from .taps import CHOSEN, routing, tap_name, tapping
+from .threads import idle_cores
 from .weights import Checkpoint, TensorSpec
 
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again
@@ -92,7 +93,8 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         )
     inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
-    oracle = _run(case, reference, inputs, torch.float64, locks=None)
+    with idle_cores(sum(x.nbytes for x in reference.state_dict().values())):
+        oracle = _run(case, reference, inputs, torch.float64, locks=None)
     locks = {name: oracle.routing[name] for name in _lock_names(case)}
     tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
     tensors |= {f"lock.{name}": lock for name, lock in locks.items()}

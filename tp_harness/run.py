@@ -54,7 +54,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
 def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
     with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
         # Two threads that wait for each other between thousands of small products cost more than they save, many times
-        # over where something else wants the cores; and once ranks run, the other cores are theirs.
+        # over where something else wants the cores; and once ranks run, the other cores are theirs. See threads.py.
         torch.set_num_threads(1)
         preparation = Preparation(options, copies=COPIES.get(backend.name, 0), process_group=backend.name != "local")
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes

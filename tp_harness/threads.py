@@ -1,0 +1,36 @@
+"""More than one thread for a computation that nothing of ours runs beside: the oracle of a large module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+MOST = 16  # beyond it a product of a few tokens gains nothing
+LARGE_BYTES = 1 << 28  # of weights; the products of smaller modules are too short to be shared out
+LOOK_SECONDS = 0.05
+
+
+@contextmanager
+def idle_cores(weight_bytes: int) -> Iterator[None]:
+    """Inside, torch computes with as many threads as cores are idle now, if there are that many bytes of weights.
+
+    Only what is idle: threads wait for each other after every product, and one that shares its core keeps all waiting.
+    """
+    before = torch.get_num_threads()
+    if weight_bytes >= LARGE_BYTES:
+        torch.set_num_threads(max(before, min(MOST, _idle())))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _idle() -> int:
+    """Cores that this process may use, less those that anything else uses at the moment."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    busy = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
+    return round(sum(1 - percent / 100 for core, percent in enumerate(busy) if core in allowed))
