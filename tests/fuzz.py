@@ -152,6 +152,7 @@ class NoRanks:
     """A backend and its session, in which nothing is ever started."""
 
     name, blind_spots, owns_terminal, starts_anew = "none", "it sees nothing", True, True
+    process_group, weight_copies = True, 0
     start = staticmethod(reach)
 
     def available(self) -> str | None:

@@ -24,7 +24,6 @@ GIB = 2**30
 SMALL_FILES = 64 << 20  # inputs, jobs and small outputs
 RANK_BYTES = 40 << 20  # private to a forked rank that has done little; measured 27 MiB
 LEAD_BYTES = 200 << 20
-COPIES = {"xla": 3}  # backend -> of their weights that ranks hold: on the device, and cast by the program
 SPARE = 1.1  # of what is free, over what is needed
 ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
 

@@ -29,7 +29,7 @@ from .plan import OF_LOCAL
 from .preflight import mxfp4_note
 from .record import RunRecord
 from .result import Result, Status
-from .room import COPIES, available_memory, lacks_for_taps
+from .room import available_memory, lacks_for_taps
 from .todo import Todo
 from .verdict import nearest_gate, severity
 
@@ -46,7 +46,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
     targets = Todo(options=options, record=record).targets
     if targets:
         _verify(replace(options, targets=targets), backend, record, progress)
-    record.notes += _notes(options, record.results)
+    record.notes += _notes(options, backend, record.results)
     record.finished = True
     record.save()
 
@@ -56,7 +56,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
         # Two threads that wait for each other between thousands of small products cost more than they save, many times
         # over where something else wants the cores; and once ranks run, the other cores are theirs. See threads.py.
         torch.set_num_threads(1)
-        preparation = Preparation(options, copies=COPIES.get(backend.name, 0), process_group=backend.name != "local")
+        preparation = Preparation(options, copies=backend.weight_copies, process_group=backend.process_group)
         with preparation.folder() as folder, session:  # again: ranks end before their folder goes
             material = preparation.material(folder, progress)
             record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
@@ -244,12 +244,13 @@ def worst_draw(results: tuple[Result, ...]) -> Result:
     return max(results, key=badness)
 
 
-def _notes(options: Resolved, results: list[Result]) -> list[str]:
+def _notes(options: Resolved, backend: Backend, results: list[Result]) -> list[str]:
     packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
     kernels = _kernel_note() if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
     bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
-    grouped = OF_LOCAL if any(r.backend == "local" and NO_PROCESS_GROUP in r.reason for r in results) else None
+    missed = not backend.process_group and any(NO_PROCESS_GROUP in r.reason for r in results)
+    grouped = OF_LOCAL if missed else None
     return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels, grouped) if note)]
 
 

@@ -41,11 +41,14 @@ class Backend(Protocol):
     """A registry entry.
 
     `blind_spots` says what this backend cannot see; it is printed with its verdicts. `owns_terminal`: its ranks may
-    talk to the user, as a debugger does, so nothing else is drawn there meanwhile.
+    talk to the user, as a debugger does, so nothing else is drawn there meanwhile. `process_group`: torch.distributed
+    has a default group in them. `weight_copies`: of their weights that ranks hold beside the mapped file.
     """
 
     name: str
     owns_terminal: bool
+    process_group: bool
+    weight_copies: int
 
     @property
     def blind_spots(self) -> str:

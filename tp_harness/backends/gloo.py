@@ -24,6 +24,8 @@ class GlooBackend:
 
     name = "gloo"
     owns_terminal = False
+    process_group = True
+    weight_copies = 0
 
     def __init__(self, unused: str = "") -> None:
         self.blind_spots = "gloo cannot see a rank folded into a compiled graph, nor device arithmetic"

@@ -32,6 +32,8 @@ class LocalBackend:
     name = "local"
     blind_spots = "local cannot see what gloo cannot, nor races: its ranks take turns in one process"
     owns_terminal = True
+    process_group = False
+    weight_copies = 0
 
     def available(self) -> str | None:
         """None: it needs threads alone."""

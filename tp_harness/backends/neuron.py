@@ -32,6 +32,8 @@ class NeuronBackend:
 
     name = "neuron"
     owns_terminal = False
+    process_group = True
+    weight_copies = 0
 
     @property
     def blind_spots(self) -> str:

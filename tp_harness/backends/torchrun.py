@@ -79,6 +79,8 @@ class TorchrunBackend:
     """Ranks like those of another backend, `kind`, which somebody else started."""
 
     owns_terminal = False
+    process_group = True
+    weight_copies = 0
 
     def __init__(self, kind: Backend, member: Member) -> None:
         self.name, self.blind_spots = kind.name, kind.blind_spots

@@ -43,6 +43,8 @@ class XLABackend:
         "a NeuronCore, nor a collective that only several processes can get wrong"
     )
     owns_terminal = False
+    process_group = True
+    weight_copies = 3  # on the device, and cast by the program
 
     def available(self) -> str | None:
         """None where torch-xla is installed; looking for it does not import it."""
