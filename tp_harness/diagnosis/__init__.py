@@ -8,6 +8,7 @@ from .blocks import BLOCKS
 from .common import COMMON
 from .cuts import CUTS
 from .experts import EXPERTS
+from .heads import HEADS
 from .norm import NORM
 from .outputs import OUTPUTS
 from .signature import Guess, Signature, diagnose
@@ -15,7 +16,18 @@ from .site import Site, UnavailableError, as_output, is_known, site_of
 from .sums import SUMS
 from .vocabulary import VOCABULARY
 
-SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *SUMS, *VOCABULARY, *OUTPUTS, *CUTS, *COMMON)
+SIGNATURES: tuple[Signature, ...] = (
+    *NORM,
+    *ATTENTION,
+    *EXPERTS,
+    *BLOCKS,
+    *SUMS,
+    *VOCABULARY,
+    *OUTPUTS,
+    *CUTS,
+    *HEADS,
+    *COMMON,
+)
 
 __all__ = [
     "SIGNATURES",

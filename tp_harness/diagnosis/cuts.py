@@ -6,7 +6,7 @@ order. Weight and bias of one submodule are cut alike, and so are tried together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -56,14 +56,8 @@ def exchanged(site: Site) -> Iterator[Guess]:
 
 
 def _cut_together(site: Site) -> dict[str, dict[str, Cut]]:
-    """The parameters that the plan cuts, by submodule.
-
-    Raises:
-        UnavailableError: a module of gpt-oss, which has signatures of its own, or one that is large.
-    """
-    reference = site.tapped.reference
-    if is_known(reference) or sum(p.numel() for p in reference.parameters()) > MOST_ELEMENTS:
-        raise UnavailableError
+    """The parameters that the plan cuts, by submodule."""
+    own_parameters(site)
     together: dict[str, dict[str, Cut]] = {}
     for name, placement in site.evidence.case.plan.items():
         if isinstance(placement, (Shard, StridedShard)):
@@ -73,8 +67,7 @@ def _cut_together(site: Site) -> dict[str, dict[str, Cut]]:
 
 def _guess(site: Site, cuts: dict[str, Cut], order: Order, detail: str) -> Iterator[Guess]:
     """What the reference gives with the parameters in that order, unless they stay as they are or do not divide."""
-    parameters = dict(site.tapped.reference.named_parameters(remove_duplicate=False))
-    changed = {}
+    parameters, changed = own_parameters(site), {}
     for name, cut in cuts.items():
         positions = torch.arange(parameters[name].shape[cut.dim])
         try:
@@ -84,9 +77,26 @@ def _guess(site: Site, cuts: dict[str, Cut], order: Order, detail: str) -> Itera
         if torch.equal(moved, positions):
             return
         changed[name] = parameters[name].index_select(cut.dim, moved)
+    yield rerun(site, changed, detail)
+
+
+def own_parameters(site: Site) -> dict[str, torch.Tensor]:
+    """The parameters of a module of the user's, by name.
+
+    Raises:
+        UnavailableError: a module of gpt-oss, which has signatures of its own, or one that is large.
+    """
+    reference = site.tapped.reference
+    if is_known(reference) or sum(p.numel() for p in reference.parameters()) > MOST_ELEMENTS:
+        raise UnavailableError
+    return {name: parameter.detach() for name, parameter in reference.named_parameters(remove_duplicate=False)}
+
+
+def rerun(site: Site, changed: Mapping[str, torch.Tensor], detail: str) -> Guess:
+    """What the reference gives with some parameters changed."""
     run = run_with(site.tapped, site.evidence.case, site.evidence.dtype if site.rounded else "float64", changed)
     name = site.traced.name
-    yield Guess(run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])], detail)
+    return Guess(run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])], detail)
 
 
 CUTS = (
