@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import psutil
 import pytest
@@ -42,6 +43,17 @@ def test_threads_are_as_many_as_idle_cores(
     busy: list[float], allowed: set[int], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert used(monkeypatch, busy, allowed) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 0), ("", 8)])
+def test_a_container_s_share_of_the_cores_is_all_there_is(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_options: [0] * 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert threads._idle(tmp_path / "cpu.max") == expected
+    assert threads._idle(tmp_path / "absent") == 8
 
 
 def test_a_small_module_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

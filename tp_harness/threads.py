@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
@@ -29,8 +30,16 @@ def idle_cores(weight_bytes: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _idle() -> int:
-    """Cores that this process may use, less those that anything else uses at the moment."""
+def _idle(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use, less those that anything else uses at the moment; no more than its container's.
+
+    `quota`: the file in which a control group says so, as CPU time per period, or "max" for no limit.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     busy = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
-    return round(sum(1 - percent / 100 for core, percent in enumerate(busy) if core in allowed))
+    idle = sum(1 - percent / 100 for core, percent in enumerate(busy) if core in allowed)
+    try:
+        share, period = map(int, quota.read_text().split())
+    except (OSError, ValueError):
+        return round(idle)
+    return round(min(idle, share / period))
