@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +108,15 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     os.close(second)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A test runner in the background ignores Ctrl-C, and with it these tests would."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)])
 def test_the_first_signal_interrupts_and_the_others_do_not(numbers: tuple[signal.Signals, ...]) -> None:
     cleaned = False
@@ -125,6 +134,7 @@ def test_the_first_signal_interrupts_and_the_others_do_not(numbers: tuple[signal
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
+@pytest.mark.usefixtures("heard")
 def test_an_interruption_that_python_lost_is_found() -> None:
     class Swallows:
         def __del__(self) -> None:
@@ -144,6 +154,7 @@ def test_an_interruption_that_python_lost_is_found() -> None:
         sys.unraisablehook = hook
 
 
+@pytest.mark.usefixtures("heard")
 def test_deferred_interrupts_wait_whichever_thread_takes_them() -> None:
     done, released = False, threading.Event()
     threading.Thread(target=released.wait, daemon=True).start()
