@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import pytest
 import torch
+from bits import DTYPES, LAYOUTS, lay_out, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,42 +25,7 @@ from tp_harness.placements import (
 )
 
 SIZES = (1, 2, 3, 5, 7, 8, 32)
-DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "int8", "uint8", "bool")
-LAYOUTS = ("contiguous", "transposed", "every_other", "expanded", "offset")
-# quiet and signalling NaN with a payload, -NaN, -0.0, -inf, smallest subnormal: as integers of that width
-SPECIALS = {
-    "float64": (0x7FF8DEADBEEF0001, 0x7FF0000000000001, -0x0007FFFFFFFFFFFF, -(2**63), -0x0010000000000000, 1),
-    "float32": (0x7FC12345, 0x7F800001, -0x003FFFFF, -(2**31), -0x00800000, 1),
-    "bfloat16": (0x7FC5, 0x7F81, -0x003F, -(2**15), -0x0080, 1),
-    "float16": (0x7E05, 0x7C01, -0x01FF, -(2**15), -0x0400, 1),
-}
-INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
-
-
-def random_bits(shape: Sequence[int], dtype: str, seed: int, layout: str = "contiguous") -> torch.Tensor:
-    """Every bit random, special values first, in the wanted memory layout."""
-    kind, count = getattr(torch, dtype), torch.Size(shape).numel()
-    generator = torch.Generator().manual_seed(seed)
-    raw = torch.randint(0, 256, (count * kind.itemsize,), dtype=torch.uint8, generator=generator)
-    flat = (raw & 1).view(torch.bool) if dtype == "bool" else raw.view(kind)
-    if dtype in SPECIALS and count:
-        special = torch.tensor(SPECIALS[dtype][:count], dtype=INTEGER[kind.itemsize]).view(kind)
-        flat[torch.randperm(count, generator=generator)[: len(special)]] = special
-    return lay_out(flat.view(*shape), layout)
-
-
-def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values, but strided, offset, or repeated (stride 0 along the last dimension)."""
-    if layout == "transposed":
-        return x.mT.contiguous().mT if x.ndim > 1 else x
-    if layout == "every_other":
-        return torch.stack((x, ~x if x.dtype == torch.bool else x + 1), dim=-1)[..., 0]
-    if layout == "expanded":
-        return x[..., :1].expand(x.shape) if x.shape[-1] else x
-    if layout == "offset":
-        return torch.cat((x[:1], x))[len(x[:1]) :]
-    return x
 
 
 @st.composite
@@ -182,68 +147,6 @@ def test_torn_gate_up_pairs_are_refused_or_another_placement() -> None:
         Shard(0, unit=2).split(full, 2)
     pairs = torch.arange(8)  # interleaved, cut as if it were [gate | up]
     assert not same_bits(Shard(0, unit=2).join(StridedShard(0, 2).split(pairs, 2)), pairs)
-
-
-REPLICATED = {"replicate": Replicate(), "kv_heads": KVHeads(0, 2), "qkv_heads": QKVHeads(8, 2, 1)}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", REPLICATED)
-@given(rank=st.integers(0, 7), place=st.tuples(st.integers(0, 100), st.integers(0, 7)), seed=st.integers(0, 99))
-@SETTINGS
-def test_join_refuses_replicas_that_differ_in_one_bit(
-    name: str, dtype: str, rank: int, place: tuple[int, int], seed: int
-) -> None:
-    placement = REPLICATED[name]
-    rows = 2 if name == "kv_heads" else 12
-    shards = [shard.clone() for shard in placement.split(random_bits((rows, 3), dtype, seed), 8)]
-    first = 3 if name == "qkv_heads" else 0  # a query row has no replica, and is not compared
-    target = shards[rank].view(torch.uint8).view(-1)
-    start = first * shards[rank].element_size()
-    target[start + place[0] % (len(target) - start)] ^= 1 << place[1]
-    with pytest.raises(ReplicaError) as caught:
-        placement.join(shards)
-    block = range(8) if name == "replicate" else range(rank // 4 * 4, rank // 4 * 4 + 4)
-    assert rank in caught.value.ranks
-    assert set(caught.value.ranks) <= set(block)
-    assert len(caught.value.index) == 2
-
-
-@pytest.mark.parametrize(
-    ("values", "index", "text"),
-    [
-        ((1.0, 1.0 + 2**-23), (1, 2), "rank 3 holds 1.0000001192092896 at [1, 2] where rank 0 holds 1.0"),
-        ((0.0, -0.0), (0, 0), "rank 3 holds -0.0 at [0, 0] where rank 0 holds 0.0"),
-        ((1.0, float("nan")), (1, 0), "rank 3 holds nan at [1, 0] where rank 0 holds 1.0"),
-    ],
-    ids=["last_bit", "sign_of_zero", "nan"],
-)
-def test_replica_error_names_ranks_index_and_both_values(
-    values: tuple[float, float], index: tuple[int, int], text: str
-) -> None:
-    shards = [torch.full((2, 3), values[0]) for _ in range(4)]
-    shards[3][index] = values[1]
-    with pytest.raises(ReplicaError, match=f"^{re.escape(text)}$") as caught:
-        Replicate().join(shards)
-    assert (caught.value.ranks, caught.value.index) == ((3, 0), index)
-
-
-def test_replica_error_says_both_shapes_and_dtypes() -> None:
-    text = "rank 1 holds torch.float64 of shape [3] where rank 0 holds torch.float32 of shape [2]"
-    with pytest.raises(ReplicaError, match=f"^{re.escape(text)}$"):
-        Replicate().join([torch.zeros(2), torch.zeros(3, dtype=torch.float64)])
-
-
-def test_same_bits_tells_payloads_signs_shapes_and_dtypes() -> None:
-    nan, other_nan, zero, minus_zero = torch.tensor([0x7FC00000, 0x7FC00001, 0, -(2**31)]).to(torch.int32).view(-1, 1)
-    nan, other_nan, zero, minus_zero = (x.view(torch.float32) for x in (nan, other_nan, zero, minus_zero))
-    assert same_bits(nan, nan.clone())
-    assert not same_bits(nan, other_nan)
-    assert not same_bits(zero, minus_zero)
-    assert not same_bits(torch.zeros(2), torch.zeros(1, 2))
-    assert not same_bits(torch.zeros(2), torch.zeros(2, dtype=torch.int32))
-    assert not same_bits(torch.tensor([0j]), torch.tensor([complex(0.0, -0.0)]))
-    assert same_bits(torch.tensor([complex(0.0, -0.0)]), torch.tensor([complex(0.0, -0.0)]))
 
 
 REFUSED: dict[str, tuple[Placement, tuple[int, ...], int, str]] = {
