@@ -1,56 +1,30 @@
-"""run.json and the terminal's table: whole at any time, and saying what was found."""
+"""run.json: whole at any time, strict JSON, and with an exit code that says what was found."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from records import OPTIONS, fill_disk_half_way, gate, new_record, result
 
 from tp_harness import record as record_module
 from tp_harness.errors import UsageError
-from tp_harness.record import RunRecord, command_line, open_record
+from tp_harness.record import RunRecord, command_line
 from tp_harness.result import (
     Check,
     Collective,
     Divergence,
     Flip,
-    Gate,
     RankRecord,
-    Result,
     Status,
     Worst,
     exit_code,
     to_json,
 )
-from tp_harness.table import print_summary, summary
-
-OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
-
-
-def gate(value: float, limit: float = 1e-5) -> Gate:
-    return Gate(metric="rel_L2 of output.0", value=value, limit=limit, reason="a reason")
-
-
-def result(component: str = "mlp", tp: int = 8, status: Status = Status.PASS, **values: Any) -> Result:
-    fields: dict[str, Any] = {"backend": "gloo", "dtype": "float32", "layer": 0, "draws": 3, "seed": 7, "reason": ""}
-    return Result(component=component, tp=tp, status=status, **(fields | {"log_dir": f"logs/tp{tp}"} | values))
-
-
-def new_record(folder: Path, *results: Result) -> RunRecord:
-    record = open_record(
-        folder, command="tp-harness verify", options=OPTIONS, backend="gloo", blind_spots="gloo cannot see all"
-    )
-    for each in results:
-        record.add(each)
-    return record
 
 
 def stored(record: RunRecord) -> dict[str, Any]:
@@ -105,13 +79,6 @@ def test_a_reader_sees_whole_files_only(tmp_path: Path) -> None:
     reader.join()
     assert not broken
     assert seen == sorted(seen)  # and never fewer results than before
-
-
-def fill_disk_half_way(self: Path, text: str, encoding: str) -> int:
-    """Path.write_text on a disk that is full after half the text."""
-    with self.open("w", encoding=encoding) as file:
-        file.write(text[: len(text) // 2])
-    raise OSError(28, os.strerror(28))
 
 
 def remove_folder(record: RunRecord) -> None:
@@ -235,87 +202,3 @@ def test_a_result_keeps_everything_on_disk(tmp_path: Path) -> None:
     assert values == to_json(full)
     assert values["gate"]["value"] == values["first_divergence"]["actual"] == "nan"
     assert values["ranks"][0]["collectives"][0]["shape"] == [2, 40, 96]
-
-
-MIXED = (
-    result("attention", 1, gates=(gate(2.04e-7),)),
-    result("attention", 8, gates=(gate(3.5e-7),)),
-    result("attention", 8, dtype="bfloat16", gates=(gate(1.017, 1.2),)),
-    result(
-        "mlp",
-        1,
-        Status.MISMATCH,
-        reason="rel_L2 of output.0 is 1.20e-02, limit 1.00e-05 (a reason)",
-        gates=(gate(0.012), gate(0.5)),
-        worst=Worst(tensor="output.0", index=(0, 3, 17), rank=5, actual=1.25, expected=-0.5),
-    ),
-    result("mlp", 8, Status.CRASH, reason="rank 3 of 8 exited with code 9", log_dir="runs/x/logs/tp8"),
-    result("rope", 8, Status.VOID, reason="the control passed", gates=(gate(0.0),)),
-)
-
-
-def shown(record: RunRecord, width: int = 100) -> list[str]:
-    """What a terminal of that width shows."""
-    console = Console(record=True, width=width, file=io.StringIO())
-    console.print(summary(record))
-    return [line.rstrip() for line in console.export_text().splitlines()]
-
-
-def test_the_table_has_a_row_per_case_and_a_column_per_degree(tmp_path: Path) -> None:
-    lines = shown(new_record(tmp_path, *MIXED))
-    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
-    assert cells[1] == ["component", "layer", "dtype", "tp 1", "tp 8"]
-    assert cells[3:7] == [
-        ["attention", "0", "float32", "2.0e-07", "3.5e-07"],
-        ["attention", "0", "bfloat16", "-", "R 1.02"],
-        ["mlp", "0", "float32", "MISMATCH 1.2e-02", "CRASH"],
-        ["rope", "0", "float32", "-", "VOID 0.0e+00"],
-    ]
-
-
-def test_failures_say_what_where_and_which_log(tmp_path: Path) -> None:
-    record = new_record(tmp_path, *MIXED)
-    record.notes.append("tp 8: the ranks had to be started a second time")
-    text = "\n".join(shown(record, width=200))
-    assert text.endswith(
-        f"""
-float32: rel_L2 against the float64 oracle; bfloat16: R, error over the single-core error. The worst of all draws.
-MISMATCH mlp layer 0 tp 1 float32: rel_L2 of output.0 is 1.20e-02, limit 1.00e-05 (a reason)
-  worst element: output.0[0, 3, 17] on rank 5 is 1.25, expected -0.5 (seed 7)
-  rank logs: logs/tp1
-CRASH mlp layer 0 tp 8 float32: rank 3 of 8 exited with code 9
-  rank logs: runs/x/logs/tp8
-VOID rope layer 0 tp 8 float32: the control passed
-  rank logs: logs/tp8
-note: tp 8: the ranks had to be started a second time
-3 PASS, 1 MISMATCH, 1 CRASH, 1 VOID (3 draws each, backend gloo: gloo cannot see all)
-{record.path}"""
-    )
-
-
-def test_a_run_without_results_says_so(tmp_path: Path) -> None:
-    record = new_record(tmp_path)
-    assert shown(record, 200)[-2:] == [
-        "nothing was run (0 draws each, backend gloo: gloo cannot see all)",
-        str(record.path),
-    ]
-
-
-def test_one_draw_is_one_draw(tmp_path: Path) -> None:
-    text = "\n".join(shown(new_record(tmp_path, replace(result("mlp", 1, Status.PASS), draws=1)), 200))
-    assert "1 PASS (1 draw each, backend gloo: " in text
-
-
-def test_nan_is_shown_and_a_users_brackets_are_no_markup(tmp_path: Path) -> None:
-    odd = result("mine[bold][/x]", 1, Status.NONFINITE, reason="output.0[red] is nan", gates=(gate(math.nan),))
-    text = "\n".join(shown(new_record(tmp_path, odd), 200))
-    assert "mine[bold][/x]" in text.splitlines()[3]
-    assert "NONFINITE nan" in text
-    assert "NONFINITE mine[bold][/x] layer 0 tp 1 float32: output.0[red] is nan" in text
-
-
-def test_piped_output_keeps_long_lines_whole(tmp_path: Path) -> None:
-    record = new_record(tmp_path, replace(MIXED[4], reason="x " * 200 + "end"))
-    console = Console(file=io.StringIO(), width=80)
-    print_summary(record, console)
-    assert "x " * 200 + "end" in console.file.getvalue()  # type: ignore[attr-defined]

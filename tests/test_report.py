@@ -15,8 +15,8 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
+from records import result
 from report_pages import NAMES, RUNS, Tree, outside, page_of, row_text, run_of, stable
-from test_record import result
 
 from tp_harness.errors import printable
 from tp_harness.report import PAGES, html, view

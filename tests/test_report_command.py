@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from records import fill_disk_half_way
 from report_pages import RUNS, run_of
-from test_record import fill_disk_half_way
 
 from tp_harness import cli
 from tp_harness.commands import verify

@@ -8,8 +8,8 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
+from records import gate, result
 from report_pages import NAMES, forwards, page_of, rank, run_of, stable
-from test_record import gate, result
 
 from tp_harness.report import PAGES, cells, html, view
 from tp_harness.report.charts import accuracy_charts, cost_charts, time_charts

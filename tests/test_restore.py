@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_record import gate, new_record, result
+from records import gate, new_record, result
 
 from tp_harness.errors import UsageError
 from tp_harness.record import read_run
