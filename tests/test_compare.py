@@ -1,62 +1,17 @@
-"""`tp-harness compare`: every kind of regression is found, and two runs of the same program show none."""
+"""Comparing two runs: every kind of regression is found, and noise is none."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Harness
-from rich.console import Console
+from compared import CALL, ERROR, MIB, RATIO, TIMES, on_ranks, rank, record, result, timed
 
 from tp_harness.changes import LEAST_REPEATS, MEMORY_FLOOR, forward_seconds
-from tp_harness.cli import main
-from tp_harness.comparison import NEEDED, Comparison, compare
-from tp_harness.comparison_text import markdown, terminal
-from tp_harness.record import RunRecord, open_record, read_run
-from tp_harness.result import Check, Collective, Forwards, Gate, RankRecord, Result, Status
-
-MIB = 1 << 20
-CALL = Collective(kind="all_reduce", group_size=2, shape=(2, 40, 96), dtype="float32", bytes=30720)
-ERROR = Gate(metric="rel_L2 of output.0", value=2e-7, limit=1e-6, reason="a reason")
-RATIO = Gate(metric="R of output.0", value=1.0, limit=1.2, reason="a reason")
-TIMES = (1.00e-3, 1.02e-3, 0.98e-3, 1.01e-3, 0.99e-3)
-
-
-def rank(number: int, **values: Any) -> RankRecord:
-    fields: dict[str, Any] = {"core": "cpu", "wall_s": 1.0, "cpu_s": 1.0, "weight_bytes": 5000, "collectives": (CALL,)}
-    fields |= {"begin_bytes": 300 * MIB, "peak_bytes": 340 * MIB, "flops": 1000}
-    forwards = Forwards(wall_s=TIMES, cpu_s=TIMES, warm=True)
-    return RankRecord(rank=number, **(fields | {"forwards": forwards} | values))
-
-
-def result(**values: Any) -> Result:
-    fields: dict[str, Any] = {"component": "mlp", "tp": 2, "backend": "gloo", "dtype": "float32", "layer": 0}
-    fields |= {"draws": 1, "seed": 0, "status": Status.PASS, "reason": "", "gates": (ERROR, RATIO)}
-    fields |= {"checks": (Check(name="schedule", passed=True, detail=""),), "ranks": (rank(0), rank(1))}
-    return Result(**(fields | values))
-
-
-def record(*results: Result, **values: Any) -> RunRecord:
-    options = {"model": {"hidden_size": 96}, "batch": 2, "seq": 40, "seed": 0, "draws": 1, "init": "discriminating",
-               "checkpoint": "", "case": "", "kernels": "torch", "out": "artifacts"}  # fmt: skip
-    options |= values.pop("options", {})
-    environment = {"platform": "Linux", "cpus": 2, "packages": {"torch": "2.13.0"}} | values.pop("environment", {})
-    fields: dict[str, Any] = {"folder": Path("run"), "command": "", "backend": "gloo", "blind_spots": ""}
-    fields |= {"finished": True, "results": list(results or (result(),))}
-    return RunRecord(options=options, environment=environment, **(fields | values))
-
-
-def on_ranks(**values: Any) -> Result:
-    return result(ranks=(rank(0, **values), rank(1, **values)))
-
-
-def timed(*seconds: float, warm: bool = True) -> Result:
-    return on_ranks(forwards=Forwards(wall_s=seconds, cpu_s=seconds, warm=warm))
+from tp_harness.comparison import NEEDED, compare
+from tp_harness.result import Forwards, Result, Status
 
 
 def found(before: Result, after: Result) -> list[tuple[str, str, bool | None]]:
@@ -156,6 +111,7 @@ def test_latency_is_wall_time_of_the_slowest_rank_on_neuron_cores_and_cpu_time_e
 
 # ------------------------------------------------------------------------------------------- different runs
 
+
 OTHER_RUNS: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "model": ({"options": {"model": {"hidden_size": 128}}}, "model.hidden_size: 96 -> 128", set(NEEDED)),
     "seed": ({"options": {"seed": 1}}, "seed: 0 -> 1", {"checks", "error", "latency", "operations"}),
@@ -194,115 +150,3 @@ def test_a_run_that_did_not_finish_is_no_proof() -> None:
     [change] = compare(record(), record(finished=False)).regressions
     assert (change.row, change.after) == ("the run", "not finished")
     assert compare(record(finished=False), record()).regressions == ()
-
-
-# ------------------------------------------------------------------------------------------- words
-
-
-def comparison() -> Comparison:
-    worse = result(status=Status.MISMATCH, reason="replicas: rank 1 holds\nother bits | than rank 0")
-    many = [result(component=f"only{i}") for i in range(7)]
-    faster = replace(timed(*(t / 2 for t in TIMES)), component="rope")
-    before = record(result(), result(component="rope"), *many, run_id="A")
-    return compare(before, record(worse, faster, environment={"python": "3.13"}, run_id="B"))
-
-
-def test_the_markdown_says_it_all() -> None:
-    only = ", ".join(f"only{i} layer 0 tp 2 float32" for i in range(5))
-    assert (
-        markdown(comparison())
-        == f"""\
-## 1 regression and 1 improvement in 2 rows that both runs have
-
-`A` -> `B`
-
-- python: not said -> 3.13
-- only in the run before: {only} and 2 more
-
-### worse
-
-| row | kind | what | before | after | why |
-| --- | --- | --- | --- | --- | --- |
-| mlp layer 0 tp 2 float32 | verdict | status | PASS | MISMATCH | replicas: rank 1 holds other bits \\| than rank 0 |
-
-### better
-
-| row | kind | what | before | after | why |
-| --- | --- | --- | --- | --- | --- |
-| rope layer 0 tp 2 float32 | latency | CPU time of all ranks | 2 ms | 1 ms | \
-more than the noise of 0.5 ms (5 and 5 repeats) |
-"""
-    )
-
-
-def test_the_terminal_says_differences_first_and_the_sum_last() -> None:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(terminal(comparison()))
-    lines = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]  # StringIO
-    assert lines[:2] == ["A -> B", "python: not said -> 3.13"]
-    assert lines.index("worse") < lines.index("better")
-    assert lines[-2] == "mlp layer 0 tp 2 float32, status: replicas: rank 1 holds other bits | than rank 0"
-    assert lines[-1] == "1 regression and 1 improvement in 2 rows that both runs have"
-    assert markdown(compare(record(), record())).startswith("## no regressions and no improvements in 1 row that")
-
-
-# ------------------------------------------------------------------------------------------- the command
-
-
-def stored(folder: Path, *results: Result) -> str:
-    run = open_record(folder, command="tp-harness verify", options={}, backend="gloo", blind_spots="")
-    for each in results:
-        run.add(each)
-    run.finished = True
-    run.save()
-    return str(run.folder)
-
-
-def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = stored(tmp_path, result()), stored(tmp_path, result(status=Status.MISMATCH, reason="other bits"))
-    assert main(["compare", good, str(Path(good) / "run.json")]) == 0  # a run.json alone serves as a baseline
-    assert main(["compare", bad, good]) == 0
-    assert main(["compare", good, bad, "--markdown", str(tmp_path / "summary.md")]) == 1
-    assert "MISMATCH" in capsys.readouterr().out
-    assert "| other bits |" in (tmp_path / "summary.md").read_text()
-
-
-UNUSABLE: dict[str, tuple[Callable[[Path], list[str]], str]] = {
-    "absent": (lambda folder: ["absent"], "cannot read absent: No such file or directory; give the folder of a run"),
-    "no-json": (lambda folder: [_file(folder, "x")], "is not JSON"),
-    "another-schema": (lambda folder: [_file(folder, '{"schema": 0}')], "has schema 0"),
-    "no-run": (lambda folder: [_file(folder, '{"schema": 1}')], "does not hold a run"),
-    "no-common-row": (lambda folder: [stored(folder, result(tp=8))], "have no row (component, layer, tp, dtype) in"),
-    "unwritable": (lambda folder: [stored(folder, result()), "--markdown", str(folder)], "give another file with --m"),
-}
-
-
-def _file(folder: Path, text: str) -> str:
-    path = folder / "run.json"
-    path.write_text(text)
-    return str(path)
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_unusable_input_is_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make, message = UNUSABLE[name]
-    good, *bad = stored(tmp_path, result()), *make(tmp_path)
-    assert main(["compare", good, *bad]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
-
-
-@pytest.mark.slow
-def test_two_real_runs_of_one_program_show_nothing_and_a_wrong_one_is_found(tmp_path: Path) -> None:
-    """Without repeats: how two runs' times differ is the machine's affair."""
-    options = ["--component", "rmsnorm", "--tp", "1,2", "--draws", "1"]
-    runs = []
-    for name, patch in (("a", ""), ("b", ""), ("c", "from tp_harness.modules import norm; norm.RMS_NORM_EPS = 1e-3")):
-        (tmp_path / name).mkdir()
-        harness = Harness(tmp_path / name)
-        assert harness.code(*options, patch=patch) == (name == "c")
-        runs.append(read_run(next(harness.out.glob("*"))))
-    same, wrong = compare(runs[0], runs[1]), compare(runs[1], runs[2])
-    assert (same.rows, same.changes, same.differences) == (4, (), ())
-    assert {(c.kind, c.worse) for c in wrong.changes} == {("verdict", True)}
-    assert wrong.exit_code == 1
