@@ -1,82 +1,22 @@
-"""Configurations: the presets' real numbers, config.json files of both kinds, and one sentence per mistake."""
+"""Configurations: the presets are the published models, and numbers that describe no gpt-oss are refused."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from published import ORIGINAL
 
 from tp_harness.components import component_case
 from tp_harness.config import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
-from tp_harness.config_file import load_model_config
-from tp_harness.errors import UnknownNameError, UsageError
+from tp_harness.errors import UsageError
 from tp_harness.oracle import parameter_specs
 from tp_harness.preflight import check_degrees
-
-# openai/gpt-oss-20b, config.json on Hugging Face (without quantization_config)
-HUGGING_FACE: dict[str, Any] = json.loads("""{
-  "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0, "eos_token_id": 200002,
-  "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
-  "initializer_range": 0.02, "intermediate_size": 2880, "layer_types": null,
-  "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
-  "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32, "pad_token_id": 199999,
-  "rms_norm_eps": 1e-05, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
-  "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}, "rope_theta": 150000,
-  "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": false, "vocab_size": 201088}""")
-HUGGING_FACE["layer_types"] = ["sliding_attention", "full_attention"] * 12
-# openai/gpt-oss-20b, original/config.json
-ORIGINAL: dict[str, Any] = json.loads("""{
-  "num_hidden_layers": 24, "num_experts": 32, "experts_per_token": 4, "vocab_size": 201088, "hidden_size": 2880,
-  "intermediate_size": 2880, "swiglu_limit": 7.0, "head_dim": 64, "num_attention_heads": 64,
-  "num_key_value_heads": 8, "sliding_window": 128, "initial_context_length": 4096, "rope_theta": 150000,
-  "rope_scaling_factor": 32.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32}""")
-PATHS = {  # every number of a Hugging Face file that is read: where it is, our field, another value
-    "num_hidden_layers": ("num_hidden_layers", 6),
-    "num_local_experts": ("num_experts", 6),
-    "experts_per_token": ("experts_per_token", 2),
-    "vocab_size": ("vocab_size", 640),
-    "hidden_size": ("hidden_size", 640),
-    "intermediate_size": ("intermediate_size", 640),
-    "swiglu_limit": ("swiglu_limit", 5.5),
-    "head_dim": ("head_dim", 32),
-    "num_attention_heads": ("num_attention_heads", 32),
-    "num_key_value_heads": ("num_key_value_heads", 4),
-    "sliding_window": ("sliding_window", 64),
-    "rope_theta": ("rope_theta", 10000.0),
-    "rope_scaling.factor": ("rope_scaling_factor", 16.0),
-    "rope_scaling.beta_slow": ("rope_ntk_alpha", 2.0),
-    "rope_scaling.beta_fast": ("rope_ntk_beta", 16.0),
-    "rope_scaling.original_max_position_embeddings": ("initial_context_length", 2048),
-}
-
-
-def with_value(path: str, value: object) -> dict[str, Any]:
-    """The Hugging Face file with one value replaced; both spellings of experts per token."""
-    values = copy.deepcopy(HUGGING_FACE)
-    *parents, leaf = path.split(".")
-    inner = values[parents[0]] if parents else values
-    inner[leaf] = value
-    if leaf == "original_max_position_embeddings":
-        values["initial_context_length"] = value
-    if leaf == "experts_per_token":
-        values["num_experts_per_tok"] = value
-    return values
-
-
-def written(folder: Path, values: object) -> str:
-    """The path of a JSON file with these values."""
-    path = folder / "config.json"
-    path.write_text(json.dumps(values))
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -100,125 +40,6 @@ def test_tiny_is_small_and_can_show_mistakes() -> None:
     assert tiny.num_key_value_heads < 32 <= tiny.num_attention_heads
     assert tiny.sliding_window < NeuronConfig().seq_len
     assert all(size // 32 % 2 for size in (tiny.hidden_size, tiny.intermediate_size, tiny.vocab_size))
-
-
-@pytest.mark.parametrize("values", [HUGGING_FACE, ORIGINAL], ids=["hugging_face", "original"])
-def test_config_json_of_either_kind_is_the_preset(tmp_path: Path, values: dict[str, Any]) -> None:
-    assert load_model_config(written(tmp_path, values)) == PRESETS["gpt-oss-20b"]
-
-
-def test_rope_parameters_of_newer_files_are_read(tmp_path: Path) -> None:
-    values = {key: value for key, value in HUGGING_FACE.items() if key not in ("rope_scaling", "rope_theta")}
-    values["rope_parameters"] = {**HUGGING_FACE["rope_scaling"], "rope_theta": 99000.0, "factor": 8.0}
-    expected = dataclasses.replace(PRESETS["gpt-oss-20b"], rope_theta=99000.0, rope_scaling_factor=8.0)
-    assert load_model_config(written(tmp_path, values)) == expected
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_every_number_of_a_config_json_is_used(tmp_path: Path, path: str) -> None:
-    field, value = PATHS[path]
-    model = load_model_config(written(tmp_path, with_value(path, value)))
-    assert model == dataclasses.replace(PRESETS["gpt-oss-20b"], **{field: value})
-    assert model != PRESETS["gpt-oss-20b"]
-
-
-def test_every_field_can_come_from_a_config_json() -> None:
-    assert {field for field, _ in PATHS.values()} == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(ORIGINAL) == {field.name for field in dataclasses.fields(ModelConfig)}
-
-
-WRONG: list[tuple[str, object, str]] = [
-    ("model_type", "llama", "{}: model_type is 'llama'; gpt-oss has 'gpt_oss', and this tool knows no other."),
-    ("rms_norm_eps", 1e-6, "{}: rms_norm_eps is 1e-06; gpt-oss has 1e-05, and this tool knows no other."),
-    ("rope_scaling", "yarn", "{}: rope_scaling is 'yarn'; an object of numbers is needed."),
-    ("rope_scaling.factor", None, "{}: rope_scaling_factor is None; a positive number is needed."),
-    ("hidden_size", float("nan"), "{}: hidden_size is nan; a positive integer is needed."),
-    ("hidden_size", -2880, "{}: hidden_size is -2880; a positive integer is needed."),
-    ("hidden_size", 2880.0, "{}: hidden_size is 2880.0; a positive integer is needed."),
-    ("hidden_size", "2880", "{}: hidden_size is '2880'; a positive integer is needed."),
-    ("hidden_size", True, "{}: hidden_size is True; a positive integer is needed."),
-    ("hidden_size", [2880], "{}: hidden_size is [2880]; a positive integer is needed."),
-    ("num_hidden_layers", 0, "{}: num_hidden_layers is 0; a positive integer is needed."),
-    ("swiglu_limit", float("inf"), "{}: swiglu_limit is inf; a positive number below 2**40 is needed."),
-    ("rope_theta", False, "{}: rope_theta is False; a positive number is needed."),
-    ("head_dim", 63, "{}: head_dim 63 is odd; rotary embedding rotates pairs."),
-    ("hidden_act", "gelu", "{}: hidden_act is 'gelu'; gpt-oss has 'silu', and this tool knows no other."),
-    ("tie_word_embeddings", True, "{}: tie_word_embeddings is True; gpt-oss has False, and this tool knows no other."),
-    (
-        "rope_scaling.rope_type",
-        "linear",
-        "{}: rope_type is 'linear'; gpt-oss has 'yarn', and this tool knows no other.",
-    ),
-    ("rope_scaling.truncate", True, "{}: truncate is True; gpt-oss has False, and this tool knows no other."),
-    ("rope_parameters", {"factor": 2}, "{}: rope_scaling and rope_parameters differ; keep one."),
-    ("num_experts", 7, "{}: num_local_experts is 32 and num_experts is 7, but they mean the same; keep one."),
-    (
-        "layer_types",
-        ["full_attention"] * 24,
-        "{}: layer_types says that layer 0 has 'full_attention'; gpt-oss has "
-        "'sliding_attention' there, and this tool knows no other.",
-    ),
-    ("layer_types", "all", "{}: layer_types is 'all'; a list of 24 is needed, one for each layer."),
-]
-
-
-@pytest.mark.parametrize(("path", "value", "text"), WRONG, ids=[f"{path}={value}" for path, value, _ in WRONG])
-def test_a_wrong_value_in_config_json_is_named(tmp_path: Path, path: str, value: object, text: str) -> None:
-    file = written(tmp_path, with_value(path, value))
-    with pytest.raises(UsageError, match=f"^{re.escape(text.format(file))}$"):
-        load_model_config(file)
-
-
-def test_missing_fields_are_listed(tmp_path: Path) -> None:
-    file = written(tmp_path, {"hidden_size": 96, "vocab_size": 544, "num_experts": 8})
-    text = f"{file}: num_hidden_layers, intermediate_size not given; is it a gpt-oss config.json?"
-    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
-        load_model_config(file)
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (b"", "is not JSON: Expecting value"),
-        (b'{"hidden_size": 2880', "is not JSON: Expecting ',' delimiter"),
-        (b"\xff\xfe{}", "is not JSON: 'utf-8' codec can't decode"),
-        (b'{"hidden_size": ' + b"1" * 5000 + b"}", "is not JSON: Exceeds the limit"),
-        (b"[" * 100_000, "is not JSON: maximum recursion depth exceeded"),
-        (b"[1, 2]", "holds a JSON list; an object is needed."),
-        (b"null", "holds a JSON NoneType; an object is needed."),
-        (b'{"a": 1, "head_dim": 64, "head_dim": 32}', "head_dim is given twice, as 64 and 32; keep one."),
-        (b" " * ((1 << 24) + 1), "is longer than 16777216 bytes"),
-    ],
-    ids=["empty", "truncated", "not_text", "huge_number", "deep", "array", "null", "twice", "long"],
-)
-def test_a_file_that_is_no_json_object_is_said_to_be_none(tmp_path: Path, content: bytes, text: str) -> None:
-    file = tmp_path / "config.json"
-    file.write_bytes(content)
-    with pytest.raises(UsageError, match=text) as caught:
-        load_model_config(str(file))
-    assert str(file) in str(caught.value)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "folder.json").mkdir()
-    os.mkfifo(tmp_path / "pipe.json")
-    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")  # unreadable for root too
-    reasons = {"absent": "No such file or directory", "folder": "Is a directory", "loop": "Too many levels of symbolic"}
-    reasons["pipe"] = "not a regular file"
-    for name, reason in reasons.items():
-        with pytest.raises(UsageError, match=rf"cannot read {tmp_path}/{name}\.json: {reason}"):
-            load_model_config(f"{tmp_path}/{name}.json")
-
-
-def test_an_unknown_model_name_gets_the_nearest_one_and_all_choices(tmp_path: Path) -> None:
-    text = (
-        "unknown model 'gpt-oss-20B'. Did you mean 'gpt-oss-20b'? "
-        "Choose from: tiny, gpt-oss-20b, gpt-oss-120b, path/to/config.json."
-    )
-    with pytest.raises(UnknownNameError, match=f"^{re.escape(text)}$"):
-        load_model_config("gpt-oss-20B")
-    with pytest.raises(UnknownNameError, match="unknown model"):
-        load_model_config(str(tmp_path))  # a folder
 
 
 @pytest.mark.parametrize(
