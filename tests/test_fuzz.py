@@ -8,6 +8,8 @@ from pathlib import Path
 
 import fuzz
 import pytest
+from fuzz_attempt import attempt, no_ranks
+from fuzz_files import fuzz_config
 
 from tp_harness import cli, config_file
 
@@ -21,11 +23,8 @@ def test_hostile_input_is_refused_in_one_sentence(kind: str, count: int) -> None
 
 
 def test_good_input_gets_as_far_as_the_ranks(tmp_path: Path) -> None:
-    with fuzz.no_ranks(tmp_path):
-        assert (
-            fuzz.attempt(["verify", "--component", "rmsnorm", "--tp", "2", "--out", str(tmp_path / "out")])
-            == "accepted"
-        )
+    with no_ranks(tmp_path):
+        assert attempt(["verify", "--component", "rmsnorm", "--tp", "2", "--out", str(tmp_path / "out")]) == "accepted"
 
 
 @pytest.mark.parametrize("broken", ["raises", "two_lines", "wrong_code", "escape"])
@@ -38,7 +37,7 @@ def test_a_failure_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(config_file, "_read_json_object", wrong)
     with pytest.raises(AssertionError):
-        fuzz.fuzz_config(tmp_path, random.Random(1))
+        fuzz_config(tmp_path, random.Random(1))
     tally = fuzz.fuzz("config", 3)
     assert tally.ends["failed"] and tally.failures
     monkeypatch.undo()
