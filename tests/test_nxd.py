@@ -1,27 +1,24 @@
 """neuronx-distributed (NxD): what is prepared for it, held against recorded facts about it; and its absence, told.
 
 NxD is not in this environment, as its wheels come from AWS's own index. No test here puts anything in its place:
-what needs NxD itself is skipped, and what can be known without it is held to `recorded/nxd_signatures.json` (from
-the public sources of 0.17 and 0.18) and to the rule that tests/test_marks.py restates.
+what needs NxD itself is skipped, and what can be known without it is held to the rule that tests/test_marks.py
+restates. What it is called with is held to its public signatures in test_nxd_signatures.py.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import inspect
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from nxd_orders import builder_arguments, order
 from test_marks import cut
 from torch import nn
 
@@ -32,101 +29,12 @@ from tp_harness.errors import UsageError
 from tp_harness.group import Group, use_group
 from tp_harness.served import ShardedModuleError
 
-SIGNATURES = json.loads((Path(__file__).parent / "recorded" / "nxd_signatures.json").read_text())
 PRESENT = importlib.util.find_spec("neuronx_distributed") is not None
 COMPONENTS = ("attention", "mlp", "transformer_block", "embedding", "unembedding", "transformer")
 
 
 class OtherBase(nn.Module):
     """A base class such as NxD's BaseParallelLinear is: only its identity matters."""
-
-
-def signature(parameters: list[list[str | None]]) -> inspect.Signature:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature(
-        [
-            inspect.Parameter(str(name), kind, default=inspect.Parameter.empty if default is None else default)
-            for name, default in parameters
-        ]
-    )
-
-
-def calls(name: str) -> list[ast.Call]:
-    """The calls of a function or method of that name in our modules about NxD."""
-    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (nxd, nxd_traced, nxd_build)]
-    found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [node for node in found if ast.unparse(node.func).rpartition(".")[2] == name]
-
-
-def bind(call: ast.Call, to: inspect.Signature, extra: dict[str, Any]) -> None:
-    keywords = {keyword.arg: None for keyword in call.keywords if keyword.arg} | extra
-    to.bind(*[None for _ in call.args], **keywords)
-
-
-CONTRACT = {
-    "neuronx_distributed.trace.model_builder.ModelBuilder.__init__": "ModelBuilder",
-    "neuronx_distributed.trace.model_builder.ModelBuilder.add": "add",
-    "neuronx_distributed.trace.model_builder.ModelBuilder.trace": "trace",
-    "neuronx_distributed.trace.model_builder.BaseModelInstance.__init__": "BaseModelInstance",
-    "neuronx_distributed.parallel_layers.parallel_state.initialize_model_parallel": "initialize_model_parallel",
-    "neuronx_distributed.trace.mock_torchdist.mock_distributed": "mock_distributed",
-}
-CONTRACT |= {
-    name: name.rpartition(".")[2] for name in SIGNATURES if name.startswith("neuronx_distributed.parallel_layers.mapp")
-}
-
-
-def order(**fields: Any) -> nxd_build.Order:
-    values: dict[str, Any] = {
-        "make": partial(nn.Linear, 2, 2),
-        "name": "Linear",
-        "example_inputs": [(torch.zeros(1, 2),)],
-        "tp_degree": 8,
-        "load": lambda: {"w": torch.ones(2)},
-        "compiler_args": None,
-        "compiler_workdir": None,
-        "priority_model_idx": 0,
-        "logical_nc_config": 1,
-        "dry_run": False,
-    }
-    return nxd_build.Order(**values | fields)
-
-
-def builder_arguments() -> dict[str, Any]:
-    return order().builder_arguments({"start": torch.arange(8)}, "w")
-
-
-@pytest.mark.parametrize("name", CONTRACT)
-def test_what_is_called_is_called_as_its_public_signature_says(name: str) -> None:
-    found = calls(CONTRACT[name])
-    assert found, f"{CONTRACT[name]} is called nowhere in nxd.py"
-    for version, parameters in SIGNATURES[name].items():
-        for call in found:
-            extra = builder_arguments() if name.endswith("ModelBuilder.__init__") else {}
-            bind(call, signature(parameters), extra)
-            assert version
-
-
-def test_a_call_that_does_not_fit_a_signature_would_be_found() -> None:
-    parameters = SIGNATURES["neuronx_distributed.trace.model_builder.ModelBuilder.add"]["0.18"]
-    for text in ("builder.add(key='k')", "builder.add(key='k', model_instance=m, example_inputs=x, rank=3)"):
-        call = ast.parse(text, mode="eval").body
-        assert isinstance(call, ast.Call)
-        with pytest.raises(TypeError):
-            bind(call, signature(parameters), {})
-
-
-@pytest.mark.parametrize("name", ["build_module", "build_function", "validate_accuracy"])
-def test_our_testing_functions_take_what_those_of_nxd_inference_take(name: str) -> None:
-    theirs = SIGNATURES[f"neuronx_distributed_inference.utils.testing.{name}"]["0.9"]
-    ours = inspect.signature(getattr(testing, name))
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in ours.parameters.values())
-    named = [p for p in ours.parameters if ours.parameters[p].kind is not inspect.Parameter.VAR_KEYWORD]
-    assert [parameter for parameter, _ in theirs][: len(named)] == named
-    assert takes_any or len(named) == len(theirs)
-    for parameter, default in theirs:
-        if parameter in named:
-            assert (ours.parameters[parameter].default is inspect.Parameter.empty) == (default is None), parameter
 
 
 def test_the_loader_gives_a_new_mapping_each_time_because_nxd_changes_it() -> None:
