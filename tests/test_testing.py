@@ -8,92 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
+from served_modules import Column, Odd, RaisesOnRankOne, Row, Tied, X, two_outputs
 
-from tp_harness.closeness import assert_close
 from tp_harness.errors import UsageError
 from tp_harness.placements import Placement, ReplicaError, Shard, StridedShard
 from tp_harness.served import ShardedModuleError
 from tp_harness.testing import build_function, build_module, load_checkpoint, validate_accuracy
-
-X = torch.arange(2 * 3 * 8, dtype=torch.float32).view(2, 3, 8) / 10
-
-
-class Column(nn.Module):
-    """Output features sharded; each rank returns its own."""
-
-    output_placement: Placement = Shard(-1)
-
-    def __init__(self, mark: str = "") -> None:
-        super().__init__()
-        size = dist.get_world_size() if dist.is_initialized() else 1
-        self.weight = nn.Parameter(torch.randn(64 // size, 8))
-        if mark:
-            self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]  # as neuronx-distributed marks it
-            self.weight.partition_dim, self.weight.partition_stride = 0, int(mark)  # type: ignore[attr-defined]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight)
-
-
-class UndeclaredColumn(Column):
-    """Forgets to say that each rank returns its own features."""
-
-    output_placement = None  # type: ignore[assignment]
-
-
-class Row(nn.Module):
-    """Input features sharded, summed over ranks."""
-
-    def __init__(self, reduce: bool = True, misplan: bool = False, dim: int = 0) -> None:
-        super().__init__()
-        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        self.weight = nn.Parameter(torch.randn(8, 8 // self.size))
-        self.reduce = reduce
-        if misplan or dim:
-            self.plan = {"weight": Shard(dim)}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        part = nn.functional.linear(x.chunk(self.size, dim=-1)[self.rank], self.weight)
-        if self.reduce:
-            dist.all_reduce(part)
-        return part
-
-
-class Odd(nn.Module):
-    """Cut in two dimensions at once: no shape says how."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        size = dist.get_world_size()
-        self.table = nn.Parameter(torch.randn(8 // size, 8 // size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-class Tied(nn.Module):
-    """Two names for one parameter, which a safetensors file cannot hold as one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
-        self.down.weight = self.up.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.up(x))
-
-
-class RaisesOnRankOne(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if dist.get_rank() == 1:
-            raise ArithmeticError("no such luck")
-        return x
-
-
-def two_outputs(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x + 1, x * 2
 
 
 def full_weight(path: Path) -> torch.Tensor:
@@ -261,33 +181,6 @@ def test_ranks_end_with_the_object() -> None:
 def test_bad_arguments(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         build_module(**({"module_cls": Row, "example_inputs": [(X,)]} | arguments))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("expected", "actual", "text"),
-    [
-        (X, X[:1], r"shape \[1, 3, 8\] instead of \[2, 3, 8\]"),
-        (X, X.double(), "dtype torch.float64 instead of torch.float32"),
-        (X[:0], X[:0], "is empty"),
-        (X, X / 0, r"actual value at \[0, 0, 0\] is nan"),
-        (X / 0, X / 0, "expected value at"),
-        ((X, X), X, "1 outputs instead of 2"),
-        ((), (), "nothing would be compared"),
-        ([X, "x"], [X, X], "a tensor or a tuple of tensors"),
-        (X, X + 1e-3, r"48 of 48 elements differ by more than 5.7e-05"),
-    ],
-    ids=["shape", "dtype", "empty", "nan", "nan_both", "count", "none", "type", "values"],
-)
-def test_what_closeness_never_passes(expected: object, actual: object, text: str) -> None:
-    with pytest.raises(AssertionError, match=text):
-        assert_close(expected, actual)  # type: ignore[arg-type]
-
-
-def test_rtol_is_scaled_by_the_largest_expected_element() -> None:
-    off = X + 0.04  # the largest element is 4.7: within 1 % of it, and far from 1 % of the small ones
-    assert_close(X, off, rtol=0.01, atol=0.0)
-    with pytest.raises(AssertionError, match="elements differ"):
-        assert_close(X, off, rtol=0.008, atol=0.0)
 
 
 def test_expected_outputs_and_cpu_callable_must_agree() -> None:
