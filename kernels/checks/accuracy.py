@@ -124,9 +124,14 @@ def oracle(item: KernelSpec, arguments: inputs.Inputs, actual: tuple[torch.Tenso
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """Return max |actual - expected| / max |expected|, and the same in bfloat16 units at max |expected|."""
+    """Return max |actual - expected| / max |expected|, and the same in bfloat16 units at max |expected|.
+
+    Of whole numbers, such as those of experts, whether they are equal: 0 or infinite.
+    """
     if actual.shape != expected.shape or actual.numel() == 0:
         return float("inf"), float("inf")
+    if not expected.is_floating_point():
+        return (0.0, 0.0) if torch.equal(actual, expected) else (float("inf"), float("inf"))
     largest = float(expected.double().abs().max())
     worst = float((actual.double() - expected.double()).abs().max())
     if largest == 0.0 or isnan(worst):  # an oracle of zeros or a NaN proves nothing

@@ -51,6 +51,14 @@ def test_relative_error_is_infinite_where_nothing_is_compared() -> None:
     assert relative_error(torch.tensor([2.0, 1.5]), torch.tensor([2.0, 1.0]))[0] == 0.25
 
 
+def test_whole_numbers_are_equal_or_wrong() -> None:
+    """Expert 0 is a choice like any other, also where it is the only one."""
+    assert relative_error(torch.tensor([[0]]), torch.tensor([[0]])) == (0.0, 0.0)
+    assert relative_error(torch.tensor([[99]]), torch.tensor([[100]]))[0] == float("inf")
+    case = Case(kernel="router", use="gate", model="tiny", tp=8, tokens=1, seed=67, changes=(("H", 167), ("top_k", 1)))
+    assert measure(dataclasses.replace(case, changes=(*case.changes, ("E", 8)))).error <= FLOAT32_LIMIT
+
+
 @pytest.mark.parametrize("tp", TRN1_DEGREES)
 def test_rope_in_float32_is_torch_bit_for_bit(tp: int) -> None:
     case = Case(kernel="rope", use="queries", model="tiny", tp=tp, tokens=130)
