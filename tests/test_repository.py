@@ -184,11 +184,26 @@ def test_the_search_for_torch_finds_it(name: str) -> None:
     assert torch_at_start(name)  # job only through others
 
 
+def unfit(text: str) -> list[str]:
+    """What keeps a file from being short and saying what it is for."""
+    lines = text.splitlines()
+    long = [f"{len(lines)} lines: split it"] if len(lines) > MAX_LINES else []
+    return long + (["no docstring"] if lines and not ast.get_docstring(ast.parse(text)) else [])
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
-    lines = SOURCES[name].text.splitlines()
-    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: split it"
-    assert ast.get_docstring(ast.parse(SOURCES[name].text)) or not lines, f"{name} lacks a docstring"
+    assert unfit(SOURCES[name].text) == []
+
+
+def test_a_file_of_tests_is_short_and_says_what_it_is_for() -> None:
+    found = {path.name: unfit(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: mistakes for name, mistakes in found.items() if mistakes} == {}
+
+
+def test_a_long_file_and_a_missing_purpose_would_be_found() -> None:
+    assert unfit('"""Short."""\n' + "x = 1\n" * (MAX_LINES - 1)) == unfit("") == []
+    assert unfit("x = 1\n" * (MAX_LINES + 1)) == ["301 lines: split it", "no docstring"]
 
 
 def undocumented(source: Source) -> list[str]:
