@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,7 @@ from .site import Site, UnavailableError, is_known
 MOST_ELEMENTS = 1 << 22  # of the reference: each guess is a forward of it
 STRIDES = (2, 3)
 
+T = TypeVar("T")
 Cut = Shard | StridedShard
 Order = Callable[[torch.Tensor], torch.Tensor]  # of positions along the dimension that is cut
 
@@ -57,12 +59,17 @@ def exchanged(site: Site) -> Iterator[Guess]:
 
 def _cut_together(site: Site) -> dict[str, dict[str, Cut]]:
     """The parameters that the plan cuts, by submodule."""
-    own_parameters(site)
-    together: dict[str, dict[str, Cut]] = {}
-    for name, placement in site.evidence.case.plan.items():
-        if isinstance(placement, (Shard, StridedShard)):
-            together.setdefault(name.rpartition(".")[0] or name, {})[name] = placement
-    return together
+    own_parameters(site)  # raises where these signatures do not apply
+    plan = site.evidence.case.plan
+    return by_owner({name: cut for name, cut in plan.items() if isinstance(cut, (Shard, StridedShard))})
+
+
+def by_owner(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What is said of parameters, by the submodule that has them, or the parameter if that is the module itself."""
+    owned: dict[str, dict[str, T]] = {}
+    for name, value in named.items():
+        owned.setdefault(name.rpartition(".")[0] or name, {})[name] = value
+    return owned
 
 
 def _guess(site: Site, cuts: dict[str, Cut], order: Order, detail: str) -> Iterator[Guess]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import sqrt
 
 import torch
 
 from ..placements import KVHeads, QKVHeads, Shard
-from .cuts import own_parameters, rerun
+from .cuts import by_owner, own_parameters, rerun
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 
@@ -83,15 +84,11 @@ def scores_scaled(site: Site) -> Iterator[Guess]:
         factors = {"sqrt(head_dim)": sqrt(heads.head_dim), "sqrt(tp)": sqrt(site.tp)}
         factors |= {f"1 / {text}": 1 / factor for text, factor in factors.items()}
         rows = heads.num_attention_heads * heads.head_dim
-        by_owner: dict[str, list[str]] = {}
-        for name, at in heads.queries.items():
-            if at == (0, heads.head_dim):
-                by_owner.setdefault(name.rpartition(".")[0] or name, []).append(name)
-        for names in by_owner.values():
-            for text, factor in factors.items():
-                if factor != 1:
-                    changed = {name: _scaled(parameters[name], rows, factor) for name in names}
-                    yield rerun(site, changed, f"{text} = {factor:.4g}")
+        projections = {name: at for name, at in heads.queries.items() if at == (0, heads.head_dim)}
+        for names, (text, factor) in product(by_owner(projections).values(), factors.items()):
+            if factor != 1:
+                changed = {name: _scaled(parameters[name], rows, factor) for name in names}
+                yield rerun(site, changed, f"{text} = {factor:.4g}")
 
 
 def _scaled(parameter: torch.Tensor, rows: int, factor: float) -> torch.Tensor:
