@@ -21,6 +21,8 @@ from .errors import UnknownNameError, UsageError
 from .group import Group
 from .placements import Placement, Replicate
 from .result import Collective
+from .routing import Router
+from .taps import Source
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -53,7 +55,8 @@ class Case:
             recorded schedules are only compared with each other.
         depth: how many layers follow one another, for the ceiling of the float32 limit.
         reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
-        routing: names of the submodules with taps `router_logits` and `chosen` ("" is the module itself).
+        routing: the routers: the name of a submodule that has the submodules `router_logits` and `chosen` ("" is the
+            module itself), or a Router, for one that returns its choice.
         taps: intermediate tensors worth comparing after a mismatch, in order of execution: the name of a submodule
             of both modules (an nn.Identity, say) -> the placement of its output. One that is called several times
             counts as its outputs joined along dimension 0.
@@ -78,7 +81,7 @@ class Case:
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     reduction: int = 0
     depth: int = 1
-    routing: tuple[str, ...] = ()
+    routing: tuple[str | Router, ...] = ()
     taps: Mapping[str, Placement] = field(default_factory=dict)
     replicated: bool = False
     prefix: str = ""
@@ -94,6 +97,19 @@ class Case:
     def outputs(self) -> tuple[Placement, ...]:
         """One placement per output."""
         return self.output if isinstance(self.output, tuple) else (self.output,)
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """What `routing` names."""
+        return tuple(Router(router) if isinstance(router, str) else router for router in self.routing)
+
+    @property
+    def watched(self) -> dict[str, Source]:
+        """Tap name -> what gives it: the case's own taps, and what its routers show."""
+        sources: dict[str, Source] = {name: (name, None) for name in self.taps}
+        for router in self.routers:
+            sources |= {tap: source for tap, source in router.sources.items() if tap not in sources}
+        return sources
 
     def input_placement(self, index: int) -> Placement:
         """The placement of input `index`."""
@@ -137,7 +153,9 @@ def _check_fields(case: Case) -> None:
         )
         if wrong:
             raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
-    names = [*case.plan, *case.taps, *case.routing, case.name or None]
+    if not all(isinstance(router, (str, Router)) for router in case.routing):
+        raise UsageError(f"routing of a Case is {case.routing!r:.100}; names of submodules are needed, or Routers.")
+    names = [*case.plan, *case.taps, case.name or None]
     if not all(isinstance(name, str) for name in names):
         raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
 

@@ -13,6 +13,8 @@ import torch
 
 from .result import Distance, Worst
 
+MASKED = 1e4  # times the median: an entry so far below it is masked
+
 
 def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distance:
     """How far `actual` is from `oracle`; both of the same shape, (..., tokens, features).
@@ -72,6 +74,18 @@ def largest_index(x: torch.Tensor) -> tuple[int, ...]:
 def roll(x: torch.Tensor) -> torch.Tensor:
     """The control: every element in its neighbour's place, which no check may accept."""
     return x.reshape(-1).roll(1).view(x.shape)
+
+
+def without_masks(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors with 0 in all of them where each holds what masks an entry: -inf, or far below all others.
+
+    A mask has another value in each dtype (torch.finfo(dtype).min), and beside it no other error would be seen. An
+    entry that is masked in some of them only stays, and is as far off as can be.
+    """
+    finite = oracle[oracle.isfinite()].abs()
+    bound = -MASKED * max(1.0, finite.median().item()) if finite.numel() else -MASKED
+    masked = torch.stack([x.to(torch.float64) < bound for x in (oracle, *others)]).all(dim=0)
+    return tuple(x.masked_fill(masked, 0.0) for x in (oracle, *others)) if masked.any() else (oracle, *others)
 
 
 def _block_norms(x: torch.Tensor, blocks: int) -> torch.Tensor:

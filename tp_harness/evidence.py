@@ -10,6 +10,7 @@ import torch
 from .case import Case
 from .gather import RankOutput
 from .oracle import Expectation
+from .routing import Router
 from .weights import Checkpoint
 
 
@@ -34,3 +35,22 @@ class Evidence:
     def shards(self, name: str, variant: str = "locked") -> list[torch.Tensor]:
         """Every rank's tensor of that name, by rank."""
         return [self.ranks[rank].tensors[f"{self.dtype}.{variant}.{name}"] for rank in sorted(self.ranks)]
+
+    def rows(self, rank: int, router: Router) -> list[int] | slice:
+        """Which tokens a rank's router has: all, unless the first input's tokens are shared out."""
+        rows: list[int] | None = self.ranks[rank].facts[self.dtype].get("rows", {}).get(router.chosen)
+        return slice(None) if rows is None else rows
+
+    def shared_out(self, router: Router) -> bool:
+        """Whether each rank's router has some of the tokens."""
+        return any(isinstance(self.rows(rank, router), list) for rank in self.ranks)
+
+    def of_router(self, router: Router, tap: str) -> torch.Tensor:
+        """What all ranks' routers gave, by token; the first rank's where several have the token."""
+        if not self.shared_out(router):
+            return self.shards(tap)[0]
+        right = self.expectation.oracle.routing[tap]
+        whole = torch.zeros(right.shape, dtype=self.shards(tap)[0].dtype)
+        for rank, own in reversed(list(enumerate(self.shards(tap)))):
+            whole[self.rows(rank, router)] = own
+        return whole

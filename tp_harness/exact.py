@@ -8,7 +8,7 @@ import torch
 
 from . import verdict
 from .evidence import Evidence
-from .gather import Joined, join, router_names
+from .gather import Joined, join
 from .outputs import digest
 from .placements import Placement, ReplicaError, Replicate, same_bits
 from .plan import local_placement
@@ -17,7 +17,9 @@ from .result import Check
 
 def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
     """What needs no tolerance."""
-    routers = {name: join(Replicate(), evidence.shards(name)) for name in router_names(evidence.case)}
+    whole = [router for router in evidence.case.routers if not evidence.shared_out(router)]
+    taps = [tap for router in whole for tap in router.shown]
+    routers = {name: join(Replicate(), evidence.shards(name)) for name in taps}
     drifts = [(name, output.drift) for name, output in {**routers, **joined}.items() if output.drift]
     replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs) + len(routers)
     agreed = f"{replicated} replicated tensors equal on {evidence.tp} ranks, bit for bit"

@@ -10,7 +10,6 @@ from .evidence import Evidence
 from .gather import output_names, router_names
 from .placements import shape_only
 from .result import Status
-from .taps import CHOSEN
 
 
 def presence(evidence: Evidence) -> tuple[Status, str] | None:
@@ -55,17 +54,23 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
 
 
 def _router_form(evidence: Evidence) -> tuple[Status, str] | None:
-    """Every rank's router gave logits for the oracle's tokens and experts, and chose as many of these."""
-    for name in router_names(evidence.case):
-        right = tuple(evidence.expectation.oracle.routing[name].shape)
-        for rank, own in enumerate(evidence.shards(name)):
-            if tuple(own.shape) != right:
-                what = f"{own.shape[-1]} experts per token instead of {right[-1]}"
-                what = what if name.endswith(CHOSEN) else f"logits of {what}"
-                same_tokens = own.shape[:-1] == right[:-1]
-                detail = what if same_tokens else f"shape {list(own.shape)} instead of {list(right)}"
-                return Status.SHAPE, f"{name} of rank {rank} has {detail}"
+    """Every rank's router gave logits for its tokens and all experts, and chose as many of these as the oracle's."""
+    for router in evidence.case.routers:
+        for name in router.shown:
+            for rank, own in enumerate(evidence.shards(name)):
+                right = evidence.expectation.oracle.routing[name][evidence.rows(rank, router)].shape
+                if own.shape != right:
+                    return Status.SHAPE, f"{name} of rank {rank} has {_other_form(own, right, name == router.chosen)}"
     return None
+
+
+def _other_form(own: torch.Tensor, right: torch.Size, chosen: bool) -> str:
+    if own.shape[:-1] != right[:-1]:
+        return f"shape {list(own.shape)} instead of {list(right)}"
+    if chosen:
+        return f"{own.shape[-1]} experts per token instead of {right[-1]}"
+    gather = "; a router that is cut over ranks needs its logits gathered" if own.shape[-1] < right[-1] else ""
+    return f"{own.shape[-1]} columns, {right[-1]} are needed, one for each expert{gather}"
 
 
 def _reference_form(name: str, oracle: torch.Tensor) -> tuple[Status, str] | None:

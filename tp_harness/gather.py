@@ -15,7 +15,6 @@ from .job import Job, Task
 from .placements import KVHeads, Placement, ReplicaError
 from .restore import from_json
 from .result import Collective, Forwards, RankRecord
-from .taps import CHOSEN, LOGITS, tap_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,5 +100,5 @@ def output_names(case: Case) -> tuple[str, ...]:
 
 
 def router_names(case: Case) -> tuple[str, ...]:
-    """The names of what a case's routers leave: logits [tokens, experts] and choice [tokens, k] of each."""
-    return tuple(tap_name(router, tap) for router in case.routing for tap in (LOGITS, CHOSEN))
+    """The names of what a case's routers must leave: logits [tokens, experts] and choice [tokens, k] of each."""
+    return tuple(tap for router in case.routers for tap in router.shown)

@@ -18,7 +18,6 @@ from .placements import KVHeads, Shard
 from .program import finding, finding_checks, program_checks, shared_program
 from .result import Gate, Result, Status, Worst
 from .routers import router_flips, unlocked_statement
-from .taps import LOGITS, tap_name
 
 SCATTER_ELEMENTS = 65_536
 SCATTER_FACTOR = 30.0
@@ -53,7 +52,9 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         gates = _all_gates(evidence, joined, nearby)
     flips = router_flips(evidence)
     status, reason = verdict.decide(checks, gates, flips, void=_void(evidence, joined, nearby))
-    idle = status is Status.VOID and all(gate.passed for gate in gates)  # no element is to blame
+    # a choice of experts that is wrong, or a control that passed, is no element's fault
+    of_outputs = [gate for gate in gates if any(gate.metric.endswith(name) for name in names)]
+    idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
     return replace(
         blank,
         status=status,
@@ -94,10 +95,14 @@ def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
     if evidence.dtype != "float32":
         return ()
     gates: tuple[Gate, ...] = ()
-    for router in evidence.case.routing:
-        name = tap_name(router, LOGITS)
-        pairs = [(oracle.routing[name], single.routing[name]) for oracle, single in (_own(evidence), *nearby)]
-        gates += limits(evidence, name, evidence.shards(name)[0], *pairs)
+    for router in evidence.case.routers:
+        name = router.logits
+        if name in router.shown:
+            full = evidence.of_router(router, name)
+            pairs = [(oracle.routing[name], single.routing[name]) for oracle, single in (_own(evidence), *nearby)]
+            oracle, single, full = compare.without_masks(*pairs[0], full)
+            more = ((x, y) for x, y in (compare.without_masks(*pair) for pair in pairs[1:]))
+            gates += limits(evidence, name, full, (oracle, single), *more)
     return gates
 
 

@@ -28,7 +28,13 @@ def limits(
     base = compare.largest(compare.distance(single, oracle, evidence.tp) for oracle, single in pairs)
     if evidence.dtype == "float32":
         return verdict.float32_gates(name, actual, base, evidence.reduction, evidence.case.depth)
-    planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)  # only what was meant is allowed for
+    return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
+
+
+def sums_in(evidence: Evidence) -> verdict.Sums | None:
+    """The sums over ranks of a 16-bit run, which round too; of a planned run, only what was meant is allowed for."""
+    if evidence.dtype == "float32":
+        return None
+    planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)
     calls = evidence.ranks[0].collectives(evidence.dtype) if planned is None else planned
-    sums = verdict.sums_of(calls, planned=planned is not None)
-    return (verdict.bfloat16_gate(name, actual, base, sums),)
+    return verdict.sums_of(calls, planned=planned is not None)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from . import verdict
+from . import compare, verdict
 from .evidence import Evidence
 from .limits import limits
 from .oracle import Tapped
@@ -57,11 +57,14 @@ def _divergent(name: str, kind: str, ranks: Sequence[int], **fields: object) -> 
 
 
 def _not_finite(traced: Traced) -> Divergence | None:
-    wrong = [rank for rank, shard in enumerate(traced.shards) if not torch.isfinite(shard).all()]
+    odd = {rank: ~torch.isfinite(shard) for rank, shard in enumerate(traced.shards)}
+    if not traced.summed:  # -inf where the reference has it masks something
+        odd = {r: x & (traced.shards[r] != traced.shard_of(traced.expected, r)) for r, x in odd.items()}
+    wrong = [rank for rank, places in odd.items() if places.any()]
     if not wrong:
         return None
     shard = traced.shards[wrong[0]]
-    flat = int((~torch.isfinite(shard)).flatten().nonzero()[0])
+    flat = int(odd[wrong[0]].flatten().nonzero()[0])
     index = traced.whole_index(wrong[0], flat)
     values = {"actual": shard.flatten()[flat].item(), "expected": traced.expected[index].item()}
     return _divergent(traced.name, "nonfinite", wrong, index=index, **values)
@@ -96,6 +99,7 @@ def _gates(
     """With whole heads as features, so that a block of features is what one rank holds."""
     heads = getattr(traced.placement, "dim", -1) == -2
     full, expected, baseline = (x.flatten(-2) if heads else x for x in (full, expected, baseline))
+    expected, baseline, full = compare.without_masks(expected, baseline, full)
     return limits(evidence, traced.name, full, (expected, baseline))
 
 
@@ -133,11 +137,12 @@ def _held(traced: Traced, rank: int) -> torch.Tensor:
 
 
 def _error(traced: Traced, rank: int) -> torch.Tensor:
-    return (_held(traced, rank).to(torch.float64) - traced.shard_of(traced.expected, rank)).abs()
+    error = _held(traced, rank).to(torch.float64) - traced.shard_of(traced.expected, rank)
+    return error.abs().nan_to_num(nan=0.0)  # -inf - -inf
 
 
 def _choices(evidence: Evidence) -> list[str]:
-    return [tap_name(router, CHOSEN) for router in evidence.case.routing]
+    return [router.chosen for router in evidence.case.routers]
 
 
 def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
@@ -149,7 +154,7 @@ def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
     flip = max(wide, key=lambda f: f.margin)
     right = traced.expected.flatten(0, -2)
     tokens = [f.token for f in wide]
-    own = [shard.flatten(0, -2) for shard in traced.shards]
+    own = evidence.shards(traced.name)
     wrong = [r for r, chosen in enumerate(own) if not same_choice(chosen[tokens], right[tokens]).all()]
     position = traced.whole_index(0, flip.token * right.shape[-1])[:-1]
     detail = f"experts {list(flip.chosen)} instead of {list(flip.expected)}, a margin of {flip.margin:.2e} where "

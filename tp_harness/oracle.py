@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from .case import Case, Tensors
@@ -17,10 +16,12 @@ from .excerpt import of_flat, of_rows
 from .influence import idle
 from .job import Job, Task
 from .placements import same_bits
-from .rank import as_tuple
+from .rank import as_tuple, write_inputs
+from .routing import Lock, check_choices, routing
 from .sampling import generator
-from .taps import CHOSEN, routing, tap_name, tapping
+from .taps import tapping
 from .threads import idle_cores
+from .top_k import Groups
 from .weights import Checkpoint, TensorSpec
 
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again
@@ -28,17 +29,22 @@ NEARBY = 8  # inputs at which a single-core error that scatters is measured agai
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a reference: its outputs, and each router's logits and own choice by tap name."""
+    """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
+
+    `rules`: by which scores, as a tap name, and among which groups each router chose.
+    """
 
     outputs: Tensors
     routing: Mapping[str, torch.Tensor]
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rules: Mapping[str, tuple[str, Groups]] = field(default_factory=dict)
 
     def first(self, tokens: int, batch: int) -> Run:
         """What a run on the first tokens of each row gives, where tokens do not see later ones; taps stay behind."""
         return Run(
             outputs=tuple(of_rows(output, tokens) for output in self.outputs),
             routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
+            rules=self.rules,
         )
 
 
@@ -95,10 +101,8 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in reference.state_dict().values())):
         oracle = _run(case, reference, inputs, torch.float64, locks=None)
-    locks = {name: oracle.routing[name] for name in _lock_names(case)}
-    tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
-    tensors |= {f"lock.{name}": lock for name, lock in locks.items()}
-    save_file(tensors, job.inputs_path(task))
+    locks = _locks(case, oracle)
+    write_inputs(job.inputs_path(task), inputs, locks)
 
     def run_baselines() -> dict[str, Run]:
         return {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
@@ -113,8 +117,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     def nearby(dtype: str, number: int) -> tuple[Run, Run]:
         moved = _moved(case, inputs, generator(seed, f"{task.key}.nearby{number}"))
         exact = _run(case, reference, moved, torch.float64, locks=None)
-        own = {name: exact.routing[name] for name in _lock_names(case)}
-        return exact, _run(cases[dtype], reference, moved, getattr(torch, dtype), own)
+        return exact, _run(cases[dtype], reference, moved, getattr(torch, dtype), _locks(case, exact))
 
     @cache
     def run_nearby(dtype: str) -> tuple[tuple[Run, Run], ...]:
@@ -186,7 +189,7 @@ def _run(
     reference: nn.Module,
     inputs: Tensors,
     dtype: torch.dtype,
-    locks: Mapping[str, torch.Tensor] | None,
+    locks: Mapping[str, Lock] | None,
     *,
     taps: bool = False,
 ) -> Run:
@@ -195,11 +198,14 @@ def _run(
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with (
         doing(called),
-        tapping(module, case.taps if taps else ()) as tapped,
-        routing(module, case.routing, locks) as record,
+        tapping(module, case.watched if taps else {}) as tapped,
+        routing(module, case.routers, locks, watch=not case.lazy) as routed,
     ):
         outputs = as_tuple(module(*cast))
-    return Run(outputs=outputs, routing=dict(record), taps=tapped)
+    if locks is None and dtype == torch.float64:
+        check_choices(case.name, case.routers, routed)
+    rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
+    return Run(outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules)
 
 
 def _drawn(case: Case, source: torch.Generator) -> Tensors:
@@ -230,8 +236,10 @@ def _moved(case: Case, inputs: Tensors, source: torch.Generator) -> Tensors:
     return tuple(_round(x * factor) for x, factor in zip(inputs, factors, strict=True))
 
 
-def _lock_names(case: Case) -> tuple[str, ...]:
-    return tuple(tap_name(router, CHOSEN) for router in case.routing)
+def _locks(case: Case, oracle: Run) -> dict[str, Lock]:
+    """What every router shall choose."""
+    experts = {router.name: oracle.routing[oracle.rules[router.name][0]].shape[-1] for router in case.routers}
+    return {router.chosen: Lock(oracle.routing[router.chosen], experts[router.name]) for router in case.routers}
 
 
 def _round(x: torch.Tensor) -> torch.Tensor:

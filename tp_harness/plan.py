@@ -14,7 +14,6 @@ from .group import NO_PROCESS_GROUP, Group, use_group
 from .marks import marked
 from .placements import Placement, PlacementError, Replicate, Shard, shape_only
 from .result import Collective
-from .taps import CHOSEN, LOGITS, tap_name
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
 
@@ -145,8 +144,8 @@ def check_submodules(case: Case, side: str, module: nn.Module) -> None:
     Raises:
         UnknownNameError: a name of `taps` or `routing` that it lacks.
     """
-    names = dict(module.named_modules())
-    routers = [tap_name(router, tap) for router in case.routing for tap in (LOGITS, CHOSEN)]
+    names = dict(module.named_modules())  # "" is the module itself
+    routers = [source for router in case.routers for tap, (source, _) in router.sources.items() if tap != router.scores]
     for field, wanted in (("taps", [*case.taps]), ("routing", routers)):
         for name in wanted:
             if name not in names:

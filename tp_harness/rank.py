@@ -5,13 +5,14 @@ The same code runs on every backend; a rank gives no opinion on its results.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .case import Case, Tensors
@@ -23,10 +24,12 @@ from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
 from .modules.nki import with_nki
 from .outputs import digest, put_aside, write_output
+from .placements import Replicate
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, Forwards, to_json
-from .taps import routing, tap_key, tapping
+from .routing import Lock, routing
+from .taps import tap_key, tapping
 from .weights import Checkpoint
 
 # The facts of a dtype whose program never ran.
@@ -83,9 +86,10 @@ def _run(
     case = injected(task.fault, job.subject.case(task, dtype=dtype, tp=group.size))
     full_inputs, locks = read_inputs(job.inputs_path(task))
     full_inputs = tuple(of_rows(x, task.tokens) for x in full_inputs)
-    locks = {name: of_flat(lock, task.tokens, job.subject.batch_size) for name, lock in locks.items()}
     inputs = tuple(map(device.put, shard_inputs(case, full_inputs, getattr(torch, dtype), group)))
-    locks = {name: device.put(lock) for name, lock in locks.items()}
+    chosen = {name: of_flat(lock.chosen, task.tokens, job.subject.batch_size) for name, lock in locks.items()}
+    rows = {name: token_rows(case, full_inputs, len(choice), group) for name, choice in chosen.items()}
+    locks = {name: Lock(device.put(chosen[name]), lock.experts, rows[name]) for name, lock in locks.items()}
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
     module = device.put(module)
     if job.kernels == "nki":
@@ -99,20 +103,22 @@ def _run(
 
     calls: tuple[Collective, ...] = ()
     first: list[str] = []  # the outputs that are judged
+    unlocked_routers: list[str] = []
 
     def locked() -> dict[str, torch.Tensor]:
         nonlocal calls
-        with tapping(module, case.taps if job.taps else ()) as taps, routing(module, case.routing, locks) as record:
+        with tapping(module, case.watched if job.taps else {}) as taps, routing(module, case.routers, locks) as routed:
             outputs, calls = watch.time(forward)
+        unlocked_routers.extend(routed.unlocked)
         if job.repeats and device.eager:
             first.extend(map(digest, outputs))
         tapped = {tap_key(dtype, name): tensor.contiguous() for name, tensor in taps.items()}
-        return _named(f"{dtype}.locked", outputs, record) | tapped
+        return _named(f"{dtype}.locked", outputs, routed.tensors) | tapped
 
     def unlocked() -> dict[str, torch.Tensor]:
-        with routing(module, case.routing) as record:
+        with routing(module, case.routers) as routed:
             outputs = call()
-        return _named(f"{dtype}.unlocked", outputs, record)
+        return _named(f"{dtype}.unlocked", outputs, routed.tensors)
 
     tensors, program = device.run(locked)
     if job.unlocked and case.routing and task.draw == 0 and dtype != "float32":
@@ -120,7 +126,7 @@ def _run(
     tensors, aside = put_aside(job.output_path(task, group.rank), tensors)
     flops, changed = None, None
     if job.repeats:
-        with routing(module, case.routing, locks):
+        with routing(module, case.routers, locks):
             device.warm_up(forward)
             again = watch.repeat(lambda: device.finish(forward()), job.repeats)
             changed = [i for i, x in enumerate(again[: len(first)]) if digest(x) != first[i]]
@@ -135,6 +141,8 @@ def _run(
         "begin_bytes": memory.begin_bytes,
         "peak_bytes": memory.peak_bytes(),
         "program": program,
+        "unlocked": unlocked_routers,
+        "rows": {name: of_rank.tolist() for name, of_rank in rows.items() if of_rank is not None},
     }
 
 
@@ -164,12 +172,32 @@ def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Gr
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in shards)
 
 
-def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, torch.Tensor]]:
-    """The full inputs in order, and the locked choice of every router by tap name."""
+def token_rows(case: Case, full_inputs: Tensors, tokens: int, group: Group) -> torch.Tensor | None:
+    """Which of a router's tokens this rank has, where the first input's tokens are shared out; None for all."""
+    placement = case.input_placement(0) if full_inputs else Replicate()
+    if isinstance(placement, Replicate):
+        return None
+    for shape in (full_inputs[0].shape, (*full_inputs[0].shape[:-1], 1)):  # ids, or vectors
+        if math.prod(shape) == tokens:
+            rows = placement.shard(torch.arange(tokens).view(shape), group.rank, group.size).flatten()
+            return rows if len(rows) < tokens else None
+    return None
+
+
+def write_inputs(path: Path, inputs: Tensors, locks: Mapping[str, Lock]) -> None:
+    """Write the full inputs, and what every router shall choose by tap name."""
+    tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
+    for name, lock in locks.items():
+        tensors |= {f"lock.{name}": lock.chosen.contiguous(), f"experts.{name}": torch.tensor(lock.experts)}
+    save_file(tensors, path)
+
+
+def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, Lock]]:
+    """What `write_inputs` wrote."""
     tensors = load_file(path)
     inputs = tuple(tensors[f"input.{i}"] for i in range(sum(name.startswith("input.") for name in tensors)))
-    locks = {name.removeprefix("lock."): t for name, t in tensors.items() if name.startswith("lock.")}
-    return inputs, locks
+    names = [name.removeprefix("lock.") for name in tensors if name.startswith("lock.")]
+    return inputs, {name: Lock(tensors[f"lock.{name}"], int(tensors[f"experts.{name}"])) for name in names}
 
 
 def as_tuple(outputs: object) -> Tensors:

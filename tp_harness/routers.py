@@ -2,44 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from . import compare, verdict
 from .evidence import Evidence
 from .gather import join
+from .limits import sums_in
 from .result import Flip
-from .taps import CHOSEN, LOGITS, same_choice, tap_name
+from .routing import Router
+from .taps import same_choice
+from .top_k import margins
 
 
 def router_flips(evidence: Evidence) -> tuple[Flip, ...]:
-    """Every token whose own choice, on any rank, is another set of experts than the oracle's."""
-    flips = []
-    for router in evidence.case.routing:
-        logits, chosen = tap_name(router, LOGITS), tap_name(router, CHOSEN)
-        oracle, lock = (evidence.expectation.oracle.routing[name] for name in (logits, chosen))
-        baseline = evidence.expectation.baselines[evidence.dtype].routing[logits]
-        error = (baseline.to(torch.float64) - oracle).abs().max().item()
-        limit = verdict.flip_limit(error, oracle.abs().max().item(), evidence.reduction)
-        flipped = torch.stack([~same_choice(own, lock) for own in evidence.shards(chosen)])
-        for token in flipped.any(dim=0).nonzero()[:, 0].tolist():
-            rank = int(flipped[:, token].nonzero()[0])
-            own = set(evidence.shards(chosen)[rank][token].tolist())
-            right = set(lock[token].tolist())
-            lost, gained = sorted(right - own), sorted(own - right)
-            margin = float("inf")  # an expert chosen twice has nothing in the place of what it lost
-            if lost and gained:
-                margin = (oracle[token, lost].max() - oracle[token, gained].min()).item()
-            flips.append(
-                Flip(
-                    layer=router or evidence.case.name,
-                    token=token,
-                    margin=margin,
-                    limit=limit,
-                    chosen=tuple(sorted(own)),
-                    expected=tuple(sorted(right)),
-                )
-            )
-    return tuple(flips)
+    """Every token whose own choice is another set of experts than the oracle's, by the rank that is farthest off."""
+    return tuple(flip for router in evidence.case.routers for flip in _flips(evidence, router))
+
+
+def _flips(evidence: Evidence, router: Router) -> Iterator[Flip]:
+    oracle = evidence.expectation.oracle
+    tap, groups = oracle.rules[router.name]
+    right, scores = oracle.routing[router.chosen], oracle.routing[tap].to(torch.float64)
+    own, margin = right.clone(), torch.zeros(len(right), dtype=torch.float64)
+    for rank, shard in enumerate(evidence.shards(router.chosen)):
+        tokens = torch.arange(len(right))[evidence.rows(rank, router)]
+        other = ~same_choice(shard, right[tokens])
+        tokens, choice = tokens[other], shard[other]
+        wider = margins(scores[tokens], choice, groups)
+        farther = same_choice(own[tokens], right[tokens]) | (wider > margin[tokens])
+        own[tokens[farther]], margin[tokens[farther]] = choice[farther], wider[farther]
+    flipped = (~same_choice(own, right)).nonzero()[:, 0]
+    if not len(flipped):
+        return
+    limits = _limits(evidence, router, own)
+    for token in flipped.tolist():
+        yield Flip(
+            layer=router.name or evidence.case.name,
+            token=token,
+            margin=margin[token].item(),
+            limit=limits[token].item(),
+            chosen=tuple(sorted(set(own[token].tolist()))),
+            expected=tuple(sorted(right[token].tolist())),
+        )
+
+
+def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tensor:
+    """Per token, the widest margin that rounding overturns.
+
+    What rounding moves a score by is measured on the single-core reference, relative to the score or, where that is
+    larger, to the scores between which the choice is made: one huge score, as padding has it, says nothing of others.
+    """
+    expected = evidence.expectation
+    tap = expected.oracle.rules[router.name][0]
+    oracle, single = expected.oracle.routing, expected.baselines[evidence.dtype].routing
+    scores, rounded = (tensors.get(tap, oracle[tap]).to(torch.float64) for tensors in (oracle, single))
+    known = scores.isfinite() & rounded.isfinite()
+    size = scores.masked_fill(~scores.isfinite(), 0.0).abs()
+    usual = _border(scores, oracle[router.chosen]).median()
+    relative = (rounded - scores).abs()[known] / torch.maximum(size, usual)[known]
+    error = relative.max().item() if relative.numel() and usual > 0 else 0.0
+    at_stake = size.gather(-1, torch.cat((own.clamp(0, size.shape[-1] - 1), oracle[router.chosen]), -1))
+    moved = _exchanged(own, oracle[router.chosen])
+    largest = torch.maximum(at_stake.masked_fill(~moved, 0.0).amax(-1), usual)
+    sums = sums_in(evidence)
+    return verdict.flip_limit(error, evidence.reduction, sums) * largest
+
+
+def _border(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Per token the size of the least score that is chosen."""
+    return scores.gather(-1, chosen).amin(-1).nan_to_num(posinf=0.0, neginf=0.0).abs()
+
+
+def _exchanged(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Which of the own and the right choice, side by side, are not in the other."""
+    gained = ~(own[..., None] == right[..., None, :]).any(-1)
+    lost = ~(right[..., None] == own[..., None, :]).any(-1)
+    return torch.cat((gained, lost), -1)
 
 
 def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
@@ -48,7 +88,7 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
         return ""
     if not flips:
         return "every token chose the oracle's experts: an unlocked run would be the locked one"
-    tokens = evidence.expectation.oracle.routing[tap_name(evidence.case.routing[0], CHOSEN)].shape[0]
+    tokens = evidence.expectation.oracle.routing[evidence.case.routers[0].chosen].shape[0]
     widest = max(flips, key=lambda flip: flip.margin)
     layers = sorted({flip.layer for flip in flips})
     statement = (

@@ -15,7 +15,7 @@ import torch
 from .evidence import Evidence
 from .gather import join
 from .oracle import Tapped
-from .placements import Partial, Placement
+from .placements import Partial, Placement, Replicate
 from .taps import tap_key
 
 
@@ -73,13 +73,20 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
         ShapeError: on reaching a tensor of another shape than a shard of the reference's.
     """
     for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
-        key, placement = tap_key(evidence.dtype, name), evidence.case.taps[name]
-        if all(key in rank.tensors for rank in evidence.ranks.values()):
+        key, placement = tap_key(evidence.dtype, name), _placement(evidence, name)
+        if placement and all(key in rank.tensors for rank in evidence.ranks.values()):
             shards = [evidence.ranks[rank].tensors[key] for rank in sorted(evidence.ranks)]
             yield _traced(name, placement, shards, tapped.oracle.taps[name], tapped.baseline.taps[name])
     for i, placement in enumerate(evidence.case.outputs):
         shards = evidence.shards(f"output.{i}")
         yield _traced(f"output.{i}", placement, shards, tapped.oracle.outputs[i], tapped.baseline.outputs[i])
+
+
+def _placement(evidence: Evidence, name: str) -> Placement | None:
+    """Of a tap; what a router shows is on all ranks, or (None) some of its tokens on each."""
+    of = next((router for router in evidence.case.routers if name in router.sources), None)
+    found = evidence.case.taps.get(name)
+    return found or (None if of is None or evidence.shared_out(of) else Replicate())
 
 
 class ShapeError(Exception):

@@ -29,7 +29,7 @@ RATIO_CLEAN = 1.09
 RATIO_SPREAD = 4.0
 RATIO_NOTE = 0.8
 SUMS = ("all_reduce", "reduce_scatter")
-ROUTER_FACTOR = 4.0  # both logits of a flipped pair may be off, each by twice the largest error seen
+ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice the largest error seen
 
 
 def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: int, layers: int = 1) -> tuple[Gate, ...]:
@@ -120,13 +120,17 @@ def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
     return max(sizes, default=1)
 
 
-def flip_limit(baseline_logit_error: float, largest_logit: float, reduction: int) -> float:
-    """The widest margin of the oracle's router that rounding can overturn.
+def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) -> float:
+    """The widest margin of the oracle's router that rounding can overturn, as a fraction of the scores at stake.
 
-    The error is measured on the single-core reference, so that a wrong router cannot excuse itself.
+    Args:
+        baseline_error: the largest relative error of the single-core reference's scores: it is not measured on the
+            ranks, so that a wrong router cannot excuse itself.
+        reduction: length K of the longest sum.
+        sums: how the ranks' parts were added before, if they were.
     """
-    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF * largest_logit
-    return ROUTER_FACTOR * max(baseline_logit_error, rounding)
+    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF
+    return ROUTER_FACTOR * max(baseline_error, rounding) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
 
 
 def schedule_check(planned: tuple[Collective, ...] | None, recorded: dict[int, tuple[Collective, ...]]) -> Check:

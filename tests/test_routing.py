@@ -1,0 +1,295 @@
+"""Routers of any form: on which scores they choose, and that a wrong choice is found whatever the scores are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ladder import Ladder
+from torch import nn
+
+from tp_harness import components
+from tp_harness.case import Case
+from tp_harness.errors import UsageError
+from tp_harness.explain import explain
+from tp_harness.group import current_group
+from tp_harness.placements import Shard
+from tp_harness.result import Result, Status
+from tp_harness.routing import Router
+from tp_harness.top_k import Groups
+
+EXPERTS, K, HIDDEN, WIDE = 16, 2, 24, 16
+Choose = Callable[["MoE", torch.Tensor], torch.Tensor]
+Patch = pytest.MonkeyPatch
+
+
+class MoE(nn.Module):
+    """Experts cut along their width, and a router of the form that `choose` gives; ranks may have another one."""
+
+    choose: Any
+    on_ranks: Any = None
+    returned = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        local = WIDE // self.group.size
+        self.gate = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.correction = nn.Parameter(torch.zeros(EXPERTS))
+        self.router_logits, self.router_scores, self.chosen = nn.Identity(), nn.Identity(), nn.Identity()
+        self.router = Returning()
+        self.up = nn.Parameter(torch.zeros(EXPERTS, HIDDEN, local))
+        self.down = nn.Parameter(torch.zeros(EXPERTS, local, HIDDEN))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        choose = type(self).on_ranks if self.group.size > 1 and type(self).on_ranks else type(self).choose
+        if self.returned:
+            _, weight, chosen = self.router(self.gate(x), self.correction, choose)
+        else:
+            logits = self.router_logits(self.gate(x))
+            chosen = self.chosen(choose(self, logits))
+            weight = logits.gather(-1, chosen).sigmoid()
+        out = torch.zeros_like(x)
+        for expert in range(EXPERTS):
+            token, slot = (chosen == expert).nonzero(as_tuple=True)
+            y = torch.relu(x[token] @ self.up[expert]) @ self.down[expert]
+            out = out.index_add(0, token, y * weight[token, slot, None])
+        return self.group.all_reduce(out)
+
+
+class Returning(nn.Module):
+    """A router as libraries have them: logits, weights and expert numbers are returned."""
+
+    def forward(self, logits: torch.Tensor, correction: torch.Tensor, choose: Any) -> tuple[torch.Tensor, ...]:
+        self.correction = correction
+        chosen = choose(self, logits)
+        return logits, logits.gather(-1, chosen).sigmoid(), chosen
+
+
+def corrected(module: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits.sigmoid() + 0.5 * module.correction.to(logits.dtype)
+
+
+def in_groups(mask: float) -> Any:
+    """Two of four groups stay, by the sum of their best two experts."""
+
+    def choose(module: Any, logits: torch.Tensor) -> torch.Tensor:
+        scores = corrected(module, logits)
+        groups = scores.unflatten(-1, (4, -1)).topk(2, -1).values.sum(-1).topk(2, -1).indices
+        left_out = torch.ones(len(logits), 4, dtype=torch.bool).scatter(1, groups, value=False)
+        return scores.masked_fill(left_out.repeat_interleave(4, 1), mask).topk(K, -1).indices
+
+    return choose
+
+
+def skipping(choose: Any) -> Any:
+    """The same without what is best: only the first of each pair changes."""
+    return lambda module, logits: torch.where(
+        torch.arange(K) == 0, (choose(module, logits) + 1) % EXPERTS, choose(module, logits)
+    )
+
+
+def padded(value: float) -> Any:
+    """The last expert is none, as its logit says."""
+    return lambda module, logits: (
+        torch.topk(
+            torch.where(torch.arange(EXPERTS) == EXPERTS - 1, torch.tensor(value, dtype=logits.dtype), logits), K
+        ).indices
+    )
+
+
+def best_by_hand(scores: torch.Tensor) -> torch.Tensor:
+    """The best K by comparing each with each; of equal ones the first."""
+    scores = scores.double() - 1e-9 * torch.arange(scores.shape[-1])
+    return ((scores[:, None, :] > scores[..., None]).sum(-1) < K).nonzero()[:, 1].view(-1, K)
+
+
+def topped(module: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits.topk(K, -1).indices
+
+
+FORMS: dict[str, Any] = {
+    "topk": topped,
+    "sigmoid-and-correction": lambda m, x: corrected(m, x).topk(K, -1).indices,
+    "groups-masked-by-infinity": in_groups(float("-inf")),
+    "groups-masked-by-a-number": in_groups(-1e9),
+    "sort": lambda m, x: corrected(m, x).sort(descending=True, dim=-1)[1][:, :K],
+    "argsort": lambda m, x: torch.argsort(corrected(m, x), -1, True)[:, :K],
+    "smallest": lambda m, x: (-corrected(m, x)).topk(K, -1, largest=False)[1],
+    "padded-by-infinity": padded(float("-inf")),
+    "padded-by-a-number": padded(-1e9),
+    "forced": lambda m, x: (x + 1e9 * (torch.arange(EXPERTS) == 3)).topk(K, -1).indices,
+}
+WRONG: dict[str, Any] = {  # beside `skipping`
+    "sigmoid-and-correction": topped,
+    "groups-masked-by-infinity": lambda m, x: corrected(m, x).topk(K, -1).indices,
+    "padded-by-a-number": lambda m, x: padded(-1e9)(m, -x),
+    "forced": lambda m, x: (1e9 * (torch.arange(EXPERTS) == 3) - x).topk(K, -1).indices,
+}
+
+
+def verdicts(folder: Path, patch: Patch, form: Any, on_ranks: Any = None, **fields: Any) -> dict[str, Result]:
+    """By dtype, of ranks that choose as `on_ranks` does, or as the reference."""
+    module = type("Own", (MoE,), {"choose": form, "on_ranks": on_ranks, "returned": fields.pop("returned", False)})
+    case = Case(
+        name="own",
+        reference=module,
+        sharded=module,
+        plan={"up": Shard(2), "down": Shard(1)},
+        inputs=lambda generator: (torch.randn(256, HIDDEN, generator=generator),),
+        **({"routing": ("",)} | fields),
+    )
+    patch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
+    folder.mkdir(exist_ok=True)
+    ladder = Ladder(folder, targets=(("own", 0),))
+    return {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("returned", [False, True], ids=["taps", "returned"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_right_router_of_any_form_passes(tmp_path: Path, monkeypatch: Patch, form: str, returned: bool) -> None:
+    routing = (Router("router", outputs=("logits", "weights", "chosen")),) if returned else ("",)
+    found = verdicts(tmp_path, monkeypatch, FORMS[form], returned=returned, routing=routing)
+    assert {dtype: (r.status, r.reason) for dtype, r in found.items() if r.status is not Status.PASS} == {}
+
+
+@pytest.mark.parametrize("returned", [False, True], ids=["taps", "returned"])
+@pytest.mark.parametrize(
+    ("form", "wrong"),
+    [*((form, skipping(FORMS[form])) for form in FORMS), *WRONG.items()],
+    ids=[*(f"{form}-skipping" for form in FORMS), *WRONG],
+)
+def test_a_wrong_choice_is_a_mismatch(
+    tmp_path: Path, monkeypatch: Patch, form: str, wrong: Any, returned: bool
+) -> None:
+    routing = (Router("router", outputs=("logits", "weights", "chosen")),) if returned else ("",)
+    found = verdicts(tmp_path, monkeypatch, FORMS[form], wrong, returned=returned, routing=routing)
+    assert {dtype: r.status for dtype, r in found.items()} == dict.fromkeys(found, Status.MISMATCH)
+    assert found["float32"].worst is None or returned, "no element is to blame for a choice"
+
+
+def test_a_choice_that_no_call_shows_needs_its_scores(tmp_path: Path, monkeypatch: Patch) -> None:
+    def by_hand(module: Any, logits: torch.Tensor) -> torch.Tensor:
+        return best_by_hand(module.router_scores(corrected(module, logits)))
+
+    found = verdicts(tmp_path / "right", monkeypatch, by_hand)
+    assert {r.status for r in found.values()} == {Status.PASS}
+
+    def unseen(module: Any, logits: torch.Tensor) -> torch.Tensor:
+        return best_by_hand(corrected(module, logits))
+
+    with pytest.raises(UsageError) as error:
+        verdicts(tmp_path / "unseen", monkeypatch, unseen)
+    assert "the choice of the router of own does not follow from router_logits: token " in str(error.value)
+    assert "Let what is sorted pass through a submodule `router_scores` of both modules" in str(error.value)
+
+
+def test_groups_are_declared_where_no_call_shows_them(tmp_path: Path, monkeypatch: Patch) -> None:
+    def by_hand(module: Any, logits: torch.Tensor) -> torch.Tensor:
+        scores = module.router_scores(corrected(module, logits))
+        kept = best_by_hand(scores.unflatten(-1, (4, -1)).sum(-1))
+        left_out = torch.ones(len(logits), 4, dtype=torch.bool).scatter(1, kept, value=False)
+        return best_by_hand(scores.masked_fill(left_out.repeat_interleave(4, 1), float("-inf")))
+
+    with pytest.raises(UsageError, match="does not follow from router_scores"):
+        verdicts(tmp_path / "undeclared", monkeypatch, by_hand)
+    routing = (Router("", groups=Groups(count=4, kept=2, best=4)),)
+    found = verdicts(tmp_path / "right", monkeypatch, by_hand, routing=routing)
+    assert {r.status for r in found.values()} == {Status.PASS}
+    found = verdicts(tmp_path / "wrong", monkeypatch, by_hand, FORMS["sigmoid-and-correction"], routing=routing)
+    assert {r.status for r in found.values()} == {Status.MISMATCH}
+
+
+def test_a_wrong_router_is_the_first_wrong_tensor(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Without any tap but the router's own."""
+
+    class Shifted(MoE):
+        choose, on_ranks = topped, lambda m, x: topped(m, x.roll(1, -1))
+
+    case = Case(
+        name="own",
+        reference=Shifted,
+        sharded=Shifted,
+        plan={"up": Shard(2), "down": Shard(1)},
+        inputs=lambda generator: (torch.randn(64, HIDDEN, generator=generator),),
+        routing=("",),
+    )
+    for wrong, first in ((Shifted, "chosen"), (_scaled_logits(Shifted), "router_logits")):
+        monkeypatch.setitem(components.COMPONENTS, "own", lambda _c, _l, w=wrong: replace(case, sharded=w))
+        (tmp_path / first).mkdir()
+        ladder = Ladder(tmp_path / first, targets=(("own", 0),), dtypes=("float32",))
+        result = ladder.run("own", 2)
+        found = explain(ladder.evidence("own", 2, taps=True), result).first_divergence
+        assert found is not None
+        assert found.tensor == first
+
+
+def _scaled_logits(base: type[MoE]) -> type[MoE]:
+    class Scaled(base):  # type: ignore[valid-type, misc]
+        on_ranks = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            if self.group.size > 1:
+                self.gate.register_forward_hook(lambda _m, _i, out: 1.5 * out)
+
+    return Scaled
+
+
+def test_tokens_may_be_shared_out(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Each rank routes its own tokens, the rows of the first input that it is given."""
+
+    class Local(nn.Module):
+        flips = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.group = current_group()
+            self.gate, self.router_logits, self.chosen = nn.Linear(HIDDEN, EXPERTS), nn.Identity(), nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = x.flatten(0, 1)
+            logits = self.router_logits(self.gate(tokens))
+            wrong = self.flips and self.group.rank == 1
+            chosen = self.chosen((-logits if wrong else logits).topk(K, -1).indices)
+            return (tokens * logits.gather(-1, chosen).sum(-1, keepdim=True)).view(x.shape)
+
+    for flips, status in ((False, Status.PASS), (True, Status.MISMATCH)):
+        case = Case(
+            name="own",
+            reference=Local,
+            sharded=type("OnRanks", (Local,), {"flips": flips}),
+            input_placements=(Shard(1),),
+            output=Shard(1),
+            inputs=lambda generator: (torch.randn(2, 32, HIDDEN, generator=generator),),
+            routing=("",),
+        )
+        monkeypatch.setitem(components.COMPONENTS, "own", lambda _c, _l, c=case: c)
+        (tmp_path / str(flips)).mkdir()
+        ladder = Ladder(tmp_path / str(flips), targets=(("own", 0),))
+        assert {ladder.run("own", 2, dtype).status for dtype in ("float32", "bfloat16")} == {status}
+
+
+def test_a_router_that_returns_no_choice(tmp_path: Path, monkeypatch: Patch) -> None:
+    """As Llama 4 has it: the choice is seen where it is made."""
+    routing = (Router("router", outputs=("logits", "weights", "other")),)
+    for on_ranks, status in ((None, Status.PASS), (topped, Status.MISMATCH)):
+        folder = tmp_path / status.value
+        found = verdicts(folder, monkeypatch, in_groups(-1e9), on_ranks, returned=True, routing=routing)
+        assert {r.status for r in found.values()} == {status}
+
+
+@pytest.mark.parametrize("outputs", [("chosen", "chosen"), ("weights", None), ("logits", "chosen", "logits")])
+def test_outputs_that_name_nothing_or_twice_are_refused(outputs: Any) -> None:
+    with pytest.raises(UsageError, match="a name for each is needed"):
+        Router("gate", outputs=outputs)
+
+
+def test_an_output_that_is_no_choice_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
+    routing = (Router("router", outputs=("chosen", "weights", "logits")),)
+    with pytest.raises(TypeError, match=r"router.chosen of a router is torch.float64 \[256, 16\]; expert numbers"):
+        verdicts(tmp_path, monkeypatch, topped, returned=True, routing=routing)
