@@ -70,6 +70,12 @@ class Sleepy(Sharded):
             time.sleep(3600)
         return super().reduce(x)
 
+class Choosy(Sharded):
+    def reduce(self, x):
+        if x.dtype == torch.bfloat16:
+            raise ArithmeticError("no kernel for bfloat16")
+        return super().reduce(x)
+
 class Unbuildable(MLP):
     def __init__(self):
         raise ArithmeticError("no shards today")
@@ -79,6 +85,7 @@ def case(sharded, plan=("up.weight", "up.bias"), down=Shard(1), inputs=(2, 16, 1
     draw = lambda generator: (torch.randn(*inputs, generator=generator),)
     return Case(name="own", reference=MLP, sharded=sharded, plan=plan, inputs=draw, **fields)
 
+CHOOSY = case(Choosy)
 RIGHT, WRONG, NOTHING = case(Sharded), case(Forgetful), case(MLP, plan=(), down=None)
 FORGOTTEN, SLEEPY, UNBUILDABLE = case(Sharded, plan=("up.weight",)), case(Sleepy), case(Unbuildable)
 class Answers(nn.Module):

@@ -85,6 +85,14 @@ def test_a_rank_that_raises(harness: Harness) -> None:
     assert (Path(crashed["log_dir"]).name, Path(passed["log_dir"]).name) == ("tp2", "tp2-start1")
 
 
+def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(harness: Harness) -> None:
+    assert harness.code("--case", f"{harness.cases}:CHOOSY", "--tp", "2") == 3
+    results = {r["dtype"]: r for r in harness.record()["results"]}
+    assert {dtype: r["status"] for dtype, r in results.items()} == {"float32": "PASS", "bfloat16": "CRASH"}
+    assert "no kernel for bfloat16" in results["bfloat16"]["reason"]
+    assert results["float32"]["draws"] == 2
+
+
 def test_a_rank_that_sleeps(harness: Harness) -> None:
     options = ["--tp", "2", "--draws", "1", "--dtype", "float32", "--timeout", "3"]
     assert harness.code("--case", f"{harness.cases}:SLEEPY", *options) == 3

@@ -8,15 +8,19 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import nn
 
+from .casts import cast
 from .errors import UnknownNameError, UsageError
 from .group import Group
 from .placements import Placement, Replicate
@@ -28,8 +32,8 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the module with every floating-point parameter in `dtype`."""
-    return copy.deepcopy(module).to(dtype)
+    """A copy of the module with every floating-point parameter and buffer in `dtype`."""
+    return cast(copy.deepcopy(module), dtype)
 
 
 def leave(module: nn.Module, group: Group) -> None:
@@ -42,9 +46,10 @@ class Case:
 
     Args:
         name: how results call it.
-        reference: makes the single-core module, with full parameters.
+        reference: makes the single-core module, with full parameters. If it has an argument `dtype`, it is given the
+            dtype that the module computes in.
         sharded: makes a rank's module, called on every rank with the group as ambient `current_group()` and as
-            torch's default process group.
+            torch's default process group. If it has an argument `dtype`, it is given the run's.
         inputs: (generator) -> the full inputs, a tuple of CPU tensors. Floating-point inputs are rounded to
             bfloat16, so that every dtype sees the same numbers.
         plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
@@ -72,8 +77,8 @@ class Case:
     """
 
     name: str
-    reference: Callable[[], nn.Module]
-    sharded: Callable[[], nn.Module]
+    reference: Callable[..., nn.Module]
+    sharded: Callable[..., nn.Module]
     inputs: Callable[[torch.Generator], Tensors]
     plan: Mapping[str, Placement] = field(default_factory=dict)
     output: Placement | tuple[Placement, ...] = field(default_factory=Replicate)
@@ -115,12 +120,19 @@ class Case:
         """The placement of input `index`."""
         return self.input_placements[index] if index < len(self.input_placements) else Replicate()
 
-    def make(self, factory: Callable[[], nn.Module]) -> nn.Module:
-        """A module of `factory`, without memory for its parameters where the case permits."""
-        if not self.lazy:
-            return factory()
-        with torch.device("meta"):
-            return factory()
+    def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A module of `factory` that computes in `dtype`, without memory for its parameters where the case permits."""
+        arguments = {"dtype": dtype} if takes_dtype(factory) else {}
+        with torch.device("meta") if self.lazy else nullcontext():
+            return factory(**arguments)
+
+    def reference_in(self, reference: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """A copy of the reference that computes in `dtype`, with the same parameters."""
+        if self.in_dtype is not cast_copy or not takes_dtype(self.reference):
+            return self.in_dtype(reference, dtype)
+        made = self.make(self.reference, dtype)
+        made.load_state_dict(reference.state_dict())
+        return cast(made, dtype).eval()
 
 
 def _check_fields(case: Case) -> None:
@@ -158,6 +170,15 @@ def _check_fields(case: Case) -> None:
     names = [*case.plan, *case.taps, case.name or None]
     if not all(isinstance(name, str) for name in names):
         raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
+
+
+def takes_dtype(factory: Callable[..., nn.Module]) -> bool:
+    """Whether a factory has an argument `dtype` that nobody has given a value yet."""
+    given = factory.keywords if isinstance(factory, partial) else {}
+    try:
+        return "dtype" in inspect.signature(factory).parameters and "dtype" not in given
+    except (TypeError, ValueError):  # some callables have no signature that can be read
+        return False
 
 
 def load_case(spec: str) -> Case:

@@ -30,7 +30,7 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
     Returns:
         Name -> bool [places]; nothing for a module that is too large or has no gradient.
     """
-    module = case.in_dtype(copy.deepcopy(reference), torch.float64)
+    module = case.reference_in(copy.deepcopy(reference), torch.float64)
     parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.ndim and p.numel()}
     if not parameters or sum(p.numel() for p in parameters.values()) > MOST_ELEMENTS:
         return {}

@@ -34,8 +34,8 @@ class Task:
     @property
     def key(self) -> str:
         """Names the task's files."""
-        excerpt = f".t{self.tokens}" if self.tokens else ""
-        return f"{self.component}.{self.layer}.d{self.draw}{excerpt}" + (f".{self.fault}" if self.fault else "")
+        parts = (f"t{self.tokens}" if self.tokens else "", self.fault, self.dtype)
+        return ".".join((f"{self.component}.{self.layer}.d{self.draw}", *filter(None, parts)))
 
     @property
     def clean(self) -> Task:

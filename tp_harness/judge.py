@@ -18,6 +18,7 @@ from .placements import KVHeads, Shard
 from .program import finding, finding_checks, program_checks, shared_program
 from .result import Gate, Result, Status, Worst
 from .routers import router_flips, unlocked_statement
+from .taps import CHOSEN
 
 SCATTER_ELEMENTS = 65_536
 SCATTER_FACTOR = 30.0
@@ -51,7 +52,10 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     if nearby:
         gates = _all_gates(evidence, joined, nearby)
     flips = router_flips(evidence)
-    status, reason = verdict.decide(checks, gates, flips, void=_void(evidence, joined, nearby))
+    void = _void(evidence, joined, nearby)
+    status, reason = verdict.decide(checks, gates, flips, void=void)
+    if not void and _free(evidence) and not verdict.rejected_otherwise(checks, flips):
+        status, reason = Status.UNDECIDED, f"{reason}; {_free(evidence)}"
     # a choice of experts that is wrong, or a control that passed, is no element's fault
     of_outputs = [gate for gate in gates if any(gate.metric.endswith(name) for name in names)]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
@@ -106,6 +110,16 @@ def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
     return gates
 
 
+def _free(evidence: Evidence) -> str:
+    """Of which routers a rank or the single core went on with other experts than the oracle's; "" if of none."""
+    free = {name for rank in evidence.ranks.values() for name in rank.facts[evidence.dtype].get("unlocked", ())}
+    free |= set(evidence.expectation.baselines[evidence.dtype].unlocked)
+    if not free:
+        return ""
+    called = ", ".join(name or evidence.case.name for name in sorted(free))
+    return f"router {called} chose others by rounding, and no torch.topk or submodule `{CHOSEN}` let them be replaced"
+
+
 def _own(evidence: Evidence) -> tuple[Run, Run]:
     return evidence.expectation.oracle, evidence.expectation.baselines[evidence.dtype]
 
@@ -136,7 +150,22 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
         for gate in gates
         if gate.metric.startswith("R of") and 0 < gate.value < verdict.RATIO_NOTE
     ]
+    notes += _loaded_over(evidence)
     ranks = verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype))
     if ranks > 1:
         notes.append(f"sums over {ranks} ranks ran in 16 bits: the error grows with the degree; reduce in float32")
     return tuple(notes)
+
+
+def _loaded_over(evidence: Evidence) -> list[str]:
+    """Buffers of which a rank would have had other values than the checkpoint's, which it was given."""
+    found: dict[str, int] = {}
+    for rank, output in evidence.ranks.items():
+        for name, held in output.facts[evidence.dtype]["parameters"].items():
+            if not held.get("rebuilt", True):
+                found.setdefault(name, rank)
+    return [
+        f"rank {rank} builds other values of the buffer {name} than those that are loaded over it: whether it builds "
+        "them rightly is not seen"
+        for name, rank in found.items()
+    ]

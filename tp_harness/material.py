@@ -43,6 +43,10 @@ class Target:
     layer: int
     tasks: tuple[Task, ...]
 
+    def by_dtype(self, dtypes: tuple[str, ...]) -> tuple[Target, ...]:
+        """A target for each dtype, so that what fails in one takes no verdict of another with it."""
+        return tuple(replace(self, tasks=tuple(replace(task, dtype=dtype) for task in self.tasks)) for dtype in dtypes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Material:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .case import Case, Tensors
+from .casts import cast_tensor
 from .errors import UsageError, doing
 from .excerpt import of_flat, of_rows
 from .influence import idle
@@ -31,13 +32,15 @@ NEARBY = 8  # inputs at which a single-core error that scatters is measured agai
 class Run:
     """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
 
-    `rules`: by which scores, as a tap name, and among which groups each router chose.
+    `rules`: by which scores, as a tap name, and among which groups each router chose; `unlocked` the routers that went
+    on with another choice than the one they were locked to.
     """
 
     outputs: Tensors
     routing: Mapping[str, torch.Tensor]
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rules: Mapping[str, tuple[str, Groups]] = field(default_factory=dict)
+    unlocked: tuple[str, ...] = ()
 
     def first(self, tokens: int, batch: int) -> Run:
         """What a run on the first tokens of each row gives, where tokens do not see later ones; taps stay behind."""
@@ -193,19 +196,20 @@ def _run(
     *,
     taps: bool = False,
 ) -> Run:
-    module = case.in_dtype(reference, dtype)
-    cast = tuple(x.to(dtype if x.is_floating_point() else x.dtype, copy=True) for x in inputs)  # it may write to them
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
+    with doing(called):
+        module = case.reference_in(reference, dtype)
+    given = tuple(cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
     with (
         doing(called),
         tapping(module, case.watched if taps else {}) as tapped,
         routing(module, case.routers, locks, watch=not case.lazy) as routed,
     ):
-        outputs = as_tuple(module(*cast))
+        outputs = as_tuple(module(*given))
     if locks is None and dtype == torch.float64:
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
-    return Run(outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules)
+    return Run(outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules, unlocked=tuple(routed.unlocked))
 
 
 def _drawn(case: Case, source: torch.Generator) -> Tensors:

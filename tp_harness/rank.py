@@ -16,15 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .case import Case, Tensors
+from .casts import cast, cast_tensor
 from .device import Device, GraphFinding
 from .excerpt import of_flat, of_rows
 from .faults import injected
 from .group import Group, use_group
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
+from .module_state import remembered
 from .modules.nki import with_nki
 from .outputs import digest, put_aside, write_output
-from .placements import Replicate
+from .placements import Replicate, same_bits
 from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, Forwards, to_json
@@ -94,8 +96,11 @@ def _run(
     module = device.put(module)
     if job.kernels == "nki":
         module = with_nki(module)
+    restore = remembered(module) if job.repeats or job.unlocked else None
 
     def call() -> Tensors:
+        if restore:
+            restore()  # every forward begins with what the first one began with
         return as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
 
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
@@ -152,16 +157,19 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
     Raises:
         PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
     """
-    module = case.make(case.sharded)
+    module = case.make(case.sharded, dtype)
     local = module.state_dict()
     full = {name: checkpoint.tensor(case.prefix + name) for name in local}
     shards: dict[str, torch.Tensor] = {}
     for name, tensor in full.items():
         placement = local_placement(case, name, tensor.shape, local[name].shape, group.size)
         shards[name] = placement.shard(tensor, group.rank, group.size)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in shards}
     module.load_state_dict(shards, assign=case.lazy)
     held = {name: _held(tensor, full[name]) for name, tensor in module.state_dict().items()}
-    module = (module if case.lazy else module.to(dtype)).eval()
+    for name, buffer in () if case.lazy else buffers.items():
+        held[name]["rebuilt"] = same_bits(buffer, module.get_buffer(name))
+    module = (module if case.lazy else cast(module, dtype)).eval()
     case.edit(module, group)
     return module, held
 
@@ -169,7 +177,7 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
 def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:
     """What this rank's module is given: its shard of each input, floating-point ones in `dtype`."""
     shards = (case.input_placement(i).shard(x, group.rank, group.size) for i, x in enumerate(full_inputs))
-    return tuple(x.to(dtype) if x.is_floating_point() else x for x in shards)
+    return tuple(cast_tensor(x, dtype) for x in shards)
 
 
 def token_rows(case: Case, full_inputs: Tensors, tokens: int, group: Group) -> torch.Tensor | None:

@@ -11,9 +11,10 @@ SCHEMA = 1
 
 
 class Status(str, Enum):
-    """How one result ended."""
+    """How one result ended; UNDECIDED is neither passed nor failed, and says why."""
 
     PASS = "PASS"
+    UNDECIDED = "UNDECIDED"
     MISMATCH = "MISMATCH"
     SHAPE = "SHAPE"
     NONFINITE = "NONFINITE"
@@ -33,7 +34,7 @@ _EXIT_CODES = (
 
 
 def exit_code(statuses: list[Status]) -> int:
-    """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when empty)."""
+    """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when nothing passed)."""
     for code, group in _EXIT_CODES:
         if group.intersection(statuses):
             return code

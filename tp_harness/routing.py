@@ -16,7 +16,7 @@ from torch import nn
 
 from .errors import UsageError
 from .ranking_calls import Ranked, RankingCalls, last_choice, scores_of
-from .taps import CHOSEN, LOGITS, SCORES, Source, tap_name
+from .taps import CHOSEN, LOGITS, SCORES, Source, same_choice, tap_name
 from .top_k import ONE_GROUP, Groups, margins, top_k
 
 EXACTLY = 1e-12  # of the least score that is chosen: what float64 may round between scores and their order
@@ -202,14 +202,16 @@ class _Observer:
         return hook
 
     def _chosen(self, output: Any, flat: torch.Tensor, *, inside: bool) -> Any:
-        """Note the router's own choice; the locked one, if there is one and it can be put here."""
-        self._note(flat if self.own is None else self.own)
-        if inside:
-            locked = self.lock and self.lock.of(flat, None)
-            if locked is not None and not torch.equal(flat.sort(-1).values, locked.sort(-1).values):
-                self.record.unlocked.append(self.router.name)
-            return None
-        return None if self.lock is None else self.lock.of(output, self._columns())
+        """Note the router's own choice; the locked one, if there is one and it can be put here.
+
+        A choice that was replaced inside a call and is returned as another one is what the router makes of it.
+        """
+        locked = self.lock.of(flat, None) if self.lock else None
+        other = inside and locked is not None and not same_choice(flat, locked).all()
+        self._note(flat if self.own is None or other else self.own)
+        if other and self.own is None:
+            self.record.unlocked.append(self.router.name)
+        return None if inside or self.lock is None else self.lock.of(output, self._columns())
 
     def _note(self, own: torch.Tensor) -> None:
         """Its own choice, and the scores and groups by which it was made."""

@@ -31,7 +31,7 @@ from .record import RunRecord
 from .result import Result, Status
 from .room import available_memory, lacks_for_taps
 from .todo import Todo
-from .verdict import nearest_gate, severity
+from .verdict import nearest_gate, reconciled, severity
 
 POLL_SECONDS = 0.01
 
@@ -94,14 +94,35 @@ class DegreeRun:
                 self.record.notes.append(f"tp {self.tp}: the ranks had to be started a second time")
             # The first that is not complete is the one that failed; ranks that cannot start fail for all.
             failed = len(pending) if outcome.kind == "start" else done + 1
+            again: tuple[Target, ...] = ()
             for target in pending[done:failed]:
                 if target is self.control.target:
                     self.control.fail(outcome)
+                elif dtypes := self._to_part(target, job, outcome):
+                    again += target.by_dtype(dtypes)
                 else:
-                    self._add_all(self._failure(target, dtype, outcome) for dtype in self.options.dtypes)
-            pending = self.control.of(pending[failed:])
+                    dtypes = job.dtypes_of(target.tasks[0])
+                    self._add_all(self._failure(target, dtype, outcome) for dtype in dtypes)
+            pending = self.control.of((*again, *pending[failed:]))
+        self._reconcile()
         self.control.conclude()
         self._explain()
+
+    def _to_part(self, target: Target, job: Job, outcome: LaunchOutcome) -> tuple[str, ...]:
+        """The dtypes of a user's module that crashed in one of them, where ranks can be started for each by itself."""
+        dtypes = job.dtypes_of(target.tasks[0])
+        crashed = failure_status(outcome) is Status.CRASH and outcome.kind != "start"
+        return dtypes if crashed and self.options.case and self.session.starts_anew and len(dtypes) > 1 else ()
+
+    def _reconcile(self) -> None:
+        """Say of 16-bit results what they cannot decide, now that float32 has a verdict too."""
+        found = [(i, result) for i, result in enumerate(self.record.results) if result.tp == self.tp]
+        in_float32 = {self.todo.target_of(result): result for _, result in found if result.dtype == "float32"}
+        for i, result in found:
+            exact = in_float32.get(self.todo.target_of(result))
+            if exact:
+                planned = self.material.subject.case(self._task(result), dtype=result.dtype, tp=self.tp).collectives
+                self.record.replace(i, reconciled(result, exact, planned=planned is not None))
 
     def _new_log_dir(self) -> Path:
         """tp8, and for further starts tp8-start1 and so on; never one that holds logs."""

@@ -10,7 +10,7 @@ from .errors import printable
 from .record import RunRecord
 from .result import Divergence, Result, Status
 
-_COLOURS = {Status.PASS: "green", Status.VOID: "yellow", Status.SKIPPED: "yellow"}
+_COLOURS = {Status.PASS: "green", Status.VOID: "yellow", Status.UNDECIDED: "yellow", Status.SKIPPED: "yellow"}
 
 
 def summary(record: RunRecord) -> RenderableType:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .result import Check, Collective, Distance, Flip, Gate, Status
+from .result import Check, Collective, Distance, Flip, Gate, Result, Status
 
 UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
 CEILING = 1e-5  # no float32 limit exceeds it: clean runs lie below 1.5e-6, all but the weakest faults above 1e-3
@@ -29,6 +29,10 @@ RATIO_CLEAN = 1.09
 RATIO_SPREAD = 4.0
 RATIO_NOTE = 0.8
 SUMS = ("all_reduce", "reduce_scatter")
+SIXTEEN_BITS = ("bfloat16", "float16")
+# An own module may round partial results that a single core does not have: a ring of 8 ranks, each of which adds a
+# rounded part, shows 1.1 times the limit. The mistakes that bfloat16 sees lie at 10 times and more.
+SLIGHTLY = 2.0
 ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice the largest error seen
 
 
@@ -116,7 +120,7 @@ def sums_of(calls: Iterable[Collective], *, planned: bool) -> Sums | None:
 
 def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
     """The largest group that one of the recorded sums ran over in a 16-bit dtype; 1 if none did."""
-    sizes = [c.group_size for c in calls if c.kind in SUMS and c.dtype in ("bfloat16", "float16")]
+    sizes = [c.group_size for c in calls if c.kind in SUMS and c.dtype in SIXTEEN_BITS]
     return max(sizes, default=1)
 
 
@@ -190,6 +194,40 @@ def decide(
         Status.PASS,
         f"{nearest.metric} is {nearest.value:.2e}, limit {nearest.limit:.2e}" if nearest else "",
     )
+
+
+def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bool:
+    """Whether something else than a gate rejects a run."""
+    return not all(check.passed for check in checks) or not all(flip.margin <= flip.limit for flip in flips)
+
+
+def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:
+    """A 16-bit result beside the float32 one of the same target and degree: undecided where it could not tell.
+
+    A mistake that is small beside the roundings of 16 bits is not seen, and float32 says that it is there. Roundings
+    that a single core does not make look like a small mistake, and float32 says that it is none: where the sums over
+    ranks are planned, the limit allows for them; an own module may round in other places.
+
+    Args:
+        result: of any dtype.
+        exact: in float32.
+        planned: whether the collectives are planned.
+    """
+    gate = result.gate
+    if result.dtype not in SIXTEEN_BITS or gate is None or math.isnan(gate.value):
+        return result
+    said = f"{gate.metric} is {gate.value:.2f}, limit {gate.limit:.2f}"
+    if result.status is Status.PASS and exact.status is Status.MISMATCH:
+        reason = f"{said}: what float32 rejects is too small to be seen beside the roundings of {result.dtype}"
+        return replace(result, status=Status.UNDECIDED, reason=reason)
+    otherwise = rejected_otherwise(result.checks, result.flips)
+    slightly = not otherwise and 1.0 < severity(gate) <= SLIGHTLY and not planned
+    if result.status is Status.MISMATCH and exact.status is Status.PASS and slightly:
+        reason = (
+            f"{said}: float32 passes, and roundings of {result.dtype} that a single core does not make look like this"
+        )
+        return replace(result, status=Status.UNDECIDED, reason=reason)
+    return result
 
 
 def severity(gate: Gate) -> float:

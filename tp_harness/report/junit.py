@@ -48,7 +48,7 @@ def add_status(case: ET.Element, result: Result) -> ET.Element | None:
     """Say in the case how the result ended: the element that does, or None for a pass."""
     if result.status is Status.PASS:
         return None
-    if result.status is Status.SKIPPED:
+    if result.status in (Status.SKIPPED, Status.UNDECIDED):
         return ET.SubElement(case, "skipped", {"message": clean(result.reason)})
     kind = "error" if result.status in _ERRORS else "failure"
     return ET.SubElement(case, kind, {"type": result.status.value, "message": clean(result.reason)})
@@ -77,7 +77,7 @@ def _details(record: RunRecord, result: Result) -> list[str]:
 def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str, str]:
     """The attributes of a suite that say how its results, or trials of faults, ended."""
     errors = sum(r.status in _ERRORS for r in results)
-    skipped = sum(r.status is Status.SKIPPED for r in results)
+    skipped = sum(r.status in (Status.SKIPPED, Status.UNDECIDED) for r in results)
     failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
     failed += sum(trial.bad for trial in trials)
     numbers = {"tests": len(results) + len(trials), "failures": failed, "errors": errors, "skipped": skipped}

@@ -1,0 +1,28 @@
+"""Which tensors of a module a dtype is for.
+
+`nn.Module.to(dtype)` makes real numbers of complex ones, on both sides of a comparison alike: a conjugated rotation
+would become the right one. Here a cast changes how many digits a number has, and never what kind it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # float8 is how numbers are stored
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself, its floating-point parameters and buffers in `dtype`.
+
+    Complex ones become complex128 for float64 and complex64 for all others; what is no floating-point number of 16 bits
+    or more (integers, booleans, float8) stays as it is.
+    """
+    return module._apply(lambda x: cast_tensor(x, dtype))
+
+
+def cast_tensor(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor as `cast` makes it."""
+    if x.is_complex():
+        return x.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return x.to(dtype) if x.dtype in COMPUTED_IN else x
