@@ -26,8 +26,9 @@ NEEDED = (
 CONFIG = {
     **{f: v for f, v in vars(PRESETS["tiny"]).items() if not f.startswith("rope_")},
     "model_type": "gpt_oss", "rms_norm_eps": 1e-5, "rope_theta": 150000, "hidden_act": "silu",
-    "layer_types": ["sliding_attention", "full_attention"], "num_local_experts": 8,
-    "rope_scaling": {"factor": 32.0, "beta_slow": 1.0, "beta_fast": 32.0, "rope_type": "yarn", "truncate": False},
+    "layer_types": ["sliding_attention", "full_attention"], "num_local_experts": 8, "num_experts_per_tok": 4,
+    "rope_scaling": {"factor": 32.0, "beta_slow": 1.0, "beta_fast": 32.0, "rope_type": "yarn", "truncate": False,
+                     "original_max_position_embeddings": 4096},
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ MAX_LINES = 300
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
     "version interrupt workfolder errors result restore "
-    "config config_file preflight options "
+    "config config_rope config_file preflight options "
     "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
     "placements casts marks group module_state device excerpt recorder torchfile tilefile weights mxfp4 conventions "
     "top_k ranking_calls taps routing sampling xla "
@@ -33,7 +33,8 @@ ORDER = (
     "testing api listing pytest_plugin commands cli __main__ launch.tp_flow launch.tp_test"
 )
 TORCH_FREE = (
-    "config config_file options verdict result restore record resume todo table preflight errors version commands cli "
+    "config config_rope config_file options verdict result restore record resume todo table preflight errors "
+    "version commands cli "
     "neuron_env changes comparison comparison_text texttable standings report "
     "neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings doctor.show "
     "commands.doctor packing cores launch.tp_test "

@@ -17,7 +17,12 @@ RMS_NORM_EPS = 1e-5
 SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF
 
 
-def _check_number(name: str, value: object, *, integral: bool) -> None:
+def check_number(name: str, value: object, *, integral: bool = False) -> None:
+    """Refuse what is no positive number.
+
+    Raises:
+        UsageError: says the name and the value.
+    """
     kinds = (int,) if integral else (int, float)
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
     if not is_number or not 0 < value < 2**40:  # type: ignore[operator]  # is_number guards the comparison
@@ -53,7 +58,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(ModelConfig):
-            _check_number(spec.name, getattr(self, spec.name), integral=spec.type == "int")
+            check_number(spec.name, getattr(self, spec.name), integral=spec.type == "int")
         if self.experts_per_token > self.num_experts:
             raise UsageError(
                 f"experts_per_token {self.experts_per_token} exceeds num_experts {self.num_experts}; "
@@ -70,8 +75,10 @@ class ModelConfig:
 
     def _check_yarn(self) -> None:
         """YaRN's ramp must lie inside the head's pairs, in ascending order (arXiv 2309.00071, section 3.2)."""
-        if self.rope_scaling_factor <= 1 or self.rope_theta == 1:
+        if self.rope_scaling_factor <= 1:
             return
+        if self.rope_theta == 1:
+            raise UsageError("rope_theta is 1, by which every pair turns alike; YaRN needs another, as 150000.")
         low, high = (
             self.head_dim
             / 2
@@ -107,7 +114,7 @@ class NeuronConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seq_len", "tp_degree"):
-            _check_number(name, getattr(self, name), integral=True)
+            check_number(name, getattr(self, name), integral=True)
         import torch  # noqa: PLC0415  (a ModelConfig needs no torch)
 
         dtype = getattr(torch, self.torch_dtype, None) if isinstance(self.torch_dtype, str) else self.torch_dtype
