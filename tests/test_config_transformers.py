@@ -6,6 +6,7 @@ files that are put together of every spelling, right and wrong.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from published import HUGGING_FACE
 from tp_harness.reference.gpt_oss import AttentionBlock
 from transformers.models.gpt_oss import modeling_gpt_oss as hf
 
+from tp_harness import config_file
 from tp_harness.config import SWIGLU_ALPHA, ModelConfig
 from tp_harness.config_file import load_model_config
 from tp_harness.errors import UsageError
@@ -120,6 +122,18 @@ def test_frequencies_that_differ_would_be_seen() -> None:
     for other in ({"rope_theta": 10000.0}, {"rope_parameters": {**YARN, "truncate": True}}, {"rope_parameters": {}}):
         with pytest.raises(AssertionError):
             assert_same(read(BASE), BASE | other)
+
+
+def test_every_field_that_transformers_has_is_read_fixed_or_changes_no_output() -> None:
+    rope = {"rope_parameters", "max_position_embeddings", "layer_types"}
+    no_effect = {
+        "attention_dropout", "initializer_range", "router_aux_loss_coef", "use_cache",  # of training and generation
+        "pad_token_id", "bos_token_id", "eos_token_id", "output_router_logits", "output_hidden_states", "return_dict",
+        "dtype", "architectures", "transformers_version", "id2label", "label2id", "problem_type",
+        "chunk_size_feed_forward", "is_encoder_decoder",  # which gpt-oss's modules do not look at
+    }  # fmt: skip
+    known = rope | no_effect | config_file._FROM_HUGGING_FACE.keys() | config_file._FIXED.keys()
+    assert {field.name for field in dataclasses.fields(hf.GptOssConfig)} - known == set()
 
 
 def some(*values: object) -> st.SearchStrategy[Any]:
