@@ -33,7 +33,7 @@ def test_block(neuron_cores, tp_degree, tp_group):
     assert env["NEURON_RT_VISIBLE_CORES"] == str(neuron_cores) == ("0" if tp_degree == 1 else f"0-{tp_degree - 1}")
     assert env["NEURON_RT_ROOT_COMM_ID"] == "127.0.0.1:62182"
     assert env["HOME"] == os.environ["HOME"] and "NEURON_RT_VISIBLE_CORES" not in os.environ
-    assert tp_group.cores is neuron_cores and tp_group.env is env
+    assert tp_group.cores is neuron_cores and tp_group.env == env
 
 DEGREES = (2, 8)
 

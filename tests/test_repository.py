@@ -17,7 +17,7 @@ MAX_LINES = 300
 # From left to right as the data flows; a module imports only from its left. A folder stands for its files, which
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
-    "version interrupt workfolder errors result restore "
+    "version interrupt workfolder errors environment result restore "
     "config config_rope config_file preflight options "
     "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
     "placements casts marks group module_state device excerpt recorder torchfile tilefile weights mxfp4 conventions "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .backends import Backend, choose_backend
+from .case import imported_anew
+from .environment import Changes, changed_here
 from .errors import UsageError, failures_of_storage
 from .material import Progress
 from .options import Options, Resolved, as_record, resolve
@@ -13,20 +15,25 @@ from .resume import inputs_of
 from .run import verify as run
 
 
-def verify(options: Options | None = None) -> RunRecord:
+def verify(options: Options | None = None, *, env: Changes | None = None) -> RunRecord:
     """Verify as `tp-harness verify` does, printing nothing.
+
+    The reference and all ranks have this process's environment as it is now. A case's file and its neighbours are
+    imported anew for each call, so that what they read from it holds; a library that is loaded already reads nothing.
 
     Args:
         options: what to verify; the defaults are the command's.
+        env: changes to the environment for this call, name -> text, or None to take a variable out.
 
     Returns:
         The record, whose `results`, `exit_code` and `path` (of run.json) say what was found.
 
     Raises:
-        UsageError: an option, plan, case or checkpoint that cannot be.
+        UsageError: an option, plan, case, checkpoint or variable that cannot be.
     """
     options = options or Options()
-    return recorded(resolve(options), choose_backend(options.backend), "tp_harness.verify")
+    with changed_here(env), imported_anew(options.case):
+        return recorded(resolve(options), choose_backend(options.backend), "tp_harness.verify")
 
 
 def recorded(

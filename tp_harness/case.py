@@ -10,8 +10,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -212,11 +212,47 @@ def load_case(spec: str) -> Case:
     return cases[name]
 
 
-def _imported(path: Path) -> ModuleType:
-    """The file as a module: of its package if it is in one, or else beside its neighbours, as when it is run itself."""
+@contextmanager
+def imported_anew(spec: str | None) -> Iterator[None]:
+    """Have the modules beside a case's file imported again by who needs them, and put those back that were there.
+
+    What such a module has read from the environment when it was imported would be another run's.
+    """
+    if spec is None:
+        yield
+        return
+    root = _place(Path(spec.rpartition(":")[0]).resolve())[0]
+    before = {name: sys.modules.pop(name) for name in _beside(root)}
+    try:
+        yield
+    finally:
+        for name in _beside(root):
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _beside(root: Path) -> list[str]:
+    """The imported modules that are in this folder under their own name: not those of an environment below it."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        top, file = name.partition(".")[0], getattr(module, "__file__", None)
+        path = Path(file) if isinstance(file, str) else None
+        if path is not None and top != __package__ and path.is_relative_to(root):
+            found += [name] if path.relative_to(root).parts[0] in (top, f"{top}.py") else []
+    return found
+
+
+def _place(path: Path) -> tuple[Path, str]:
+    """The folder from which a file is imported, above its package if it is in one, and its name from there."""
     root, name = path.parent, path.stem
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"
+    return root, name
+
+
+def _imported(path: Path) -> ModuleType:
+    """The file as a module: of its package if it is in one, or else beside its neighbours, as when it is run itself."""
+    root, name = _place(path)
     sys.path.insert(0, str(root))
     if "." in name:
         return importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,16 +12,26 @@ from .settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class CoreBlock:
-    """Cores `first` to `first + count - 1`. `env` is the whole environment of a job on them, for a subprocess."""
+    """Cores `first` to `first + count - 1`."""
 
     first: int
     count: int
-    env: Mapping[str, str] = field(repr=False)
+    settings: Settings = field(repr=False)
 
     @property
     def cores(self) -> range:
         """The numbers of the cores."""
         return range(self.first, self.first + self.count)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The whole environment of a job on the cores, for a subprocess: this process's own as it is now, and theirs.
+
+        Raises:
+            UsageError: on Neuron, a variable that contradicts a verification.
+        """
+        user = {**os.environ, "NEURON_RT_VISIBLE_CORES": str(self)}  # which may be those of this process
+        return block_environment(user, self.first, self.count, self.settings)
 
     def __str__(self) -> str:
         return core_range(self.first, self.count)
@@ -30,7 +41,7 @@ def block_environment(user: Mapping[str, str], first: int, count: int, settings:
     """The environment of a job on a block; on virtual cores, one that says the same and touches no device.
 
     Args:
-        user: the environment the tests were started with.
+        user: the environment that the job would have without a block.
         first, count: the block.
         settings: whether it is of NeuronCores, and how many there are.
 

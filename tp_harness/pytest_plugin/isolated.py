@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ..environment import become
 from ..launch.process import die_with_parent, fork_child
 
 
@@ -54,8 +55,7 @@ def call_in_child(item: pytest.Function, env: Mapping[str, str]) -> None:
 
 def _be_child(item: pytest.Function, env: Mapping[str, str], worker: int, writer: int) -> None:
     die_with_parent(worker)
-    os.environ.clear()
-    os.environ.update(env)
+    become(env)
     before = len(item.user_properties)
     outcome = _call(item) | {"properties": item.user_properties[before:]}
     sys.stdout.flush()

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ..cores import CorePool, CoreTimeoutError, Lease
+from ..environment import become
 from ..errors import UsageError
 from .blocks import CoreBlock, block_environment
 from .marks import degree_of, fixture_names
@@ -62,7 +63,7 @@ class Tenant:
         """Call a NeuronCore our own, before any test module can import torch_xla; returns a line that says so."""
         self._core = self.pool.settle()
         environment = block_environment(self._user, self._core, 1, self._settings)
-        _become(environment)
+        become(environment)
         return (
             f"tp-harness: {len(self._settings.cores)} NeuronCores; this process uses core {self._core} "
             "(-p no:tp_harness leaves the devices alone)"
@@ -84,12 +85,13 @@ class Tenant:
             lease = self._kept or self.pool.acquire(
                 degree, within=own, ahead=own is not None and not self._mixed, timeout=self._settings.wait
             )
-            environment = block_environment(self._user, lease.first, degree, self._settings)
+            block = CoreBlock(first=lease.first, count=degree, settings=self._settings)
+            _ = block.env  # where the user's own variables contradict a verification, this says so
         except (CoreTimeoutError, UsageError) as error:
             item.stash[_REFUSAL] = str(error)
             return
         item.stash[_LEASE] = lease
-        item.stash[_BLOCK] = CoreBlock(first=lease.first, count=degree, env=environment)
+        item.stash[_BLOCK] = block
         acquired = lease.acquired if self._kept is None else time.monotonic()
         Properties(item.user_properties).acquired(lease.first, acquired, lease.waited)
 
@@ -101,11 +103,11 @@ class Tenant:
             yield
             return
         before = dict(os.environ)
-        _become(block.env)
+        become(block.env)
         try:
             yield
         finally:
-            _become(before)
+            become(before)
 
     def release(self, item: pytest.Item) -> None:
         """Give the block back, unless this process has opened a device and so keeps it; a second call is idle."""
@@ -133,7 +135,7 @@ class Tenant:
     def close(self) -> None:
         """Close the locks; a process that opened a device keeps its own until it ends."""
         if self._core is not None:
-            _become(self._user)
+            become(self._user)
         if self._pool is not None and self._kept is None:
             self._pool.close()
 
@@ -160,13 +162,6 @@ def group_of(item: pytest.Item, missing: str) -> TpGroup:
         title=item.nodeid,
         report=Properties(item.user_properties),
     )
-
-
-def _become(environment: Mapping[str, str]) -> None:
-    """Make it this process's own."""
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
 
 
 def _holds_device() -> bool:

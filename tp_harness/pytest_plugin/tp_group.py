@@ -20,9 +20,12 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any
 
+from ..environment import Changes, changed
+from ..errors import UsageError
 from .blocks import CoreBlock
 from .properties import Properties
 
+_OF_CORES = {"NEURON_RT_VISIBLE_CORES", "NEURON_RT_ROOT_COMM_ID"}
 _TORCHRUN_GIVES_UP = " failed (exitcode: "
 LINES = 30  # of a failed job's output that its error shows
 _VERDICT = ("component", "tp", "backend", "dtype", "layer", "draws", "seed", "status", "reason", "gate", "log_dir")
@@ -67,10 +70,10 @@ class TpGroup:
 
     @property
     def env(self) -> Mapping[str, str]:
-        """The environment of the job."""
+        """The environment of a job: this process's own as it is now, and that of its cores."""
         return self.cores.env
 
-    def run(self, script: str | Path, *arguments: str, timeout: float = 600.0) -> Finished:
+    def run(self, script: str | Path, *arguments: str, timeout: float = 600.0, env: Changes | None = None) -> Finished:
         """Run a Python script on `degree` ranks under torchrun, which they meet and talk through on loopback.
 
         Not covered: while it runs, torchrun's rendezvous listens on every interface, as it always does.
@@ -79,37 +82,42 @@ class TpGroup:
             script: the script's path.
             arguments: its arguments.
             timeout: seconds.
+            env: variables that the ranks shall have besides this process's own; None as a value takes one out.
 
         Raises:
+            UsageError: env holds what is no variable, or one that says which cores the job has.
             RankError: torchrun ended with another code than 0.
             RankTimeoutError: it did not end in time.
         """
         __tracebackhide__ = True
         rendezvous = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
         launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={self.degree}", *rendezvous)
-        code, finished = self._start("torchrun", (*launcher, str(script), *arguments), self._new_folder(), timeout)
+        code, finished = self._start("torchrun", (*launcher, str(script), *arguments), self._new_folder(), timeout, env)
         if code:
             raise self._failure("CRASH", "torchrun", f"ended with code {code}", finished)
         return finished
 
-    def verify(self, *options: str, timeout: float = 600.0) -> list[dict[str, Any]]:
+    def verify(self, *options: str, timeout: float = 600.0, env: Changes | None = None) -> list[dict[str, Any]]:
         """Run `tp-harness verify` at this degree, and have its verdicts in the summary and run.json of the tests.
 
         Args:
             options: of `verify`, such as "--component", "mlp"; --tp and --out are given.
             timeout: seconds.
+            env: variables that the command and its ranks shall have besides this process's own; None as a value takes
+                one out.
 
         Returns:
             The results as run.json holds them.
 
         Raises:
+            UsageError: env holds what is no variable, or one that says which cores the job has.
             RankError: some verdict is not PASS, or the command refused its options; says which and why.
             RankTimeoutError: it did not end in time.
         """
         __tracebackhide__ = True
         folder = self._new_folder()
         command = ("-m", "tp_harness", "verify", "--tp", str(self.degree), "--out", str(folder), *options)
-        code, finished = self._start("tp-harness verify", command, folder, timeout)
+        code, finished = self._start("tp-harness verify", command, folder, timeout, env)
         results = [result for path in folder.glob("*/run.json") for result in json.loads(path.read_text())["results"]]
         for result in results:
             self._report.verdict({name: result[name] for name in _VERDICT if name in result})
@@ -137,8 +145,11 @@ class TpGroup:
             text = f"cannot make a folder in {logs}: {error.strerror}; choose another with --tp-out."
             raise RankError("CRASH", text) from None
 
-    def _start(self, name: str, arguments: tuple[str, ...], folder: Path, timeout: float) -> tuple[int, Finished]:
+    def _start(
+        self, name: str, arguments: tuple[str, ...], folder: Path, timeout: float, changes: Changes | None
+    ) -> tuple[int, Finished]:
         __tracebackhide__ = True
+        env = self._environment(changes)
         log, begin = folder / "output.log", time.monotonic()
         keeper = [sys.executable, "-m", "tp_harness.pytest_plugin.keeper", sys.executable, *arguments]
         with log.open("wb") as output:
@@ -147,7 +158,7 @@ class TpGroup:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={"GLOO_SOCKET_IFNAME": "lo", **self.env} if sys.platform == "linux" else dict(self.env),
+                env=env,
                 pass_fds=self._fds,
                 start_new_session=True,
             )
@@ -163,6 +174,12 @@ class TpGroup:
             self._end()
         seconds = time.monotonic() - begin
         return code, Finished(output=log.read_text(errors="replace"), log=log, seconds=seconds)
+
+    def _environment(self, changes: Changes | None) -> dict[str, str]:
+        for name in _OF_CORES & set(changes or ()):
+            raise UsageError(f"env has {name}, which the cores of this test decide ({self.cores}); leave it out.")
+        own = {"GLOO_SOCKET_IFNAME": "lo", **self.env} if sys.platform == "linux" else self.env
+        return changed(own, changes)
 
     def _failure(self, status: str, name: str, what: str, finished: Finished) -> RankError:
         text = f"{name} at tp {self.degree}: {what}; its output: {finished.log}\n" + _last_words(finished.output)
