@@ -17,10 +17,10 @@ MAX_LINES = 300
 # From left to right as the data flows; a module imports only from its left. A folder stands for its files, which
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
-    "version interrupt workfolder errors environment result restore "
-    "config config_rope config_file preflight options "
+    "version interrupt workfolder errors environment result restore config config_rope config_file preflight options "
     "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
-    "placements casts marks group module_state device excerpt recorder torchfile tilefile weights mxfp4 conventions "
+    "placements casts marks guess group module_state device excerpt recorder torchfile tilefile weights mxfp4 "
+    "conventions "
     "top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case plan components job room faults "
     "launch measure outputs rank backends "

@@ -32,7 +32,7 @@ from .neuron_env import dangers, is_on
 from .nxd import CPU_MODE, require, require_installed
 from .nxd_traced import NxDGroup, StateDict, make_traced, rank_data
 from .placements import Replicate
-from .served import ShardedModule
+from .served import Made, ShardedModule
 
 # What a build takes from a job's environment; the rest is ModelBuilder's business.
 _TAKEN = (
@@ -147,7 +147,7 @@ class Compiled(nn.Module):
             return self.model[0](*(x.clone() for x in inputs))
 
 
-def compile_here(order: Order, environment: Mapping[str, str], _group: TorchGroup) -> nn.Module:
+def compile_here(order: Order, environment: Mapping[str, str], _group: TorchGroup) -> Made:
     """Build it in this process, which serves it then.
 
     Raises:
@@ -160,7 +160,7 @@ def compile_here(order: Order, environment: Mapping[str, str], _group: TorchGrou
     require()
     try:
         with torch.inference_mode(False):
-            return _compile(order)
+            return Made(module=_compile(order))
     except (RuntimeError, ValueError) as error:
         if NO_PROCESS_GROUP not in str(error):
             raise

@@ -11,8 +11,9 @@ from torch import nn
 from .case import Case
 from .errors import UnknownNameError, UsageError, doing
 from .group import NO_PROCESS_GROUP, Group, use_group
+from .guess import Placed, by_shapes
 from .marks import marked
-from .placements import Placement, PlacementError, Replicate, Shard, shape_only
+from .placements import Placement, PlacementError, Replicate, shape_only
 from .result import Collective
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
@@ -68,7 +69,7 @@ def module_placement(
     Raises:
         PlanError: nothing says how the parameter is cut, or what says so does not give its local shape.
     """
-    placement = plan.get(name) or marked(local, size) or _by_shapes(full, local.shape, size)
+    placement = plan.get(name) or marked(local, size) or by_shapes(full, local.shape, size)
     if placement is None:
         dims = [dim for dim, (f, n) in enumerate(zip(full, local.shape, strict=False)) if f != n]
         if len(full) == local.ndim and len(dims) == 1 and full[dims[0]] // size == local.shape[dims[0]]:
@@ -89,21 +90,31 @@ def module_placement(
     return placement
 
 
+def place_all(
+    plan: Mapping[str, Placement], local: Mapping[str, torch.Tensor], full: Mapping[str, Sequence[int]], size: int
+) -> list[Placed]:
+    """Every parameter of a rank's module with its placement, as `module_placement` finds it.
+
+    Raises:
+        PlanError: as `module_placement`.
+    """
+    return [
+        Placed(
+            name=name,
+            shape=full[name],
+            placement=module_placement(plan, name, tensor, full[name], size),
+            guessed=name not in plan and marked(tensor, size) is None,
+        )
+        for name, tensor in local.items()
+    ]
+
+
 def _first_shard(placement: Placement, name: str, full: Sequence[int], size: int) -> torch.Tensor:
     """Rank 0's shard, as far as its shape."""
     try:
         return placement.shard(shape_only(full), 0, size)
     except PlacementError as error:
         raise PlacementError(f"{name} cannot be placed as {placement}: {error}.") from None
-
-
-def _by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placement | None:
-    if tuple(full) == tuple(local):
-        return Replicate()
-    if len(full) != len(local):
-        return None
-    cut = [dim for dim, (f, n) in enumerate(zip(full, local, strict=True)) if f != n]
-    return Shard(cut[0]) if len(cut) == 1 and full[cut[0]] == size * local[cut[0]] else None
 
 
 def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> nn.Module:

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +33,18 @@ from .symptoms import advice, read_log
 from .workfolder import WorkFolder
 
 _HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
-TENSORS, ERROR = b"t", b"e"
+TENSORS, ERROR, NOTE = b"t", b"e", b"n"
 
-MakeModule = Callable[[TorchGroup], nn.Module]
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A rank's module, and what there is to say of how it was made; rank 0's `note` is told."""
+
+    module: nn.Module
+    note: str = ""
+
+
+MakeModule = Callable[[TorchGroup], Made]
 
 
 class ShardedModuleError(RuntimeError):
@@ -50,10 +60,12 @@ class ShardedModule:
         make: called on every rank with the group; returns the module with this rank's shards loaded.
         tp_degree: number of ranks.
         output: the placement of every output.
+
+    `note` is what `make` had to say.
     """
 
     def __init__(self, make: MakeModule, tp_degree: int, output: Placement) -> None:
-        self.tp_degree, self.output = tp_degree, output
+        self.tp_degree, self.output, self.note = tp_degree, output, ""
         folder = WorkFolder(Path(tempfile.gettempdir()))
         self._folder = folder.path
         self._launcher = RankLauncher.fork(partial(serve_rank, make))
@@ -138,6 +150,9 @@ class ShardedModule:
             if trace is None:  # the user's own mistake, which the sentence says
                 raise UsageError(summary)
             raise self._error(f"rank {rank} of {self.tp_degree} failed: {summary}", trace)
+        if kind == NOTE:
+            self.note = content.decode()
+            return self._answer(rank)
         return load(content)
 
     def _check_running(self, running: RunningRanks) -> None:
@@ -177,7 +192,10 @@ def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
             try:
                 inputs = None if module is None else _take_call(link)
                 if module is None:
-                    module, answer = make(group).eval(), {}
+                    made = make(group)
+                    module, answer = made.module.eval(), {}
+                    if made.note and rank == 0:
+                        _send(link, NOTE, made.note.encode())
                 else:
                     outputs = as_tuple(module(*inputs or ()))
                     answer = {str(i): x.clone().contiguous() for i, x in enumerate(outputs)}

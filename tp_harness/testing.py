@@ -24,12 +24,13 @@ from torch import nn
 from .closeness import assert_close
 from .errors import UsageError
 from .group import TorchGroup
+from .guess import check_guesses, said
 from .neuron_devices import on_neuron
 from .nxd import join_if_used
 from .nxd_build import BuiltModel, Order, build, build_environment
 from .placements import Placement, Replicate
-from .plan import module_placement
-from .served import ShardedModule
+from .plan import place_all
+from .served import Made, ShardedModule
 
 logger = logging.getLogger("tp_harness")
 
@@ -95,7 +96,8 @@ def build_module(  # noqa: PLR0917  (the public signature)
 
     Every parameter is sharded by the module's own `plan` (a mapping, or a function of the config), else by the
     attributes neuronx-distributed sets on parameters (partition_dim, partition_stride), else by comparing full and
-    local shapes, when one dimension alone differs and by a factor of tp_degree.
+    local shapes, when one dimension alone differs and by a factor of tp_degree. Such a guess is logged as a warning,
+    and refused for a parameter that may be several fused matrices, as [gate | up].
 
     Args:
         module_cls: class or factory; called as module_cls(**module_init_kwargs) on every rank.
@@ -148,6 +150,8 @@ def build_module(  # noqa: PLR0917  (the public signature)
         make = partial(_make_shard, module_cls, kwargs, str(path), checkpoint_loader_fn)
         output: Placement = getattr(module_cls, "output_placement", Replicate())
         module = ShardedModule(make, tp_degree, output)
+    if module.note:
+        logger.warning("build_module: %s", module.note)
     if dry_run:
         module.close()
         return None
@@ -203,7 +207,11 @@ def validate_accuracy(
             if expected is not None:
                 assert_close(expected, computed, **tolerances)
             expected = computed if expected is None else expected
-        assert_close(expected, neuron_model(*arguments), **tolerances)
+        try:
+            assert_close(expected, neuron_model(*arguments), **tolerances)
+        except AssertionError as error:
+            note = getattr(neuron_model, "note", "")
+            raise AssertionError(f"{error}\nIts parameters were {note}" if note else str(error)) from None
         logger.info("accurate for inputs of shapes %s", [list(x.shape) for x in arguments])
 
 
@@ -220,7 +228,7 @@ def make_checkpoint(module_cls: Callable[..., nn.Module], kwargs: dict[str, Any]
 
 def _save_full(
     module_cls: Callable[..., nn.Module], kwargs: dict[str, Any], path: Path, suffix: str, _group: TorchGroup
-) -> nn.Module:
+) -> Made:
     join_if_used()
     torch.manual_seed(0)
     module = module_cls(**kwargs)
@@ -229,7 +237,7 @@ def _save_full(
         save_file({name: tensor.clone() for name, tensor in state.items()}, path)  # it refuses tied tensors
     else:
         torch.save(state, path)
-    return module
+    return Made(module=module)
 
 
 def _make_shard(
@@ -238,8 +246,8 @@ def _make_shard(
     path: str,
     load: Callable[[str], StateDict],
     group: TorchGroup,
-) -> nn.Module:
-    """This rank's module with its shards of the checkpoint."""
+) -> Made:
+    """This rank's module with its shards of the checkpoint, and which placements were guessed."""
     join_if_used()
     module, state = module_cls(**kwargs), load(path)
     plan = getattr(module, "plan", {})
@@ -248,14 +256,10 @@ def _make_shard(
     missing, extra = sorted(set(local) - set(state)), sorted(set(state) - set(local))
     if missing or extra:
         raise UsageError(f"the checkpoint {path} lacks {missing} and has {extra} that the module does not know.")
-    shards = {
-        name: module_placement(plan, name, tensor, state[name].shape, group.size).shard(
-            state[name], group.rank, group.size
-        )
-        for name, tensor in local.items()
-    }
-    module.load_state_dict(shards)
-    return module
+    placed = place_all(plan, local, {name: tensor.shape for name, tensor in state.items()}, group.size)
+    check_guesses(module, placed, group.size)
+    module.load_state_dict({p.name: p.placement.shard(state[p.name], group.rank, group.size) for p in placed})
+    return Made(module=module, note=said(placed))
 
 
 def _check_module(module_cls: Any, kwargs: Any) -> None:
