@@ -39,6 +39,8 @@ PLAIN: dict[str, Shapes] = {
         "mlp.up.weight": (-64, 16), "mlp.down.weight": (16, -64),
     },
     "joined_inputs": {"a.weight": (-32, 16), "b.weight": (-32, 16), "down.weight": (16, -64)},
+    "no_groups_of_queries": {"a.weight": (-60, 16), "o.weight": (16, -32)},
+    "fused_name_of_a_row": {"in_proj.weight": (16, -64)},
     "indivisible_keys": {"up.weight": (-34, 16), "down.weight": (16, -32)},
 }  # fmt: skip
 FUSED: dict[str, tuple[Shapes, str]] = {
@@ -46,9 +48,10 @@ FUSED: dict[str, tuple[Shapes, str]] = {
         {"gu.weight": (-128, 16), "gu.bias": (-128,), "down.weight": (16, -64)},
         "gu.weight [128, 16] is cut along dimension 0 over 2 ranks, as one matrix or as each of several fused ones "
         "([gate | up], [query | key | value]): down.weight takes 64 inputs, fewer than its 128 outputs. Give the "
-        "module class `plan = {'gu.weight': ..., 'gu.bias': ...}` with Shard(0) for one matrix, StridedShard(0, 2) for two "
-        "fused ones, or QKVHeads(...).",
+        "module class `plan = {'gu.weight': ..., 'gu.bias': ...}` with Shard(0) for one matrix, "
+        "StridedShard(0, 2) for two fused ones, or QKVHeads(...).",
     ),
+    "odd_halves": ({"a.weight": (-36, 16), "o.weight": (16, -18)}, "a.weight [36, 16] is cut along dimension 0"),
     "mha": ({"a.weight": (-96, 16), "o.weight": (16, -32)}, "a.weight [96, 16] is cut along dimension 0"),
     "gqa": ({"a.weight": (-64, 16), "o.weight": (16, -32)}, "o.weight takes 32 inputs, fewer than its 64 outputs"),
     "gqa_by_fours": ({"a.weight": (-48, 16), "o.weight": (16, -32)}, "takes 32 inputs, fewer than its 48 outputs"),
@@ -64,6 +67,10 @@ FUSED: dict[str, tuple[Shapes, str]] = {
         {"mlp.up.weight": (-64, 16), "mlp.down.weight": (16, -64), "moe.x.weight": (-32, 16),
          "moe.y.weight": (16, -16)},
         "moe.x.weight [32, 16]",
+    ),
+    "as_wide_as_another": (
+        {"attn.q.weight": (-32, 16), "attn.o.weight": (16, -32), "mlp.x.weight": (-64, 16), "mlp.y.weight": (16, -32)},
+        "mlp.x.weight [64, 16]",
     ),
     "name_alone": ({"attn.qkv_proj.weight": (-96, 16)}, "its name says several"),
     "in_proj": ({"in_proj_weight": (-96, 16), "out_proj.weight": (16, 32)}, "its name says several"),

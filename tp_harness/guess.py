@@ -127,7 +127,7 @@ def _common(a: str, b: str) -> int:
 
 
 def _may_be_parts(given: int, taken: int, size: int) -> bool:
-    """Whether `given` outputs may be `taken` ones and as many again, or `taken` queries and keys and values for them."""
+    """Whether `given` outputs may be `taken` ones twice, or `taken` queries with keys and values for them."""
     rest = (given - taken) // 2
-    grouped = given > taken and (given - taken) % 2 == 0 and rest <= taken and taken % rest == 0 == rest % size
+    grouped = given > taken and (given - taken) % 2 == 0 and taken % rest == 0 == rest % size
     return grouped or given == 2 * taken
