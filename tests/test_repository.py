@@ -19,9 +19,8 @@ MAX_LINES = 300
 ORDER = (
     "version interrupt workfolder errors environment result restore config config_rope config_file preflight options "
     "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
-    "placements casts marks guess group module_state device excerpt recorder torchfile tilefile weights mxfp4 "
-    "conventions "
-    "top_k ranking_calls taps routing sampling xla "
+    "placements casts marks guess group module_state device excerpt recorder torchfile tilefile "
+    "checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case plan components job room faults "
     "launch measure outputs rank backends "
     "influence threads oracle material gather evidence "

@@ -100,7 +100,7 @@ def test_a_checkpoint_that_is_none_is_said(tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pt"
     garbage.write_text("no tensors")
     refuses("it is not what torch.save writes since", Row, [(X,)], tp_degree=2, checkpoint_path=str(garbage))
-    refuses("it is a folder, and a file is needed", Row, [(X,)], tp_degree=2, checkpoint_path=str(tmp_path))
+    refuses("is a folder; a file of tensors is needed", Row, [(X,)], tp_degree=2, checkpoint_path=str(tmp_path))
 
 
 def test_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:

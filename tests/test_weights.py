@@ -97,16 +97,11 @@ def test_a_dtype_that_the_format_lacks_is_named(tmp_path: Path) -> None:
         ("absent", "the checkpoint {} does not exist."),
         ("folder", "the checkpoint folder {} holds no .safetensors, .pt or .pth or .bin file."),
         ("a" * 300, "cannot read the checkpoint {}: File name too long."),
-        ("dangling", "cannot read the checkpoint file {}/x.safetensors: No such file or directory"),
-        ("inner", "cannot read the checkpoint file {}/x.safetensors: No such device"),
     ],
-    ids=["absent", "empty_folder", "name_too_long", "dangling_link", "folder_as_file"],
+    ids=["absent", "empty_folder", "name_too_long"],
 )
 def test_a_path_that_is_no_checkpoint_is_named(tmp_path: Path, path: str, text: str) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "dangling").mkdir()
-    (tmp_path / "dangling" / "x.safetensors").symlink_to("nowhere")
-    (tmp_path / "inner" / "x.safetensors").mkdir(parents=True)
     with pytest.raises(UsageError, match=f"^{re.escape(text.format(tmp_path / path))}"):
         find_checkpoint(tmp_path / path)
 

@@ -103,10 +103,25 @@ def inputs_of(options: Resolved) -> dict[str, str]:
     if options.case and case.is_file():
         found[str(case)] = hashlib.sha256(case.read_bytes()).hexdigest()
     checkpoint = Path(options.checkpoint)
-    if options.checkpoint and checkpoint.exists():
-        for path in sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]:
-            found[str(path)] = f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns}"
+    if options.checkpoint:
+        for path in _entries(checkpoint):
+            found[str(path)] = _identity(path)
     return found
+
+
+def _entries(checkpoint: Path) -> list[Path]:
+    try:
+        return sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+    except OSError:  # said when it is opened
+        return []
+
+
+def _identity(path: Path) -> str:
+    """Size and time of a file; of what is none, such as a link to nothing, why."""
+    try:
+        return f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns}"
+    except OSError as error:
+        return str(error.strerror)
 
 
 def _check_given(folder: Path, asked: Options, given: Mapping[str, Any]) -> None:

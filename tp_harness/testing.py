@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .checkpoint_files import check_file
 from .closeness import assert_close
 from .errors import UsageError
 from .group import TorchGroup
@@ -56,9 +57,8 @@ def load_checkpoint(path: str | Path) -> StateDict:
         UsageError: the file is neither, is truncated, or holds something other than named tensors.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"cannot read the checkpoint {path}: it is a folder, and a file is needed.")
-    if path.suffix != ".safetensors" and path.is_file() and not zipfile.is_zipfile(path):
+    check_file(path)
+    if path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
         raise UsageError(
             f"cannot read the checkpoint {path}: it is not what torch.save writes since torch 1.6, and not named "
             ".safetensors."

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from .checkpoint_files import checkpoint_files
 from .errors import UsageError
 from .tilefile import HUGE_BYTES, open_tiles, use_huge_pages
 from .tilefile import SUFFIX as TILES_SUFFIX
-from .torchfile import TAGS, TORCH_SUFFIXES, TensorFile, open_tensors
+from .torchfile import TAGS, TensorFile, open_tensors
 
 PAGE_BYTES = 4096
 _FILLER = ".filler"  # a tensor that nobody reads
@@ -85,21 +86,9 @@ def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder of .safetensors files (without any: of .pt, .pth and .bin files), or in one file.
 
     Raises:
-        UsageError: nothing there, an or an unreadable or truncated file.
+        UsageError: nothing there, or a file that is missing, unreadable or truncated.
     """
-    try:
-        if not path.exists():
-            raise UsageError(f"the checkpoint {path} does not exist.")
-        paths = [path] if not path.is_dir() else _files(path, (".safetensors",)) or _files(path, TORCH_SUFFIXES)
-    except OSError as error:  # a folder above it, or itself, may not be read
-        raise UsageError(f"cannot read the checkpoint {path}: {error.strerror}.") from None
-    if not paths:
-        raise UsageError(f"the checkpoint folder {path} holds no .safetensors, {' or '.join(TORCH_SUFFIXES)} file.")
-    return Checkpoint(paths)
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    return Checkpoint(checkpoint_files(path))
 
 
 def check_checkpoint(
