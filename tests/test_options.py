@@ -128,8 +128,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "component-twice": ({"components": ("mlp", "rope", "mlp")}, "a component is named twice: mlp, rope, mlp."),
     "dtype": (
-        {"dtypes": ("float16",)},
-        "unknown dtype 'float16'. Did you mean 'bfloat16'? Choose from: float32, bfloat16.",
+        {"dtypes": ("bf16",)},
+        "unknown dtype 'bf16'. Did you mean 'bfloat16'? Choose from: float32, bfloat16.",
+    ),
+    "other-dtype": (
+        {"dtypes": ("float32", "float16")},
+        "--dtype is 'float16'; there are limits for float32 and bfloat16 alone: choose among them.",
+    ),
+    "narrow-dtype": (
+        {"dtypes": ("float8_e4m3fn",)},
+        "--dtype is 'float8_e4m3fn'; there are limits for float32 and bfloat16 alone: choose among them.",
     ),
     "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
     "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant, tied."),

@@ -145,6 +145,26 @@ def test_jobs_of_many_ranks(project: Project) -> None:
     result.stdout.re_match_lines([rf"test_it.py::test_verify: own layer 0 float32 +- +MISMATCH {gate.value:.1e}$"])
 
 
+MANY = """
+import os
+rank = int(os.environ["RANK"])
+if rank == 2:
+    os.write(1, b"only rank 2 says this\\n")
+for step in range(40):
+    os.write(1, f"[rank{rank}]: step {step % 20}\\n".encode())
+raise ArithmeticError("no sum today")
+"""
+
+
+def test_what_one_rank_says_is_not_lost_among_what_all_say(project: Project) -> None:
+    (project.path / "many.py").write_text(MANY)
+    project.tests("@pytest.mark.tp(8)\ndef test_run(tp_group): tp_group.run('many.py')")
+    result = project.run_apart()
+    result.assert_outcomes(failed=1)
+    assert "only rank 2 says this\n" in said(result)
+    assert re.search(r"^E +step 19  \(\d+ times\)$", said(result), flags=re.MULTILINE)
+
+
 FORKED = """
 @pytest.fixture
 def value():
@@ -161,6 +181,16 @@ def test_fails(value):
     print("printed in the child")
     left = [1, 2]
     assert left == [1, 3]
+
+@pytest.mark.tp(1)
+def test_raises():
+    raise KeyError("b")
+
+@pytest.mark.tp(1)
+def test_differs():
+    import torch
+    from tp_harness import validate_accuracy
+    validate_accuracy(lambda x: x + 1, [(torch.zeros(2),)], cpu_callable=lambda x: x)
 
 @pytest.mark.tp(1)
 def test_skips():
@@ -198,7 +228,7 @@ def test_larger_ones_are_called_here(value):
 def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
     project.tests(FORKED)
     result = project.run_apart("--neuron-fork", "--junitxml", "own.xml", "-rA")
-    result.assert_outcomes(passed=2, failed=4, skipped=1, xfailed=1)
+    result.assert_outcomes(passed=2, failed=6, skipped=1, xfailed=1)
     text = said(result)
     for words in (
         "assert [1, 2] == [1, 3]",
@@ -212,6 +242,13 @@ def test_a_body_in_a_child_ends_as_it_would_have(project: Project) -> None:
         assert words in text
     reasons = {r.test.partition("::")[2]: r.reason for r in project.results()}
     assert reasons["test_xfails"] == "failed as expected: as expected"
+    assert reasons["test_fails"] == "AssertionError: assert [1, 2] == [1, 3]"
+    statuses = {name: status for (name, _), status in project.statuses().items()}
+    assert (statuses["test_fails"], statuses["test_raises"], statuses["test_differs"]) == (
+        "FAILED",
+        "CRASH",
+        "MISMATCH",
+    )
     assert '<property name="seen" value="in the child" />' in (project.path / "own.xml").read_text()
     assert not lives(int((project.path / "sleeper").read_text()))
 

@@ -88,10 +88,10 @@ def test_c():
         [
             r"=+ tensor-parallel tests =+",
             r" +tp 1 +tp 2 +tp 8$",
-            r"test_it.py::test_a  PASS \d+\.\d s  MISMATCH \d+\.\d s  -$",
+            r"test_it.py::test_a  PASS \d+\.\d s  FAILED \d+\.\d s  -$",
             r"test_it.py::test_b  - +- +CRASH \d+\.\d s$",
             r"test_it.py::test_c  - +- +SKIPPED 0\.0 s$",
-            r"1 PASS, 1 MISMATCH, 1 CRASH, 1 SKIPPED$",
+            r"1 PASS, 1 FAILED, 1 CRASH, 1 SKIPPED$",
             r"32 virtual cores: \d+\.\d core-seconds held within \d+\.\d s, ideal packing \d+\.\d s; longest wait ",
             r".*/artifacts/.*/run.json",
         ],
@@ -104,7 +104,7 @@ def test_c():
         f"test_it.py::{name}" for name in ("test_a tp 1", "test_a tp 2", "test_b tp 8", "test_c tp 8")
     ]
     [failure] = cases["test_it.py::test_a tp 2"].iter("failure")
-    assert (failure.attrib["type"], failure.attrib["message"]) == ("MISMATCH", "AssertionError: too <many> ranks\ufffd")
+    assert (failure.attrib["type"], failure.attrib["message"]) == ("FAILED", "AssertionError: too <many> ranks\ufffd")
     [skip] = cases["test_it.py::test_c tp 8"].iter("skipped")
     assert skip.attrib["message"] == "not <today>"
 
@@ -204,7 +204,7 @@ def test_cores_that_stay_taken_fail_the_test_in_one_sentence(project: Project) -
     result.assert_outcomes(errors=2, passed=1)
     assert "waited 0.2 s for 1 of the cores 0-1; held: 0 by process " in said(result)
     assert "End those processes, or wait longer with --neuron-wait." in said(result)
-    assert project.statuses() == {("test_a", 1): "MISMATCH", ("test_a", 2): "MISMATCH"}
+    assert project.statuses() == {("test_a", 1): "FAILED", ("test_a", 2): "FAILED"}
     taken.close()
 
 

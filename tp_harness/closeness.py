@@ -23,11 +23,20 @@ DEFAULT_RTOL: Mapping[torch.dtype, float] = {
 }
 DEFAULT_ATOL = 1e-5
 
+
+class OutputError(AssertionError):
+    """An output is not what was expected; `status` is the word of result.Status for it."""
+
+    def __init__(self, message: str, status: str = "MISMATCH") -> None:
+        super().__init__(message)
+        self.status = status
+
+
 Outputs = torch.Tensor | Sequence[torch.Tensor]
 
 
 def assert_close(expected: Outputs, actual: Outputs, *, rtol: float | None = None, atol: float | None = None) -> None:
-    """Raise AssertionError unless every output is close to its expectation.
+    """Raise OutputError, an AssertionError, unless every output is close to its expectation.
 
     Args:
         expected: a tensor or a sequence of tensors.
@@ -36,13 +45,13 @@ def assert_close(expected: Outputs, actual: Outputs, *, rtol: float | None = Non
         atol: absolute; by default DEFAULT_ATOL.
 
     Raises:
-        AssertionError: the message names the output, how many elements differ, and the worst with its index.
+        OutputError: the message names the output, how many elements differ, and the worst with its index.
     """
     left, right = _as_list(expected), _as_list(actual)
     if not left:
-        raise AssertionError("there is no expected output: nothing would be compared")
+        raise OutputError("there is no expected output: nothing would be compared")
     if len(left) != len(right):
-        raise AssertionError(f"{len(right)} outputs instead of {len(left)}")
+        raise OutputError(f"{len(right)} outputs instead of {len(left)}")
     for i, (e, a) in enumerate(zip(left, right, strict=True)):
         name = f"output {i}" if len(left) > 1 else "the output"
         _check_form(name, e, a)
@@ -51,15 +60,15 @@ def assert_close(expected: Outputs, actual: Outputs, *, rtol: float | None = Non
 
 def _check_form(name: str, expected: torch.Tensor, actual: torch.Tensor) -> None:
     if expected.shape != actual.shape:
-        raise AssertionError(f"{name} has shape {list(actual.shape)} instead of {list(expected.shape)}")
+        raise OutputError(f"{name} has shape {list(actual.shape)} instead of {list(expected.shape)}", "SHAPE")
     if expected.dtype != actual.dtype:
-        raise AssertionError(f"{name} has dtype {actual.dtype} instead of {expected.dtype}")
+        raise OutputError(f"{name} has dtype {actual.dtype} instead of {expected.dtype}", "SHAPE")
     if not expected.numel():
-        raise AssertionError(f"{name} is empty (shape {list(expected.shape)}): nothing would be compared")
+        raise OutputError(f"{name} is empty (shape {list(expected.shape)}): nothing would be compared")
     for side, tensor in (("expected", expected), ("actual", actual)):
         if not torch.isfinite(tensor).all():
             index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-            raise AssertionError(f"{name}: the {side} value at {index} is {tensor[tuple(index)].item()}")
+            raise OutputError(f"{name}: the {side} value at {index} is {tensor[tuple(index)].item()}", "NONFINITE")
 
 
 def _check_values(
@@ -74,7 +83,7 @@ def _check_values(
     if not wrong:
         return
     index = largest_index(error)
-    raise AssertionError(
+    raise OutputError(
         f"{name}: {wrong} of {error.numel()} elements differ by more than {allowed:.3g} "
         f"(atol {atol:g} + rtol {rtol:g} x max |expected| {right.abs().max().item():.3g}); the worst, at "
         f"{list(index)}, is {actual[index].item():.6g} instead of {expected[index].item():.6g}"
@@ -86,4 +95,4 @@ def _as_list(outputs: Outputs) -> list[torch.Tensor]:
         return [outputs]
     if isinstance(outputs, Sequence) and all(isinstance(x, torch.Tensor) for x in outputs):
         return list(outputs)
-    raise AssertionError(f"an output is a {type(outputs).__name__}; a tensor or a tuple of tensors is needed")
+    raise OutputError(f"an output is a {type(outputs).__name__}; a tensor or a tuple of tensors is needed")

@@ -23,6 +23,7 @@ COMPONENT_NAMES = (
     "transformer",
 )
 DTYPES = ("float32", "bfloat16")
+OTHER_DTYPES = ("float64", "fp64", "double", "float16", "fp16", "half", "float8", "fp8")
 KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
@@ -98,7 +99,7 @@ def resolve(options: Options) -> Resolved:
     small = model.hidden_size <= 512
     components = options.components or COMPONENT_NAMES
     _check_choices("component", components, COMPONENT_NAMES)
-    _check_choices("dtype", options.dtypes, DTYPES)
+    _check_dtypes(options.dtypes)
     _check_choices("init", (options.init,), INIT_NAMES)
     _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
@@ -219,6 +220,16 @@ def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
             raise UsageError(
                 f"--tp holds {tp}; a degree lies between 1 and {MAX_DEGREE}, the NeuronCores of one trn1.32xlarge."
             )
+
+
+def _check_dtypes(given: tuple[str, ...]) -> None:
+    """A dtype that is another one is no slip of the pen."""
+    for name in given:
+        if name in OTHER_DTYPES or name.startswith(("float8_", "int", "uint")):
+            raise UsageError(
+                f"--dtype is {name!r}; there are limits for {' and '.join(DTYPES)} alone: choose among them."
+            )
+    _check_choices("dtype", given, DTYPES)
 
 
 def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:

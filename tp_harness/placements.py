@@ -23,6 +23,8 @@ class PlacementError(UsageError):
 class ReplicaError(AssertionError):
     """Ranks hold different bits where the plan says they hold the same."""
 
+    status = "MISMATCH"  # result.Status's word for it
+
     def __init__(
         self,
         ranks: tuple[int, int],

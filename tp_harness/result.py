@@ -11,10 +11,11 @@ SCHEMA = 1
 
 
 class Status(str, Enum):
-    """How one result ended; UNDECIDED is neither passed nor failed, and says why."""
+    """How one result ended: UNDECIDED is neither passed nor failed, FAILED an assertion of a test's own."""
 
     PASS = "PASS"
     UNDECIDED = "UNDECIDED"
+    FAILED = "FAILED"
     MISMATCH = "MISMATCH"
     SHAPE = "SHAPE"
     NONFINITE = "NONFINITE"
@@ -28,7 +29,7 @@ class Status(str, Enum):
 # What each status means for the process: an incomplete run (3) says so before a mismatch (1), a mismatch before a void.
 _EXIT_CODES = (
     (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
-    (1, {Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
+    (1, {Status.FAILED, Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
     (4, {Status.VOID}),
 )
 

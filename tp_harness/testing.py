@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .checkpoint_files import check_file
-from .closeness import assert_close
+from .closeness import OutputError, assert_close
 from .errors import UsageError
 from .group import TorchGroup
 from .guess import check_guesses, said
@@ -209,9 +209,9 @@ def validate_accuracy(
             expected = computed if expected is None else expected
         try:
             assert_close(expected, neuron_model(*arguments), **tolerances)
-        except AssertionError as error:
+        except OutputError as error:
             note = getattr(neuron_model, "note", "")
-            raise AssertionError(f"{error}\nIts parameters were {note}" if note else str(error)) from None
+            raise OutputError(f"{error}\nIts parameters were {note}" if note else str(error), error.status) from None
         logger.info("accurate for inputs of shapes %s", [list(x.shape) for x in arguments])
 
 

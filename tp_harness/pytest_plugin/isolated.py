@@ -19,6 +19,7 @@ import pytest
 
 from ..environment import become
 from ..launch.process import die_with_parent, fork_child
+from .properties import reason_of, status_of
 
 
 def call_in_child(item: pytest.Function, env: Mapping[str, str]) -> None:
@@ -50,7 +51,9 @@ def call_in_child(item: pytest.Function, env: Mapping[str, str]) -> None:
     if outcome["kind"] == "xfailed":
         pytest.xfail(outcome["text"])
     if outcome["kind"] == "failed":
-        pytest.fail(outcome["text"], pytrace=False)
+        failure = pytest.fail.Exception(outcome["text"], pytrace=False)
+        failure.status, failure.reason = outcome["status"], outcome["reason"]  # type: ignore[attr-defined]
+        raise failure
 
 
 def _be_child(item: pytest.Function, env: Mapping[str, str], worker: int, writer: int) -> None:
@@ -72,8 +75,10 @@ def _call(item: pytest.Function) -> dict[str, Any]:
         return {"kind": "skipped", "text": str(skip.msg)}
     except pytest.xfail.Exception as xfail:
         return {"kind": "xfailed", "text": str(xfail.msg)}
-    except BaseException:
-        return {"kind": "failed", "text": str(item.repr_failure(pytest.ExceptionInfo.from_current()))}
+    except BaseException as error:
+        caught = pytest.ExceptionInfo.from_current()
+        said = {"status": status_of(error), "reason": reason_of(caught)}
+        return {"kind": "failed", "text": str(item.repr_failure(caught)), **said}
     return {"kind": "passed", "text": ""}
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 PREFIX = "tp_harness."
 
 
@@ -51,3 +53,17 @@ class Properties:
             elif name.startswith(PREFIX):
                 values.setdefault(name.removeprefix(PREFIX), value)
         return values, verdicts
+
+
+def status_of(error: BaseException) -> str:
+    """The word of result.Status for what a test raised; errors of a job, and of what compares outputs, know theirs."""
+    known = getattr(error, "status", None)
+    if isinstance(known, str):
+        return known
+    return "FAILED" if isinstance(error, (AssertionError, pytest.fail.Exception)) else "CRASH"
+
+
+def reason_of(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    """What was raised, in one line; a failure that was told by another process brings it along."""
+    known = getattr(caught.value, "reason", None)
+    return known if isinstance(known, str) else caught.exconly().partition("\n")[0]

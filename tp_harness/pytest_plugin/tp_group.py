@@ -27,6 +27,7 @@ from .properties import Properties
 
 _OF_CORES = {"NEURON_RT_VISIBLE_CORES", "NEURON_RT_ROOT_COMM_ID"}
 _TORCHRUN_GIVES_UP = " failed (exitcode: "
+_RANK = re.compile(r"^\[rank\d+\]: ?")  # before each line of a traceback, by torch
 LINES = 30  # of a failed job's output that its error shows
 _VERDICT = ("component", "tp", "backend", "dtype", "layer", "draws", "seed", "status", "reason", "gate", "log_dir")
 
@@ -195,10 +196,19 @@ class TpGroup:
 
 
 def _last_words(output: str) -> str:
-    """The end of what the ranks said: torchrun's own traceback, which comes after it, only distracts."""
+    """The end of what the ranks said: torchrun's own traceback, which comes after it, only distracts.
+
+    Where not all of it is shown, a line that several ranks said is shown once, so that what one alone said is seen.
+    """
     lines = output.splitlines()
     end = next((i for i, line in enumerate(lines) if _TORCHRUN_GIVES_UP in line), len(lines))
-    return "\n".join(lines[max(end - LINES, 0) : end + 1])
+    lines = lines[: end + 1]
+    if len(lines) > LINES:
+        said: dict[str, list[str]] = {}
+        for line in filter(str.strip, lines):
+            said.setdefault(_RANK.sub("", line), []).append(line)
+        lines = [same[0] if len(same) == 1 else f"{text}  ({len(same)} times)" for text, same in said.items()][-LINES:]
+    return "\n".join(lines)
 
 
 def _refusal(output: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from ..errors import UsageError
 from .marks import degree_of, first_mistake
-from .properties import Properties
+from .properties import Properties, reason_of, status_of
 from .settings import FOLDER, MISTAKE, WORKER_FOLDER, Settings
 
 if TYPE_CHECKING:
@@ -123,22 +123,13 @@ class Worker:
         """Say how a marked test ended in the words of run.json."""
         report: pytest.TestReport = yield
         if call.excinfo and report.failed and degree_of(item) is not None:
-            reason = call.excinfo.exconly().partition("\n")[0]
-            Properties(report.user_properties).failed(_status(call.excinfo.value), reason)
+            Properties(report.user_properties).failed(status_of(call.excinfo.value), reason_of(call.excinfo))
         return report
 
     def pytest_unconfigure(self) -> None:
         """Close the locks."""
         if self._tenant is not None:
             self._tenant.close()
-
-
-def _status(error: BaseException) -> str:
-    """The word of result.Status for what a test raised; errors of a job know theirs."""
-    known = getattr(error, "status", None)
-    if isinstance(known, str):
-        return known
-    return "MISMATCH" if isinstance(error, (AssertionError, pytest.fail.Exception)) else "CRASH"
 
 
 def _will_skip(item: pytest.Item) -> bool:
