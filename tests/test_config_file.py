@@ -109,6 +109,11 @@ WRONG: list[tuple[str, object, str]] = [  # of rotary numbers: test_config_rope.
     ("layer_types", "all", "{}: layer_types is 'all'; a list of 24 is needed, one for each layer."),
     ("layer_types", ["sliding_attention"], "{}: layer_types is ['sliding_attention']; a list of 24 is needed, one for "
      "each layer."),
+    (
+        "architectures",
+        ["MixtralForCausalLM"],
+        "{}: architectures is ['MixtralForCausalLM']; gpt-oss has ['GptOssForCausalLM'], and this tool knows no other.",
+    ),
     ("swiglu_alpha", 1.0, "{}: swiglu_alpha is 1.0; gpt-oss has 1.702, and this tool knows no other."),
     ("attention_bias", False, "{}: attention_bias is False; gpt-oss has True, and this tool knows no other."),
     ("is_causal", False, "{}: is_causal is False; gpt-oss has True, and this tool knows no other."),

@@ -106,6 +106,7 @@ def _model(values: dict[str, Any]) -> ModelConfig:
 def _read_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
     """Our name -> value, as transformers 5 reads the file."""
     _check_one_model(values)
+    _check_architectures(values.get("architectures"))
     _check_fixed(values, _FIXED)
     _check_fixed({name: value for name, value in values.items() if value is not None}, _FIXED_ELSEWHERE)
     _check_quantization(values.get("quantization_config"))
@@ -142,6 +143,12 @@ def _check_one_model(values: Mapping[str, Any]) -> None:
                 f"{name} describes a model of its own ({inner[0]} {value[inner[0]]!r:.60}); one gpt-oss model is "
                 f"needed: write {name}'s own numbers into a file if that is the one."
             )
+
+
+def _check_architectures(names: object) -> None:
+    """Files without a model_type have these."""
+    if names and not (isinstance(names, list) and all(str(name).startswith("GptOss") for name in names)):
+        raise UsageError(f"architectures is {names!r:.60}; gpt-oss has ['GptOssForCausalLM'], {NO_OTHER}.")
 
 
 def _check_quantization(quantization: object) -> None:

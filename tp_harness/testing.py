@@ -91,6 +91,8 @@ def build_module(  # noqa: PLR0917  (the public signature)
 ) -> ShardedModule | BuiltModel | None:
     """Build the module on `tp_degree` ranks, each with its shard of the checkpoint, and keep them alive.
 
+    They have the environment that this process has now; later changes to it do not reach them.
+
     On NeuronCores neuronx-distributed's ModelBuilder compiles and loads it (nxd_build.py); elsewhere, and with
     PJRT_DEVICE=CPU, ranks are gloo processes.
 
