@@ -103,7 +103,7 @@ def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tupl
         ("--tp 1,x", "--tp is '1,x'; numbers separated by commas are needed, as 1,2,8,32."),
         ("--tp 3", "tp_degree 3 does not divide num_attention_heads 64"),
         ("--tp 64", "--tp holds 64"),
-        ("--dtype float8", "unknown dtype 'float8'."),
+        ("--dtype flot32", "unknown dtype 'flot32'. Did you mean 'float32'?"),
         ("--init zeros", "unknown init 'zeros'. Choose from: discriminating, constant, tied."),
         ("--model tni", "unknown model 'tni'. Did you mean 'tiny'?"),
         ("--timeout 0", "--timeout is 0; a positive number of seconds is needed."),

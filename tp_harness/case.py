@@ -232,12 +232,12 @@ def imported_anew(spec: str | None) -> Iterator[None]:
 
 
 def _beside(root: Path) -> list[str]:
-    """The imported modules that are in this folder under their own name: not those of an environment below it."""
+    """The modules that Python files of this folder are: not those of an environment that is below it."""
     found = []
     for name, module in list(sys.modules.items()):
         top, file = name.partition(".")[0], getattr(module, "__file__", None)
         path = Path(file) if isinstance(file, str) else None
-        if path is not None and top != __package__ and path.is_relative_to(root):
+        if path is not None and path.suffix == ".py" and top != __package__ and path.is_relative_to(root):
             found += [name] if path.relative_to(root).parts[0] in (top, f"{top}.py") else []
     return found
 

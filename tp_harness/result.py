@@ -15,7 +15,6 @@ class Status(str, Enum):
 
     PASS = "PASS"
     UNDECIDED = "UNDECIDED"
-    FAILED = "FAILED"
     MISMATCH = "MISMATCH"
     SHAPE = "SHAPE"
     NONFINITE = "NONFINITE"
@@ -23,6 +22,7 @@ class Status(str, Enum):
     CRASH = "CRASH"
     TIMEOUT = "TIMEOUT"
     VOID = "VOID"
+    FAILED = "FAILED"
     SKIPPED = "SKIPPED"
 
 
