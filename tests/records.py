@@ -16,8 +16,12 @@ from tp_harness.result import (
 OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
 
 
-def gate(value: float, limit: float = 1e-5) -> Gate:
-    return Gate(metric="rel_L2 of output.0", value=value, limit=limit, reason="a reason")
+def gate(value: float, limit: float = 1e-5, metric: str = "rel_L2 of output.0") -> Gate:
+    return Gate(metric=metric, value=value, limit=limit, reason="a reason")
+
+
+def ratio(value: float, limit: float = 1.2, tensor: str = "output.0") -> Gate:
+    return gate(value, limit, f"R of {tensor}")
 
 
 def result(component: str = "mlp", tp: int = 8, status: Status = Status.PASS, **values: Any) -> Result:

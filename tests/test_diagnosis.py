@@ -19,9 +19,9 @@ from tp_harness.diagnosis.common import told
 from tp_harness.evidence import Evidence
 from tp_harness.explain import explain
 from tp_harness.modules import attention, mlp, rope
+from tp_harness.paragraph import diagnosis_text
 from tp_harness.placements import Shard, StridedShard
 from tp_harness.result import Result, Status
-from tp_harness.table import diagnosis_text
 
 Patch = pytest.MonkeyPatch
 HALVES = StridedShard(1, 2)

@@ -12,10 +12,11 @@ import re
 import shlex
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from records import result
+from records import new_record, result
 from report_pages import NAMES, RUNS, Tree, outside, page_of, row_text, run_of, stable
 
 from tp_harness.errors import printable
@@ -158,6 +159,19 @@ def test_logs_begin_with_the_rank_that_went_wrong_first() -> None:
     assert view.logs(record, replace(failed, log_dir="")) == []
 
 
+def test_a_log_that_is_empty_or_gone_is_no_link(tmp_path: Path) -> None:
+    record = new_record(tmp_path, result(tp=3, status=Status.CRASH, reason="rank 1 of 3 died"))
+    logs = record.folder / "logs/tp3"
+    logs.mkdir(parents=True)
+    (logs / "rank0.log").touch()
+    (logs / "rank1.log").write_text("a traceback")
+    for page, render in PAGES.items():
+        text = render(record, ())
+        assert "logs/tp3/rank1.log" in text, page
+        assert "logs/tp3/rank0.log" not in text, page
+        assert "logs/tp3/rank2.log" not in text, page
+
+
 def test_controls_and_faults_are_shown() -> None:
     page, text = page_of("clean"), page_of("clean", "report.md")
     controls = run_of("clean").controls
@@ -166,7 +180,7 @@ def test_controls_and_faults_are_shown() -> None:
     for control in controls:
         assert f"<strong>{control.fault}</strong>" in section
         assert f"--fault {control.fault} --model tiny --tp {control.tp}" in section
-        assert f"`{control.fault}` at tp {control.tp} rejected" in text
+        assert f"{control.fault} at tp {control.tp}" in text.partition("rejected as they must be: ")[2]
     assert "&lt;b&gt;gate&lt;/b&gt;|symmetric" in section
     assert "was missed: nothing rejected it" in section
     assert "was missed: nothing rejected it" in text

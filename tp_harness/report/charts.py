@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import printable
+from ..number import worst_output
 from ..record import RunRecord
 from ..result import Gate, Result, Status
 from .costs import Cost, Key, costs, scaling
@@ -73,14 +74,15 @@ def accuracy_charts(record: RunRecord) -> list[Chart]:
         "bfloat16": ("error-bfloat16", "bfloat16 error against degree", "R", False),
     }
     captions = {
-        "float32": "Relative L2 error of the output against the float64 oracle, worst draw; dashed: the limit of the "
-        "same colour. An error of exactly 0 has no place on a logarithmic axis.",
+        "float32": "Relative L2 error of the worst output of all draws against the float64 oracle; dashed: the limit "
+        "of the same colour. An error of exactly 0 has no place on a logarithmic axis.",
         "bfloat16": "R: error of the sharded run over the error of the single-core bfloat16 run, routing locked. "
         "1 is as exact as one core; dashed: the limit. An exact output (R 0) is not drawn.",
     }
     charts = []
     for dtype, (name, title, y_title, log) in wanted.items():
-        limits = {r.gates[0].limit for r in record.results if r.dtype == dtype and r.gates}
+        gates = (worst_output(r) for r in record.results if r.dtype == dtype)
+        limits = {gate.limit for gate in gates if gate}
         one = limits.pop() if len(limits) == 1 else None
         series = tuple(_error_series(record, dtype, with_limits=one is None))
         if series:
@@ -104,7 +106,7 @@ def accuracy_charts(record: RunRecord) -> list[Chart]:
 def _error_series(record: RunRecord, dtype: str, *, with_limits: bool) -> Iterable[Series]:
     palette = _Palette(record)
     for (component, layer, of), row in matrix(record.results).items():
-        gates = [_first_gate(row.get(tp)) for tp in _degrees(record)]
+        gates = [_number(row.get(tp)) for tp in _degrees(record)]
         if of != dtype or not any(gates):
             continue
         name = f"{printable(component)} {layer}"
@@ -115,8 +117,8 @@ def _error_series(record: RunRecord, dtype: str, *, with_limits: bool) -> Iterab
             yield Series(name=f"limit of {name}", values=limits, dashed=True, listed=False, **look)  # type: ignore[arg-type]
 
 
-def _first_gate(result: Result | None) -> Gate | None:
-    return result.gates[0] if result and result.gates else None
+def _number(result: Result | None) -> Gate | None:
+    return worst_output(result) if result else None
 
 
 def time_charts(record: RunRecord) -> list[Chart]:

@@ -18,10 +18,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import printable
+from ..failures import failures
+from ..number import LEGEND
+from ..paragraph import details, divergence_text, sentence
 from ..record import RunRecord
 from ..result import Result
 from ..scoreboard import Trial, remarks, score_table, trial_table
-from ..table import divergence_text
 from ..trn1 import MODELLED
 from ..trn1.view import ending, tables
 from ..version import __version__
@@ -48,6 +50,10 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         dtypes=view.dtypes(record.results),
         degrees=view.degrees(record.results),
         failures=view.failures(record.results),
+        mistakes=failures(record.results),
+        sentence=sentence,
+        details=details,
+        legend=LEGEND,
         accuracy=accuracy,
         cost_charts=cost,
         time_charts=time,

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from ..paragraph import divergence_text
 from ..record import RunRecord
 from ..result import Result, Status
 from ..scoreboard import Trial
-from ..table import divergence_text
 from . import view
 
 _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided

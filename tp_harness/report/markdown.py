@@ -1,4 +1,4 @@
-"""report.md: what goes into a pull request. The verdict first, then the table, then every failure. Pure."""
+"""report.md: what goes into a pull request. The verdict first, then what is wrong, then the table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..errors import printable
+from ..failures import Failure, failures
+from ..number import LEGEND
+from ..paragraph import details, sentence
 from ..record import RunRecord
 from ..result import Result, Status
 from ..scoreboard import Trial, remarks, score_table
-from ..table import divergence_text
+from ..table import controls_text
 from . import cells, view
 
 MAX_FAILURES = 20  # more would hide the first; all are in report.html
@@ -23,8 +26,8 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         f"{view.started(record)}, {view.seconds(record.seconds)}.",
         f"Not seen by this run: {_text(record.blind_spots)}.",
         *(f"Note: {_text(note)}" for note in record.notes),
-        _verdicts(record),
         *_failures(record),
+        *_verdicts(record),
         *_faults(record, trials),
         *_costs(record),
         f"Repeat with {_code(record.command)}. Limits, logs and charts: report.html.",
@@ -32,13 +35,13 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _verdicts(record: RunRecord) -> str:
+def _verdicts(record: RunRecord) -> list[str]:
     degrees = view.degrees(record.results)
     rows = [
         (_code(component), str(layer), dtype, *(_cell(by_degree.get(tp)) for tp in degrees))
         for (component, layer, dtype), by_degree in view.matrix(record.results).items()
     ]
-    return _table(("component", "layer", "dtype", *(f"tp {tp}" for tp in degrees)), rows) if rows else ""
+    return [_table(("component", "layer", "dtype", *(f"tp {tp}" for tp in degrees)), rows), LEGEND] if rows else []
 
 
 def _cell(result: Result | None) -> str:
@@ -49,35 +52,30 @@ def _cell(result: Result | None) -> str:
 
 
 def _failures(record: RunRecord) -> list[str]:
-    failures = view.failures(record.results)
-    parts = ["### Failures"] if failures else []
-    parts += [_failure(record, result) for result in failures[:MAX_FAILURES]]
-    if len(failures) > MAX_FAILURES:
-        parts.append(f"{len(failures) - MAX_FAILURES} more are in report.html.")
+    """A paragraph for each mistake, as the terminal has it."""
+    found = failures(record.results)
+    parts = ["### What is wrong"] if found else []
+    parts += [_failure(record, failure) for failure in found[:MAX_FAILURES]]
+    if len(found) > MAX_FAILURES:
+        parts.append(f"{len(found) - MAX_FAILURES} more are in report.html.")
     return parts
 
 
-def _failure(record: RunRecord, result: Result) -> str:
-    lines = [f"**{result.status.value}** {_code(result.title)}: {_text(result.reason)}"]
-    if result.first_divergence:
-        lines.append(f"- First wrong tensor: {_text(divergence_text(result.first_divergence))}")
-    lines += [f"- Cause: {_text(cause.name)}: {_text(cause.sentence)}" for cause in result.diagnosis]
-    if result.worst:
-        worst = result.worst
-        where = _code(f"{worst.tensor}{list(worst.index)}")
-        lines.append(f"- Worst element: {where} on rank {worst.rank} is {worst.actual:.6g}, not {worst.expected:.6g}")
-    for label, path in view.logs(record, result)[:1]:
-        lines.append(f"- Log of {label}: {_code(path)}")
-    lines.append(f"- Repeat: {_code(view.command(record, result))}")
+def _failure(record: RunRecord, failure: Failure) -> str:
+    lines = [f"**{failure.first.status.value}** {_text(sentence(failure))}"]
+    lines += [f"- {_text(line)}" for line in details(failure)]
+    lines += [f"- log of {label}: {_code(path)}" for label, path in view.logs(record, failure.first)[:1]]
+    lines.append(f"- repeat: {_code(view.command(record, failure.first))}")
     return "\n".join(lines)
 
 
 def _faults(record: RunRecord, trials: Sequence[Trial]) -> list[str]:
-    """Controls in one line; kill scores as a table."""
-    controls = [
-        f"{_code(c.fault)} at tp {c.tp}{' rejected' if c.rejected else ' **NOT rejected**'}" for c in record.controls
-    ]
-    parts = [f"Faults put in as a control: {', '.join(controls)}."] if controls else []
+    """Controls in one line, or two; kill scores as a table."""
+    parts = []
+    if rejected := controls_text(record, rejected=True):
+        parts.append(f"Controls, mistakes put in on purpose, rejected as they must be: {_text(rejected)}.")
+    if missed := controls_text(record, rejected=False):
+        parts.append(f"Controls **NOT rejected**, so that their degree proves nothing: {_text(missed)}.")
     if trials:
         table = score_table(trials)
         parts.append(_table(table.headers, [tuple(map(_text, row)) for row in table.rows]))

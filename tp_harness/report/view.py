@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
+from ..logs import written_logs
+from ..number import cell
 from ..record import RunRecord
 from ..result import Control, Gate, Result, Status
 
@@ -74,13 +75,8 @@ def failures(results: Sequence[Result]) -> list[Result]:
 
 
 def measure(result: Result) -> str:
-    """The number a cell shows: rel_L2 in float32, R in bfloat16, "exact" for 0; "" where nothing could be compared."""
-    if not result.gates:
-        return ""
-    value = result.gates[0].value
-    if value == 0:
-        return "exact"
-    return f"{value:.1e}" if result.dtype == "float32" else f"R {value:.2f}"
+    """The number a cell shows, "exact" for 0, and the check that failed; "" where nothing could be compared."""
+    return cell(result, "exact")[1]
 
 
 def gate_text(gate: Gate) -> str:
@@ -89,15 +85,8 @@ def gate_text(gate: Gate) -> str:
 
 
 def logs(record: RunRecord, result: Result) -> list[tuple[str, str]]:
-    """(label, path relative to the run's folder) of rank logs, those of the ranks that went wrong first."""
-    parts = PurePath(result.log_dir).parts
-    if "logs" not in parts:
-        return []
-    folder = "/".join(parts[len(parts) - parts[::-1].index("logs") - 1 :])
-    wrong = result.first_divergence.ranks if result.first_divergence else ()
-    wrong = wrong or ((result.worst.rank,) if result.worst else ())
-    order = dict.fromkeys((*wrong, *range(result.tp)))
-    return [(f"rank {rank}", f"{folder}/rank{rank}.log") for rank in order if rank < result.tp]
+    """(label, path relative to the run's folder) of rank logs that hold anything, of those first that went wrong."""
+    return [(f"rank {rank}", path) for rank, path in written_logs(record, result)]
 
 
 # run.json's options -> the flags that ask for them again.
