@@ -25,6 +25,7 @@ from tp_harness.group import TorchGroup
 from tp_harness.hosts import Collector, Host, Publisher, Store
 from tp_harness.interrupt import request_interrupt
 from tp_harness.options import Resolved, as_record
+from tp_harness.own_cases import with_cases_named
 from tp_harness.record import RunRecord, command_line, open_record
 from tp_harness.result import Result, Status
 from tp_harness.resume import inputs_of
@@ -99,10 +100,11 @@ class Flow:
         return code
 
     def _verify(self, backend: TorchrunBackend, store: Store) -> int:
-        options, host, console = self.options, self.host, Console()
+        host, console = self.host, Console()
         if host.count == 1:
-            return run_verify(options, backend, console)
-        own = replace(options, targets=host.share(options.targets))
+            return run_verify(self.options, backend, console)
+        options = with_cases_named(self.options)
+        own = replace(options, targets=host.share(options.targets), case=host.share(options.case))
         record = open_record(
             Path(options.out),
             command=command_line(),
@@ -114,7 +116,7 @@ class Flow:
         if host.index == 0:
             record.awaited = True
             collector = Collector(host, store, record, options.timeout)
-            return run_verify(own, backend, console, record, lambda record: self._complete(collector, record))
+            return run_verify(own, backend, console, record, lambda record: self._complete(options, collector, record))
         publisher = Publisher(host, store, record, options.timeout)
         publisher.start()
         gone = f"host 0 does not answer any more; what host {host.index} found is in {record.path}"
@@ -130,9 +132,9 @@ class Flow:
             if publisher.lost:
                 end_parent_soon()
 
-    def _complete(self, collector: Collector, record: RunRecord) -> None:
+    def _complete(self, options: Resolved, collector: Collector, record: RunRecord) -> None:
         """Add what the other hosts found; what a lost one did not tell is MISSING."""
-        options, host = self.options, self.host
+        host = self.host
         for lost in collector.collect():
             reason = f"host {lost} is not heard of any more; what it found is in its own run.json, torchrun may say why"
             self.say(f"{reason}.")

@@ -118,10 +118,12 @@ def options(**changes: Any) -> Resolved:
         init="discriminating",
         kernels="torch",
         checkpoint="",
-        case="",
+        case=(),
         out="",
         timeout=PATIENCE,
     )
+    if isinstance(changes.get("case"), str):
+        changes["case"] = (changes["case"],)
     return replace(small, **changes)
 
 

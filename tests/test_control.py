@@ -73,7 +73,7 @@ def test_without_a_control_the_record_says_so(harness: Harness) -> None:
 def test_an_own_case_has_a_control_in_the_same_start_of_processes(harness: Harness) -> None:
     assert harness.code("--case", f"{harness.cases}:RIGHT", "--tp", "1,4", "--draws", "1") == 0
     found = harness.record()["controls"]
-    assert [(c["tp"], c["component"], c["rejected"]) for c in found] == [(1, "case", True), (4, "case", True)]
+    assert [(c["tp"], c["component"], c["rejected"]) for c in found] == [(1, "own", True), (4, "own", True)]
     assert {c["fault"] for c in found} <= {"shard-rolled", "part-dropped"}
     assert sorted(path.name for path in Path(harness.record()["results"][0]["log_dir"]).parent.iterdir()) == [
         "tp1",

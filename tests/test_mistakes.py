@@ -107,7 +107,10 @@ def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tupl
         ("--init zeros", "unknown init 'zeros'. Choose from: discriminating, constant, tied."),
         ("--model tni", "unknown model 'tni'. Did you mean 'tiny'?"),
         ("--timeout 0", "--timeout is 0; a positive number of seconds is needed."),
-        ("--case a.py:A --case b.py:B", "--case is given twice, as a.py:A and b.py:B: one run verifies one."),
+        (
+            "--case a.py:A --seq 9",
+            "a Case brings its own modules and inputs, which --seq would not change; leave it out",
+        ),
         ("--wrong", "unrecognized arguments: --wrong"),
     ],
 )

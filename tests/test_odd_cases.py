@@ -10,10 +10,10 @@ from ladder import options
 from tp_harness import run
 from tp_harness.backends import choose_backend
 from tp_harness.config import PRESETS
+from tp_harness.paragraph import diagnosis_text
 from tp_harness.plan import OF_LOCAL
 from tp_harness.record import RunRecord, open_record
 from tp_harness.result import Result, Status
-from tp_harness.table import diagnosis_text
 
 CASES = '''
 import torch

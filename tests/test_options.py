@@ -69,7 +69,7 @@ def test_flags_reach_their_options() -> None:
         timeout=1.5,
     )
     assert options_from(*line.split()) == expected
-    assert options_from("--case", "my.py:CASE").case == "my.py:CASE"
+    assert options_from("--case", "my.py:CASE", "--case", "b.py").case == ("my.py:CASE", "b.py")
     default = dataclasses.asdict(Options())
     assert {k for k, v in dataclasses.asdict(expected).items() if v == default[k]} == {"case"}  # all others were tried
 
@@ -88,7 +88,7 @@ def test_defaults_of_tiny() -> None:
     assert (resolved.init, resolved.model, resolved.case, resolved.checkpoint) == (
         "discriminating",
         PRESETS["tiny"],
-        "",
+        (),
         "",
     )
     assert resolved.seq > resolved.model.sliding_window
@@ -108,6 +108,17 @@ def test_what_is_given_is_kept() -> None:
     assert resolved.targets == (("mlp", 1), ("rmsnorm", 0))
     assert (resolved.degrees, resolved.batch, resolved.seq, resolved.draws) == ((2,), 3, 5, 2)
     assert resolve(Options(case="my.py:CASE", degrees=(3,))).targets == (("case", 0),)  # no gpt-oss preflight
+
+
+def test_cases_may_be_one_or_several() -> None:
+    cases = [resolve(Options(case=case)).case for case in (None, (), "a.py", "a.py:A", ["a.py", "b.py:B"])]
+    assert cases == [(), (), ("a.py",), ("a.py:A",), ("a.py", "b.py:B")]
+
+
+def test_what_a_case_passes_over_is_not_recorded_as_used() -> None:
+    built_in, own = (as_record(resolve(options)) for options in (Options(), Options(case="a.py")))
+    assert built_in.keys() - own.keys() == {"model", "model_name", "batch", "seq", "depth"}
+    assert own.keys() <= built_in.keys()
 
 
 def test_a_resolved_run_has_nothing_open_and_is_json() -> None:
@@ -187,10 +198,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"case-and-{name}": (
             {"case": "my.py:CASE", name: value},
-            "--case brings its own modules; it cannot be joined with --component, --layer, --depth or --checkpoint.",
+            f"a Case brings its own modules and inputs, which {flag} would not change; leave it out beside --case.",
         )
-        for name, value in (("components", ("mlp",)), ("layers", (0,)), ("depth", 1), ("checkpoint", Path("c")))
+        for name, value, flag in (
+            ("components", ("mlp",), "--component"),
+            ("layers", (0,), "--layer"),
+            ("depth", 1, "--depth"),
+            ("model", "tiny", "--model"),
+            ("batch", 2, "--batch"),
+            ("seq", 40, "--seq"),
+        )
     },
+    "case-and-two": (
+        {"case": "my.py:CASE", "batch": 2, "seq": 4},
+        "a Case brings its own modules and inputs, which --batch and --seq would not change; leave them out beside "
+        "--case.",
+    ),
+    "checkpoint-and-init": (
+        {"checkpoint": Path("c"), "init": "constant"},
+        "--init is constant, but --checkpoint gives the weights; leave one of them out.",
+    ),
 }
 
 

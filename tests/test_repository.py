@@ -23,7 +23,7 @@ ORDER = (
     "checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case plan components job room faults "
     "launch measure outputs rank backends "
-    "influence threads oracle material gather evidence "
+    "influence threads oracle own_cases material preparations gather evidence "
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text "

@@ -204,7 +204,7 @@ def test_asked_of_keeps_every_option() -> None:
         blind_spots="",
         environment={},
     )
-    assert replace(asked_of(record), batch=None, seq=None) == options
+    assert replace(asked_of(record), batch=None, seq=None, model=None) == options
 
 
 def test_out_cannot_be_joined_with_resume() -> None:

@@ -187,29 +187,51 @@ def load_case(spec: str) -> Case:
     Raises:
         UsageError: no such file or name, the file raises when run, or the object is no Case.
     """
-    path_text, separator, name = spec.rpartition(":")
-    path = Path(path_text)
-    if not separator or path.suffix != ".py":
-        raise UsageError(f"--case is {spec!r}; it takes FILE.py:NAME, for example my_model.py:CASE.")
+    path, name = split_spec(spec)
+    names = vars(run_file(path))
+    cases = {key: value for key, value in names.items() if isinstance(value, Case)}
+    if name not in names:
+        if not cases:
+            raise UsageError(f"{path} defines no Case, and nothing called {name!r}.")
+        raise UnknownNameError(f"case in {path}", name, cases)
+    if name not in cases:
+        kind = type(names[name]).__name__
+        raise UsageError(f"{path}:{name} is a {kind}; a tp_harness.Case is needed.")
+    return cases[name]
+
+
+def split_spec(spec: str) -> tuple[Path, str]:
+    """The file of `FILE.py:NAME` or `FILE.py`, and the name, "" for none.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    text, separator, name = (spec, ":", "") if spec.endswith(".py") else spec.rpartition(":")
+    path = Path(text)
+    if not separator or path.suffix != ".py" or not (name or spec == text):
+        raise UsageError(
+            f"--case is {spec!r}; it takes FILE.py, for all Cases of a file, or FILE.py:NAME, for example "
+            "my_model.py:CASE."
+        )
+    return path, name
+
+
+def run_file(path: Path) -> ModuleType:
+    """A user's file as a module.
+
+    Raises:
+        UsageError: no such file, or it raises when it is run.
+    """
     if not path.is_file():
         raise UsageError(f"--case names the file {path}, which does not exist.")
     try:
-        module = _imported(path.resolve())
+        return _imported(path.resolve())
     except KeyboardInterrupt:
         raise
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except BaseException as error:  # whatever the user's file does, the answer is a sentence
         raise UsageError(f"{path} could not be imported: {type(error).__name__}: {error}.") from error
-    cases = {key: value for key, value in vars(module).items() if isinstance(value, Case)}
-    if name not in vars(module):
-        if not cases:
-            raise UsageError(f"{path} defines no Case, and nothing called {name!r}.")
-        raise UnknownNameError(f"case in {path}", name, cases)
-    if name not in cases:
-        kind = type(getattr(module, name)).__name__
-        raise UsageError(f"{path}:{name} is a {kind}; a tp_harness.Case is needed.")
-    return cases[name]
 
 
 @contextmanager
@@ -255,7 +277,10 @@ def _imported(path: Path) -> ModuleType:
     root, name = _place(path)
     sys.path.insert(0, str(root))
     if "." in name:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if Path(module.__file__ or "").resolve() != path:
+            raise UsageError(f"another module of this name, {module.__file__}, was imported before it; run them apart")
+        return module
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader  # a .py file always has one
     module = importlib.util.module_from_spec(spec)

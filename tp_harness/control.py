@@ -25,8 +25,8 @@ from .launch import LaunchOutcome
 from .material import Target
 from .options import Resolved
 from .outputs import digest
-from .record import RunRecord
 from .result import Control, Result, Status
+from .todo import Todo
 from .trial import rejections
 
 TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of them
@@ -68,8 +68,9 @@ class ControlRun:
     control, `first`: then a rank that is lost later on leaves what had passed before it a verdict.
     """
 
-    def __init__(self, options: Resolved, record: RunRecord, tp: int, *, first: bool = False) -> None:
-        self.options, self.record, self.tp, self._first = options, record, tp, first
+    def __init__(self, todo: Todo, tp: int, *, first: bool = False) -> None:
+        options = todo.options
+        self.todo, self.options, self.record, self.tp, self._first = todo, options, todo.record, tp, first
         self.dtype = control_dtype(options)
         self._left = candidates(options, tp)
         self._wanted = bool(self._left) or (options.fault_control and not options.fault)
@@ -84,7 +85,7 @@ class ControlRun:
     def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         """The targets of the next start: with the control, unless nothing passed that it could speak for."""
         own = tuple(target for target in targets if target is not self.target)
-        speaks = own or any(r.tp == self.tp and r.status is Status.PASS for r in self.record.results)
+        speaks = own or bool(self._passed())
         if not self.target or not speaks:
             return own
         name = self.target.name, self.target.layer
@@ -118,7 +119,7 @@ class ControlRun:
         """
         assert self.target is not None
         task = self.target.tasks[-1]
-        passed = {("case" if self.options.case else r.component, r.layer) for _, r in self._passed()}
+        passed = {self.todo.target_of(r) for _, r in self._passed()}
         self._left = [fault for fault in self._left if (fault.component, fault.layer) in passed]
         self._draw()
         self._cause = self._cause or outcome  # the first: where no rank is started anew, others only say so
@@ -128,10 +129,11 @@ class ControlRun:
 
     def conclude(self) -> None:
         """Take back what passed at this degree if the fault was not rejected; say so if there was none."""
-        controls = [control for control in self.record.controls if control.tp == self.tp]
+        controls = [control for control in self.record.controls if control.tp == self.tp and self.todo.holds(control)]
         passed = self._passed()
         if self._wanted and passed and not controls:
-            self.record.notes.append(f"tp {self.tp}: no fault that could be put in as a control changes this run")
+            of = f" {self.todo.own[0]}" if self.todo.own else ""
+            self.record.notes.append(f"tp {self.tp}{of}: no fault that could be put in as a control changes this run")
         for control in controls:
             if not control.rejected:
                 status = failure_status(self._failure) if self._failure else Status.VOID
@@ -148,7 +150,7 @@ class ControlRun:
 
     def _passed(self) -> list[tuple[int, Result]]:
         results = enumerate(self.record.results)
-        return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS]
+        return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS and self.todo.holds(r)]
 
     def _draw(self) -> None:
         self.target = None
@@ -161,12 +163,13 @@ class ControlRun:
             self.target = Target(name=fault.component, layer=fault.layer, tasks=(task,))
 
     def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
+        component, layer = self.todo.own or (task.component, task.layer)
         self.record.controls.append(
             Control(
                 tp=self.tp,
                 fault=task.fault,
-                component=task.component,
-                layer=task.layer,
+                component=component,
+                layer=layer,
                 dtype=self.dtype,
                 tokens=task.tokens,
                 seed=seed,

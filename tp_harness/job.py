@@ -47,7 +47,8 @@ class Task:
 class Subject:
     """Which cases a name stands for: the built-in components of a model, or a user's case in a file.
 
-    `depth` is how many layers the transformer is run with, 0 for all that `model` has.
+    `depth` is how many layers the transformer is run with, 0 for all that `model` has; `label` is what results call a
+    user's case.
     """
 
     model: ModelConfig
@@ -55,6 +56,7 @@ class Subject:
     seq_len: int
     case_spec: str | None = None
     depth: int = 0
+    label: str = ""
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
         """The case of a task; a user's case is the same in every dtype and at every degree."""
@@ -65,6 +67,14 @@ class Subject:
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
         config = InferenceConfig.of(model, self.neuron_config(dtype=dtype, tp=tp, tokens=task.tokens))
         return component_case(task.component, config, task.layer)
+
+    def called(self, task: Task) -> str:
+        """A task as people are told of it: `mlp layer 0`, or a user's case by its name."""
+        return self.label or f"{task.component} layer {task.layer}"
+
+    def step(self, task: Task) -> str:
+        """A task's key, with the name of a user's case."""
+        return task.key.replace(task.component, self.label, 1) if self.label else task.key
 
     def extent(self, component: str) -> str:
         """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""

@@ -22,6 +22,7 @@ from .influence import notes as idle_notes
 from .job import Job, Subject, Task
 from .options import Resolved
 from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
+from .own_cases import OwnCase, own_cases
 from .placements import PlacementError
 from .plan import check_plan, check_submodules, stand_in_group
 from .rank import read_inputs
@@ -58,6 +59,7 @@ class Material:
     checkpoints: tuple[Checkpoint, ...]
     expectations: Mapping[Task, Expectation]
     folder: Path
+    own: OwnCase | None = None
 
     def job(self, tp: int, targets: tuple[Target, ...]) -> Job:
         """What the ranks of one degree are to do."""
@@ -92,7 +94,7 @@ class Preparation:
     """Turns resolved options into Material.
 
     `copies` is how many of their weights the ranks of a degree copy; `process_group` says whether torch.distributed
-    has a default group in them.
+    has a default group in them. `own` is the user's Case that it is about; None finds the one that `options` name.
 
     Building every case once, in the constructor, is where a bad plan or module is found, before any rank starts.
 
@@ -100,15 +102,19 @@ class Preparation:
         UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
     """
 
-    def __init__(self, options: Resolved, *, copies: int = 0, process_group: bool = True) -> None:
+    def __init__(
+        self, options: Resolved, *, copies: int = 0, process_group: bool = True, own: OwnCase | None = None
+    ) -> None:
         self.options, self.copies, self.process_group = options, copies, process_group
-        self.case_file = options.case.rpartition(":")[0]
+        self.own = own = own or next(iter(own_cases(options.case)), None)
+        self.case_file = own.spec.rpartition(":")[0] if own else ""
         self.subject = Subject(
             model=options.model,
             batch_size=options.batch,
             seq_len=options.seq,
-            case_spec=options.case or None,
+            case_spec=own.spec if own else None,
             depth=options.depth,
+            label=own.label if own else "",
         )
         self.targets = tuple(self._target(name, layer) for name, layer in options.targets)
         specs: dict[str, TensorSpec] = {}
@@ -163,14 +169,15 @@ class Preparation:
             checkpoints=checkpoints,
             expectations={},
             folder=folder,
+            own=self.own,
         )
         job = material.job(1, self.targets)
         expectations = {}
         for task in job.tasks:
-            progress(f"reference of {task.component} layer {task.layer}, draw {task.draw}")
+            progress(f"reference of {self.subject.called(task)}, draw {task.draw}")
             with blamed_on(self.case_file):
                 expectation = expect(job, task.clean, checkpoints[task.draw], self.options.seed)
-                if self.case_file:  # a user's reference may fail in one dtype: find out before any rank starts
+                if self.own:  # a user's reference may fail in one dtype: find out before any rank starts
                     _ = expectation.baselines
                     for name, places in expectation.run_idle().items():
                         self._idle[name] = self._idle.get(name, places) & places
@@ -202,14 +209,16 @@ class Preparation:
         case = self.subject.case(task, dtype=dtype, tp=1)
         reference = make_reference(case)
         specs = specs_of(case, reference)
-        if self.case_file:
+        if self.own:
             check_submodules(case, "reference", reference)
+            self.own.check_init(self.options, specs)
         for tp in self.options.degrees:
             at_degree = self.subject.case(task, dtype=dtype, tp=tp)
             with stand_in_group(tp, real=not case.lazy and self.process_group):
                 module = check_plan(at_degree, {spec.name: spec.shape for spec in specs}, tp)
-                if self.case_file:
+                if self.own:
                     check_submodules(at_degree, "sharded module", module)
+                    self.own.check_kernels(self.options, module)
         return specs
 
     def _check_placements(self, job: Job, task: Task, expectation: Expectation) -> None:
@@ -237,7 +246,7 @@ class Preparation:
                     raise UsageError(f"{name} of {case.name} cannot be placed as {placement}: {error}.") from None
 
     def _translation(self) -> Translation | None:
-        found = translation(self.given, self._model_shapes()) if self.given else None
+        found = translation(self.given, self._model_shapes()) if self.given and not self.own else None
         if found:
             found.check(self.specs)
         return found
@@ -255,7 +264,7 @@ class Preparation:
                 path = folder / "weights.translated.safetensors"
                 write_checkpoint(path, self.specs, self.translation.pieces)
                 checkpoint = Checkpoint([path])
-            check_checkpoint(checkpoint, self.specs, self._model_shapes())
+            check_checkpoint(checkpoint, self.specs, None if self.own else self._model_shapes())
             return (checkpoint,) * self.options.draws
         init = INITS[self.options.init]
         checkpoints = []

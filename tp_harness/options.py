@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ModelConfig
+from .config import PRESETS, ModelConfig
 from .config_file import load_model_config
 from .errors import UnknownNameError, UsageError
 from .preflight import check_degrees
@@ -27,6 +28,17 @@ OTHER_DTYPES = ("float64", "fp64", "double", "float16", "fp16", "half", "float8"
 KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
+MODEL = "tiny"  # by default
+OWN = ("case", 0)  # the target of an own Case, within the run of that Case alone
+OF_GPT_OSS = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that an own Case passes over
+_NOT_OF_A_CASE = {
+    "components": "--component",
+    "layers": "--layer",
+    "depth": "--depth",
+    "model": "--model",
+    "batch": "--batch",
+    "seq": "--seq",
+}
 TIMEOUT = 300.0  # seconds
 SECONDS_PER_WEIGHT = 1e-7  # and forward, in all dtypes; measured with 32 ranks on two busy cores: 2e-8
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
@@ -38,7 +50,7 @@ class Options:
 
     components: tuple[str, ...] = ()
     degrees: tuple[int, ...] = (1, 2, 8, 32)
-    model: str = "tiny"
+    model: str | None = None
     batch: int | None = None
     seq: int | None = None
     layers: tuple[int, ...] = ()
@@ -53,31 +65,33 @@ class Options:
     fault: str = ""
     fault_control: bool = True
     checkpoint: Path | None = None
-    case: str | None = None
+    case: str | Sequence[str] | None = None  # FILE.py or FILE.py:NAME, or several
     out: Path = Path("artifacts")
     timeout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A run, fully decided. `targets` are (component, layer) in order; `case` is "" for built-in components.
+    """A run, fully decided. `targets` are (component, layer) in order; `case` is () for built-in components.
 
-    `model` is the whole model; `depth` is how many of its layers the transformer is run with, 0 for all.
+    `case` names own Cases as FILE.py:NAME, each with a target of the name and layer that its results have; as long as
+    nobody has looked into their files, they may be FILE.py too, and `targets` is (OWN,). `model` is the whole model;
+    `depth` is how many of its layers the transformer is run with, 0 for all.
     """
 
     targets: tuple[tuple[str, int], ...]
     degrees: tuple[int, ...]
-    model_name: str
-    model: ModelConfig
-    batch: int
-    seq: int
+    model_name: str = MODEL
+    model: ModelConfig = PRESETS[MODEL]
+    batch: int = 2
+    seq: int = 40
     dtypes: tuple[str, ...]
     seed: int
     draws: int
     init: str
     kernels: str
     checkpoint: str
-    case: str
+    case: tuple[str, ...]
     out: str
     timeout: float
     repeats: int = 0
@@ -95,7 +109,9 @@ def resolve(options: Options) -> Resolved:
     Raises:
         UsageError: an option that cannot be; one sentence with the value and the next step.
     """
-    model = load_model_config(options.model)
+    case = case_specs(options.case)
+    _check_case(options, case)
+    model = load_model_config(options.model or MODEL)
     small = model.hidden_size <= 512
     components = options.components or COMPONENT_NAMES
     _check_choices("component", components, COMPONENT_NAMES)
@@ -112,12 +128,10 @@ def resolve(options: Options) -> Resolved:
     if not 0 <= options.seed < 2**31:
         raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
     check_distinct_degrees(options.degrees)
-    if options.case and (options.components or options.checkpoint or options.layers or options.depth is not None):
-        raise UsageError(
-            "--case brings its own modules; it cannot be joined with --component, --layer, --depth or --checkpoint."
-        )
-    if options.case:
-        targets: tuple[tuple[str, int], ...] = (("case", 0),)
+    if options.checkpoint and options.init != INIT_NAMES[0]:
+        raise UsageError(f"--init is {options.init}, but --checkpoint gives the weights; leave one of them out.")
+    if case:
+        targets: tuple[tuple[str, int], ...] = (OWN,)
     else:
         check_degrees(model, components, options.degrees)
         _check_layers(options, model)
@@ -127,7 +141,7 @@ def resolve(options: Options) -> Resolved:
     return Resolved(
         targets=targets,
         degrees=options.degrees,
-        model_name=options.model,
+        model_name=options.model or MODEL,
         model=model,
         batch=options.batch or (2 if small else 1),
         seq=options.seq or (40 if small else 160),
@@ -137,7 +151,7 @@ def resolve(options: Options) -> Resolved:
         init=options.init,
         kernels=options.kernels,
         checkpoint=str(options.checkpoint or ""),
-        case=options.case or "",
+        case=case,
         out=str(options.out),
         timeout=options.timeout or _timeout(model, depth, targets, options.repeats),
         repeats=options.repeats,
@@ -145,6 +159,26 @@ def resolve(options: Options) -> Resolved:
         fault_control=options.fault_control,
         depth=0 if depth == model.num_hidden_layers else depth,
     )
+
+
+def case_specs(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What --case names, one or several, as a tuple."""
+    return (given,) if isinstance(given, str) and given else tuple(given or ())
+
+
+def case_file(spec: str) -> str:
+    """The file of FILE.py:NAME, or of FILE.py."""
+    return spec if spec.endswith(".py") else spec.rpartition(":")[0]
+
+
+def _check_case(options: Options, case: tuple[str, ...]) -> None:
+    """Refuse what a Case would pass over."""
+    given = [flag for name, flag in _NOT_OF_A_CASE.items() if getattr(options, name) not in (None, ())]
+    if case and given:
+        raise UsageError(
+            f"a Case brings its own modules and inputs, which {' and '.join(given)} would not change; leave "
+            f"{'it' if len(given) == 1 else 'them'} out beside --case."
+        )
 
 
 def _layers(options: Options, model: ModelConfig, component: str, small: bool) -> tuple[int, ...]:
@@ -163,7 +197,7 @@ def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ..
     if not 1 <= options.depth <= model.num_hidden_layers:
         raise UsageError(
             f"--depth is {options.depth}; a number between 1 and {model.num_hidden_layers} is needed, the layers of "
-            f"{options.model}."
+            f"{options.model or MODEL}."
         )
     if "transformer" not in components:
         raise UsageError(f"--depth is {options.depth}, but only the transformer has one; add --component transformer.")
@@ -180,7 +214,9 @@ def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...
 def _check_layers(options: Options, model: ModelConfig) -> None:
     for layer in options.layers:
         if not 0 <= layer < model.num_hidden_layers:
-            raise UsageError(f"--layer is {layer}; {options.model} has layers 0 to {model.num_hidden_layers - 1}.")
+            raise UsageError(
+                f"--layer is {layer}; {options.model or MODEL} has layers 0 to {model.num_hidden_layers - 1}."
+            )
     if len(set(options.layers)) != len(options.layers):
         raise UsageError(f"--layer is {list(options.layers)}; distinct layers are needed.")
 
@@ -241,5 +277,6 @@ def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) 
 
 
 def as_record(resolved: Resolved) -> dict[str, object]:
-    """The resolved options as JSON values, for run.json."""
-    return dataclasses.asdict(resolved)
+    """The resolved options as JSON values, for run.json; of an own Case without those that it passes over."""
+    values = dataclasses.asdict(resolved)
+    return {name: value for name, value in values.items() if not (resolved.case and name in OF_GPT_OSS)}

@@ -64,7 +64,7 @@ def run_job(
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
     with use_group(group), torch.inference_mode():
         for task in job.tasks:
-            begin(task.key)
+            begin(job.subject.step(task))
             facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash, "aside": {}}
             tensors: dict[str, torch.Tensor] = {}
             started = time.perf_counter(), group.cpu_seconds()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .options import Options, Resolved, resolve
+from .options import Options, Resolved, case_file, case_specs, resolve
 from .record import RunRecord, describe_environment, read_run
 from .restore import from_json
 from .workfolder import lock_folder
@@ -80,12 +80,14 @@ def asked_of(record: RunRecord) -> Options:
             "model": stored.model_name,
             "backend": record.backend,
             "checkpoint": Path(stored.checkpoint) if stored.checkpoint else None,
-            "case": stored.case or None,
             "depth": stored.depth or None,
             "out": Path(stored.out),
         }
+        | (dict.fromkeys(("model", "batch", "seq")) if stored.case else {"case": None})
     )
-    if resolve(asked).targets != stored.targets and not stored.case:
+    if stored.case:  # nobody looks into their files here
+        stored = dataclasses.replace(stored, targets=resolve(asked).targets)
+    if resolve(asked).targets != stored.targets:
         asked = dataclasses.replace(asked, layers=tuple(dict.fromkeys(layer for _, layer in stored.targets)))
     now, then = _flat(resolve(asked)), _flat(stored)
     for name in now:
@@ -99,9 +101,9 @@ def asked_of(record: RunRecord) -> Options:
 def inputs_of(options: Resolved) -> dict[str, str]:
     """What identifies the files that a run reads: a digest of the case file, size and time of a checkpoint's."""
     found = {}
-    case = Path(options.case.rpartition(":")[0])
-    if options.case and case.is_file():
-        found[str(case)] = hashlib.sha256(case.read_bytes()).hexdigest()
+    for case in map(Path, map(case_file, options.case)):
+        if case.is_file():
+            found[str(case)] = hashlib.sha256(case.read_bytes()).hexdigest()
     checkpoint = Path(options.checkpoint)
     if options.checkpoint:
         for path in _entries(checkpoint):
@@ -128,6 +130,7 @@ def _check_given(folder: Path, asked: Options, given: Mapping[str, Any]) -> None
     resolved = resolve(asked)
     for name, value in given.items():
         same = (name, value) == ("backend", "auto") or getattr(asked, name) == value
+        same = same or (name == "case" and value == tuple(dict.fromkeys(map(case_file, case_specs(asked.case)))))
         if name in FREE or same:
             continue
         if name == "backend" or resolve(dataclasses.replace(asked, **{name: value})) != resolved:

@@ -155,7 +155,7 @@ def need_of(
     specs = [spec for spec in specs if _has(options, spec.name)]
     folder = SMALL_FILES + sum(map(stored, specs))
     if options.case:
-        return Need(folder=folder, at_worst=folder, memory=LEAD_BYTES, where=options.case)
+        return Need(folder=folder, at_worst=folder, memory=LEAD_BYTES, where=", ".join(options.case))
 
     def copied(component: str) -> int:
         layers = options.depth or options.model.num_hidden_layers if component == WHOLE else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -23,10 +24,12 @@ from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
 from .launch import LaunchOutcome
-from .material import Material, Preparation, Progress, Target
+from .material import Material, Progress, Target
 from .options import Resolved
+from .own_cases import log_suffix, named
 from .plan import OF_LOCAL
 from .preflight import mxfp4_note
+from .preparations import prepare
 from .record import RunRecord
 from .result import Result, Status
 from .room import available_memory, lacks_for_taps
@@ -43,7 +46,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
         UsageError: a case, plan or checkpoint that cannot be; no rank was started then.
     """
     options = with_fault_s_target(options)
-    targets = Todo(options=options, record=record).targets
+    targets = options.targets if options.case else Todo(options=options, record=record).targets
     if targets:
         _verify(replace(options, targets=targets), backend, record, progress)
     record.notes += _notes(options, backend, record.results)
@@ -56,24 +59,38 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
         # Two threads that wait for each other between thousands of small products cost more than they save, many times
         # over where something else wants the cores; and once ranks run, the other cores are theirs. See threads.py.
         torch.set_num_threads(1)
-        preparation = Preparation(options, copies=backend.weight_copies, process_group=backend.process_group)
-        with preparation.folder() as folder, session:  # again: ranks end before their folder goes
-            material = preparation.material(folder, progress)
-            record.notes += [note for note in preparation.notes if note not in record.notes]  # a resumed run has them
-            for tp in options.degrees:
-                DegreeRun(material, session, record, tp, progress).run()
+        preparations = prepare(options, copies=backend.weight_copies, process_group=backend.process_group)
+        if options.case:
+            record.options |= named(preparation.own for preparation in preparations if preparation.own)
+            record.save()
+        with ExitStack() as stack:
+            folders = [stack.enter_context(preparation.folder()) for preparation in preparations]
+            stack.enter_context(session)  # again: ranks end before their folders go
+            materials = [
+                preparation.material(folder, progress)
+                for preparation, folder in zip(preparations, folders, strict=True)
+            ]
+            for note in (note for preparation in preparations for note in preparation.notes):
+                record.notes += [note] if note not in record.notes else []  # a resumed run has them
+            for material in materials:
+                for tp in options.degrees:
+                    DegreeRun(material, session, record, tp, progress).run()
 
 
 class DegreeRun:
-    """All targets at one degree: one start of the ranks, and after a failure another one for the rest."""
+    """All targets of a material at one degree: one start of the ranks, and after a failure another for the rest."""
 
     def __init__(self, material: Material, session: Session, record: RunRecord, tp: int, progress: Progress) -> None:
         self.material, self.session, self.record, self.tp = material, session, record, tp
         self.progress = progress
         self.options = material.options
-        self.todo = Todo(options=self.options, record=record)
-        self.control = ControlRun(self.options, record, tp, first=not session.starts_anew)
+        self.own = material.own
+        self.todo = Todo(
+            options=self.options, record=record, own=(self.own.label, self.own.layer) if self.own else None
+        )
+        self.control = ControlRun(self.todo, tp, first=not session.starts_anew)
         self.log_dir = Path()
+        self.name = f"tp{tp}" + (log_suffix(record.options["case"], self.own.spec) if self.own else "")
 
     def run(self) -> None:
         """Add one result per target and dtype to the record."""
@@ -125,14 +142,14 @@ class DegreeRun:
                 self.record.replace(i, reconciled(result, exact, planned=planned is not None))
 
     def _new_log_dir(self) -> Path:
-        """tp8, and for further starts tp8-start1 and so on; never one that holds logs."""
-        names = (f"tp{self.tp}" + (f"-start{start}" if start else "") for start in count())
+        """tp8, or tp8-NAME of several Cases, and for further starts tp8-start1 and so on; never one that holds logs."""
+        names = (self.name + (f"-start{start}" if start else "") for start in count())
         return next(p for p in (self.record.folder / "logs" / name for name in names) if not p.exists())
 
     def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
         """Compute what is still missing of the single-core runs, while the ranks run."""
         for target in pending:
-            self.progress(f"tp {self.tp}: single-core runs of {target.name} layer {target.layer}")
+            self.progress(f"tp {self.tp}: single-core runs of {self.material.subject.called(target.tasks[0])}")
             for task in target.tasks:
                 _ = self.material.expectations[task.clean].baselines
 
@@ -144,7 +161,7 @@ class DegreeRun:
         outcome = None
         for done, target in enumerate(pending):
             check_interrupt()
-            self.progress(f"tp {self.tp}: {target.name} layer {target.layer}")
+            self.progress(f"tp {self.tp}: {self.material.subject.called(target.tasks[0])}")
             is_last, awaited = target is pending[-1], Awaited(job, target.tasks)
             while not awaited.all_there() or (is_last and outcome is None):
                 if outcome is not None:
@@ -189,7 +206,7 @@ class DegreeRun:
         if not failed:
             return
         job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
-        log_dir = self.record.folder / "logs" / f"tp{self.tp}-taps"
+        log_dir = self.record.folder / "logs" / f"{self.name}-taps"
         running = self.session.start(job.write(), tp=self.tp, log_dir=log_dir, timeout=self.options.timeout)
         try:
             while (outcome := running.poll()) is None:
@@ -233,14 +250,14 @@ class DegreeRun:
         )
 
     def _blank(self, task: Task, dtype: str) -> Result:
-        case = self.material.subject.case(task, dtype=dtype, tp=self.tp)
+        component, layer = (self.own.label, self.own.layer) if self.own else (task.component, task.layer)
         return Result(
-            component=case.name,
+            component=component,
             extent=self.material.subject.extent(task.component),
             tp=self.tp,
             backend=self.record.backend,
             dtype=dtype,
-            layer=task.layer,
+            layer=layer,
             draws=self.options.draws,
             seed=self.options.seed + task.draw,
             status=Status.SKIPPED,

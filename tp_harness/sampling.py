@@ -17,6 +17,7 @@ import torch
 from .config import InferenceConfig
 
 UNIT = 2**20  # elements; whole huge pages (2 MiB) in every dtype of 16 bits or more: see tilefile.py
+TIED = ("gate.weight", "gate.bias")  # a router's parameters
 _MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of which a process has some ten thousand
 
 
@@ -62,9 +63,9 @@ def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     float32 cannot tell them apart, so that either may be chosen: no mistake.
     """
     values = discriminating(name, shape, seed)
-    if name.endswith("gate.weight"):
+    if name.endswith(TIED[0]):
         values.view(shape)[-1] = values.view(shape)[0]
-    if name.endswith("gate.bias"):
+    if name.endswith(TIED[1]):
         values[0], values[-1] = 0.0, 1e-9 * (seed % 2)
     return values
 

@@ -96,7 +96,8 @@ def controls_text(record: RunRecord, *, rejected: bool) -> str:
     degrees: dict[str, dict[int, None]] = {}
     for control in record.controls:
         if control.rejected is rejected:
-            degrees.setdefault(control.fault, {})[control.tp] = None
+            of = f" in {control.component}" if len(record.options.get("case", ())) > 1 else ""
+            degrees.setdefault(control.fault + of, {})[control.tp] = None
     return "; ".join(f"{printable(fault)} at tp {', '.join(map(str, found))}" for fault, found in degrees.items())
 
 

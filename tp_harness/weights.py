@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -92,14 +92,14 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_checkpoint(
-    checkpoint: Checkpoint, needed: Iterable[TensorSpec], known: Mapping[str, tuple[int, ...]]
+    checkpoint: Checkpoint, needed: Sequence[TensorSpec], known: Mapping[str, tuple[int, ...]] | None
 ) -> None:
     """Refuse a checkpoint that lacks a needed tensor, or has one unknown, misshapen, of odd dtype, or not finite.
 
     Args:
         checkpoint: what the user gave.
         needed: what the chosen components load.
-        known: name -> shape of every tensor of the whole model.
+        known: name -> shape of every tensor of the whole model; None where only what is needed is known.
 
     Raises:
         UsageError: the message names the tensor, and both shapes.
@@ -108,7 +108,10 @@ def check_checkpoint(
     for spec in needed:
         if spec.name not in checkpoint.names:
             raise UsageError(f"the checkpoint {where} lacks the tensor {spec.name} of shape {list(spec.shape)}.")
-    for name in sorted(checkpoint.names):
+    numbers = {spec.name: str(spec.dtype) for spec in needed if not spec.dtype.is_floating_point}
+    names = checkpoint.names if known is not None else {spec.name for spec in needed}
+    known = known if known is not None else {spec.name: spec.shape for spec in needed}
+    for name in sorted(names):
         shape = checkpoint.shape(name)
         if name not in known:
             raise UsageError(f"the checkpoint {where} has a tensor {name} {list(shape)} that the model has not.")
@@ -116,7 +119,13 @@ def check_checkpoint(
             raise UsageError(
                 f"the checkpoint's tensor {name} has shape {list(shape)}; the model needs {list(known[name])}."
             )
-        if checkpoint.stored_as(name) not in FLOATS:
+        if name in numbers:
+            if str(checkpoint.tensor(name).dtype) != numbers[name]:
+                raise UsageError(
+                    f"the checkpoint's tensor {name} is stored as {checkpoint.stored_as(name)}; {numbers[name]} is "
+                    "needed."
+                )
+        elif checkpoint.stored_as(name) not in FLOATS:
             raise UsageError(
                 f"the checkpoint's tensor {name} is stored as {checkpoint.stored_as(name)}; "
                 f"one of {', '.join(FLOATS)} is needed."

@@ -23,16 +23,6 @@ NAME = "verify"
 HELP = "run sharded components and compare them with the reference"
 
 
-class _Once(argparse.Action):
-    """The last of two would win without a word."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
-        before = getattr(namespace, self.dest)
-        if before is not None:
-            raise UsageError(f"{option} is given twice, as {before} and {value}: one run verifies one.")
-        setattr(namespace, self.dest, value)
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     add_verify_options(parser)
@@ -80,9 +70,15 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="weights under public gpt-oss names: safetensors, or torch.save's",
+        help="weights under public gpt-oss names, or a Case's own: safetensors, or torch.save's",
     )
-    add("--case", action=_Once, metavar="FILE.py:NAME", help="an own Case instead of gpt-oss's components")
+    add(
+        "--case",
+        action="append",
+        default=[],
+        metavar="FILE.py[:NAME]",
+        help="an own Case, or all of a file, instead of gpt-oss's components; repeatable",
+    )
     add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
     add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
     add(
@@ -104,6 +100,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "degrees": None if arguments.tp is None else parse_degrees(arguments.tp),
         "layers": tuple(arguments.layer),
         "dtypes": tuple(arguments.dtype),
+        "case": tuple(arguments.case),
     }
     names = {field.name for field in fields(Options)} - said.keys()
     said |= {name: getattr(arguments, name) for name in names}

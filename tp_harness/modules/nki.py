@@ -109,6 +109,11 @@ def with_nki(module: nn.Module) -> nn.Module:
     return module
 
 
+def has_kernels(module: nn.Module) -> bool:
+    """Whether `with_nki` changes any part of the module."""
+    return any(type(child) in _CLASSES for child in module.modules())
+
+
 def _product(kernel: str, x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
     flat: torch.Tensor = run(kernel, x.flatten(0, -2), weight.to(x.dtype), *bias)
     return flat.view(*x.shape[:-1], len(weight))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..logs import written_logs
 from ..number import cell
+from ..options import OF_GPT_OSS
 from ..record import RunRecord
 from ..result import Control, Gate, Result, Status
 
@@ -103,8 +104,6 @@ _FLAGS = (
     ("timeout", "--timeout"),
 )
 _LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
-_NOT_OF_A_CASE = ("batch", "seq", "checkpoint")  # it brings its own inputs
-_OF_GPT_OSS = ("model", "model_name", "batch", "seq", "depth")
 _LAYERED = ("attention", "mlp", "transformer_block")
 
 
@@ -113,7 +112,7 @@ def command(record: RunRecord, result: Result) -> str:
     options = record.options
     words = ["tp-harness", "verify"]
     if options.get("case"):
-        words += ["--case", str(options["case"])]
+        words += ["--case", case_of(record, result)]
     else:
         words += ["--component", result.component, "--model", str(options.get("model_name", "tiny"))]
     if result.extent:
@@ -122,7 +121,7 @@ def command(record: RunRecord, result: Result) -> str:
         words += ["--layer", str(result.layer)]
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
     for key, flag in _FLAGS:
-        value = None if options.get("case") and key in _NOT_OF_A_CASE else options.get(key)
+        value = None if options.get("case") and key in OF_GPT_OSS else options.get(key)
         if value not in (None, "", _LEFT_OUT.get(key)):
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.get("fault_control") is False:
@@ -130,12 +129,19 @@ def command(record: RunRecord, result: Result) -> str:
     return shlex.join(words)
 
 
+def case_of(record: RunRecord, found: Result | Control) -> str:
+    """The FILE.py:NAME of the Case that a result or control is of."""
+    specs, names = record.options["case"], record.options.get("targets", [])
+    named = {tuple(name): spec for name, spec in zip(names, specs, strict=False)}
+    return str(named.get((found.component, found.layer), specs[0]))
+
+
 def control_command(record: RunRecord, control: Control) -> str:
     """The command that puts a control's fault in again."""
     options = record.options
     words = ["tp-harness", "verify", "--fault", control.fault]
     if options.get("case"):
-        words += ["--case", str(options["case"])]
+        words += ["--case", case_of(record, control)]
     else:
         words += ["--model", str(options.get("model_name", "tiny"))]
     words += ["--tp", str(control.tp), "--dtype", control.dtype, "--seed", str(options.get("seed", 0))]
@@ -207,7 +213,9 @@ def ratio(value: float | None, digits: int = 3) -> str:
 def subject(record: RunRecord) -> str:
     """What was verified, on what input."""
     options = record.options
-    name = f"case {options['case']}" if options.get("case") else f"model {options.get('model_name', 'unknown')}"
+    name = (
+        f"case {', '.join(options['case'])}" if options.get("case") else f"model {options.get('model_name', 'unknown')}"
+    )
     sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
     draws = max((result.draws for result in record.results), default=0)
     parts = dict.fromkeys(result.label for result in record.results if result.extent)
@@ -227,7 +235,7 @@ def environment(record: RunRecord) -> list[tuple[str, str]]:
 def options(record: RunRecord) -> list[tuple[str, str]]:
     """The resolved options that the run goes by, one line each; a Case brings its own sizes and inputs."""
     own = bool(record.options.get("case"))
-    kept = {name: value for name, value in record.options.items() if not (own and name in _OF_GPT_OSS)}
+    kept = {name: value for name, value in record.options.items() if not (own and name in OF_GPT_OSS)}
     return _flat(kept)
 
 

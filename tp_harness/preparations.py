@@ -1,0 +1,31 @@
+"""What is prepared before any rank starts: all built-in components of a run together, or each Case by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .errors import UsageError
+from .material import Preparation
+from .options import OWN, Resolved
+from .own_cases import own_cases
+
+
+def prepare(options: Resolved, *, copies: int, process_group: bool) -> tuple[Preparation, ...]:
+    """One preparation for all built-in components of a run, or one for each Case.
+
+    Raises:
+        UsageError: what `Preparation` raises; of several Cases, what each of them does.
+    """
+    if not options.case:
+        return (Preparation(options, copies=copies, process_group=process_group),)
+    found, refused = [], []
+    cases = own_cases(options.case)
+    for own in cases:
+        alone = replace(options, case=(own.spec,), targets=(OWN,))
+        try:
+            found.append(Preparation(alone, copies=copies, process_group=process_group, own=own))
+        except UsageError as error:
+            refused.append(f"{own.label}: {error}" if len(cases) > 1 else str(error))
+    if refused:
+        raise UsageError(" ".join(refused))
+    return tuple(found)
