@@ -288,7 +288,7 @@ def test_what_the_inputs_do_not_reach_is_said(cases: Path) -> None:
     record = record_of(cases, "LOOKUP", dtypes=("float32",), fault_control=False)
     assert {result.status for result in record.results} == {Status.PASS}, "no row that is read is wrong"
     assert {
-        "3 of 64 places of table.weight (31, 62, 63) change no output with these inputs: a mistake there is unseen",
+        "3 of 64 rows of table.weight (31, 62, 63) change no output with these inputs: a mistake there is unseen",
         "unused changes no output with these inputs: a mistake there is unseen",
     } < set(record.notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -12,6 +13,10 @@ import torch
 from command import Harness
 from safetensors.torch import save_file
 
+from tp_harness.hosts import Host
+from tp_harness.options import Options, resolve
+from tp_harness.own_cases import with_cases_named
+from tp_harness.preparations import prepare
 from tp_harness.record import read_run
 from tp_harness.report import view
 
@@ -143,3 +148,26 @@ def test_an_option_that_changes_nothing_of_this_case_is_refused(
     [(code, text)] = harness.run(["--case", f"{harness.cases}:RIGHT", "--tp", "2", *given])
     assert code == 2
     assert words in text
+
+
+def test_hosts_that_share_the_cases_of_a_run_call_them_alike(harness: Harness) -> None:
+    file = own_file(harness, TWO)
+    whole = with_cases_named(resolve(Options(case=str(file), degrees=(1,))))
+    assert whole.targets == (("own (A)", 0), ("own (B)", 0), ("other", 2))
+    host = Host(index=1, count=2, ranks=1)
+    share = replace(whole, targets=host.share(whole.targets), case=host.share(whole.case))
+    [preparation] = prepare(share, copies=0, process_group=True)
+    assert preparation.own is not None
+    assert (preparation.own.label, preparation.own.spec) == ("own (B)", f"{file}:B")
+
+
+def test_a_breakpoint_in_a_rank_without_a_terminal_names_the_backend_that_has_one(harness: Harness) -> None:
+    stops = "class Stops(Sharded):\n    def reduce(self, x):\n        breakpoint()\n        return super().reduce(x)\n"
+    file = own_file(harness, stops + "A = case(Stops)")
+    assert harness.code("--case", str(file), "--tp", "2", "--draws", "1", "--dtype", "float32") == 3
+    [found] = harness.record()["results"]
+    assert (
+        "breakpoint() found no terminal, which ranks of backend gloo do not have: use --backend local"
+        in found["reason"]
+    )
+    assert "in reduce" in found["traceback"]

@@ -57,7 +57,7 @@ def notes(unreached: Mapping[str, torch.Tensor]) -> list[str]:
     for name, places in unreached.items():
         at = places.nonzero()[:, 0].tolist()
         shown = ", ".join(map(str, at[:SHOWN])) + (", ..." if len(at) > SHOWN else "")
-        some = f"{len(at)} of {len(places)} places of {name} ({shown}) change" if len(at) < len(places) else ""
+        some = f"{len(at)} of {len(places)} rows of {name} ({shown}) change" if len(at) < len(places) else ""
         if at:
             said.append(f"{some or f'{name} changes'} no output with these inputs: a mistake there is unseen")
     return said

@@ -25,7 +25,7 @@ from .job import Job, Task
 from .judge import judge
 from .launch import LaunchOutcome
 from .material import Material, Progress, Target
-from .options import Resolved
+from .options import OWN, Resolved
 from .own_cases import log_suffix, named
 from .plan import OF_LOCAL
 from .preflight import mxfp4_note
@@ -60,7 +60,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
         # over where something else wants the cores; and once ranks run, the other cores are theirs. See threads.py.
         torch.set_num_threads(1)
         preparations = prepare(options, copies=backend.weight_copies, process_group=backend.process_group)
-        if options.case:
+        if options.targets == (OWN,):
             record.options |= named(preparation.own for preparation in preparations if preparation.own)
             record.save()
         with ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from bdb import BdbQuit
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +17,10 @@ from ..rank import run_job
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGE_BLOCK = 1 << 20
+NO_TERMINAL = (
+    "breakpoint() found no terminal, which ranks of backend gloo do not have: use --backend local, whose ranks are "
+    "threads of this process and take current_group() instead of torch.distributed"
+)
 MIN_START, MAX_START = 10.0, 60.0  # seconds in which all ranks must be connected
 
 
@@ -75,7 +80,10 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
     group = TorchGroup()
     if (group.rank, group.size) != (rank, size):
         raise RuntimeError(f"launched as rank {rank} of {size}, but the group says {group.rank} of {group.size}")
-    run_job(Path(argument), group, core=f"cpu process {rank}", begin=begin_step)
+    try:
+        run_job(Path(argument), group, core=f"cpu process {rank}", begin=begin_step)
+    except BdbQuit as error:  # what a debugger raises at the end of its input, which a rank's is from the start
+        raise RuntimeError(NO_TERMINAL).with_traceback(error.__traceback__) from None
 
 
 def save_memory() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..config import InferenceConfig, NeuronConfig
 from ..errors import UsageError
-from ..options import Resolved
+from ..options import OWN, Resolved
 from . import find_fault
 
 
@@ -26,11 +26,11 @@ def with_fault_s_target(options: Resolved) -> Resolved:
     if not options.fault:
         return options
     fault = find_fault(options.fault)
-    if fault.component not in {name for name, _ in options.targets}:
+    if fault.component not in ({OWN[0]} if options.case else {name for name, _ in options.targets}):
         raise UsageError(f"fault {fault.name} is one of {fault.component}, which was not chosen.")
     if not any(fault.active(config_at(options, tp), tp) for tp in options.degrees):
         raise UsageError(
             f"fault {fault.name} is the right code at tp {', '.join(map(str, options.degrees))} and this input size; "
             "docs/faults.md says where it is active."
         )
-    return replace(options, targets=((fault.component, fault.layer),))
+    return options if options.case else replace(options, targets=((fault.component, fault.layer),))
