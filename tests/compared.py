@@ -31,7 +31,7 @@ def result(**values: Any) -> Result:
 
 def record(*results: Result, **values: Any) -> RunRecord:
     options = {"model": {"hidden_size": 96}, "batch": 2, "seq": 40, "seed": 0, "draws": 1, "init": "discriminating",
-               "checkpoint": "", "case": "", "kernels": "torch", "out": "artifacts"}  # fmt: skip
+               "checkpoint": "", "case": [], "kernels": "torch", "out": "artifacts"}  # fmt: skip
     options |= values.pop("options", {})
     environment = {"platform": "Linux", "cpus": 2, "packages": {"torch": "2.13.0"}} | values.pop("environment", {})
     fields: dict[str, Any] = {"folder": Path("run"), "command": "", "backend": "gloo", "blind_spots": ""}

@@ -37,7 +37,7 @@ def test_the_command_asks_for_one_row() -> None:
     own = run_of("mismatch")
     words = shlex.split(view.command(own, own.results[0]))
     asked = verify.options_of(cli._parser().parse_args(words[1:]))
-    assert (asked.case, asked.components, asked.batch, asked.seq) == ("cases.py:WRONG", (), None, None)
+    assert (asked.case, asked.components, asked.batch, asked.seq) == (("cases.py:WRONG",), (), None, None)
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,15 @@ def ratio(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def verified(record: RunRecord) -> str:
+    """The model, or the Cases."""
+    return ", ".join(record.options.get("case", ())) or str(record.options.get("model_name", "unknown"))
+
+
 def subject(record: RunRecord) -> str:
     """What was verified, on what input."""
     options = record.options
-    name = (
-        f"case {', '.join(options['case'])}" if options.get("case") else f"model {options.get('model_name', 'unknown')}"
-    )
+    name = f"{'case' if options.get('case') else 'model'} {verified(record)}"
     sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
     draws = max((result.draws for result in record.results), default=0)
     parts = dict.fromkeys(result.label for result in record.results if result.extent)
