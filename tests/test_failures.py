@@ -56,14 +56,11 @@ def test_one_mistake_at_every_degree_in_both_dtypes_is_one_paragraph_of_one_scre
     lines = details(failure)
     assert lines[:3] == [
         "it passes at tp 1 in both dtypes",
-        "first wrong tensor: down; act, before it, is right",
+        "first wrong tensor: down on ranks 0-1; act, before it, is right",
         "likely cause: bias x tp: down.bias is added once per rank (accounts for 100.00% of the squared error; 1.0e-07 "
         "is left, rounding explains up to 1.0e-06; tp 2 float32)",
     ]
-    assert lines[3] == (
-        "tp 2 float32: on ranks 0-1; rel_L2 of down is 5.00e-01, 5e+04 x its limit; worst at [0, 3]: 2 instead of 1 "
-        "(seed 7)"
-    )
+    assert lines[3] == ("tp 2 float32: rel_L2 5.00e-01, 5e+04 x its limit; worst at [0, 3]: 2 instead of 1 (seed 7)")
     assert len(lines) == 3 + 8
     whole = shown(new_record(tmp_path, *run), width=200)
     assert len(whole) - whole.index(next(line for line in whole if line.startswith("MISMATCH"))) <= 24
@@ -95,9 +92,20 @@ def test_what_has_no_cause_joins_the_only_mistake_of_its_tensor_and_no_other() -
 def test_bfloat16_without_a_cause_follows_float32_at_its_degree() -> None:
     later = wrong(2, "bfloat16", cause=None, tensor="output.0")
     [joined] = failures([wrong(2), later])
-    assert any("tp 2 bfloat16: output.0 is the first wrong one; on ranks 0-1" in line for line in details(joined))
+    assert any("tp 2 bfloat16: first wrong tensor: output.0; rel_L2 of output.0 is" in line for line in details(joined))
     assert len(failures([clean(2), wrong(8), later])) == 2  # float32 saw nothing there: a mistake of its own
     assert len(failures([wrong(2), replace(later, diagnosis=(TWICE,))])) == 2
+
+
+def test_ranks_are_told_once_where_they_are_the_same_and_for_each_result_where_not() -> None:
+    one, two = (replace(wrong(tp), first_divergence=divergence(ranks=ranks)) for tp, ranks in ((2, (1,)), (8, (7,))))
+    [failure] = failures([one, two])
+    lines = details(failure)
+    assert lines[0] == "first wrong tensor: down; act, before it, is right"
+    assert lines[2].startswith("tp 2 float32: on rank 1; rel_L2 5.00e-01")
+    assert lines[3].startswith("tp 8 float32: on rank 7; rel_L2 5.00e-01")
+    [failure] = failures([replace(wrong(tp), first_divergence=divergence(ranks=tuple(range(tp)))) for tp in (2, 8)])
+    assert details(failure)[0] == "first wrong tensor: down on all ranks; act, before it, is right"
 
 
 def test_no_known_cause_is_said_once() -> None:

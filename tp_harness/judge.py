@@ -151,9 +151,8 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
         if gate.metric.startswith("R of") and 0 < gate.value < verdict.RATIO_NOTE
     ]
     notes += _loaded_over(evidence)
-    ranks = verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype))
-    if ranks > 1:
-        notes.append(f"sums over {ranks} ranks ran in 16 bits: the error grows with the degree; reduce in float32")
+    if verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype)) > 1:
+        notes.append("sums over ranks ran in 16 bits: the error grows with the degree; reduce in float32")
     return tuple(notes)
 
 

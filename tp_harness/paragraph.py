@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from .failures import Failure, has_numbers
-from .number import failed_by, tensor_of
+from .number import failed_by, kind_of, tensor_of
 from .result import Divergence, Result, Status
 from .verdict import nearest_gate, severity
 
@@ -91,7 +91,17 @@ def _first_tensor(failure: Failure) -> list[str]:
     if not found:
         return []
     what = "first tensor over its limit" if failure.first.status is Status.VOID else "first wrong tensor"
-    return [f"{what}: {found.tensor}; {before(found)}"]
+    where = f" on {_common_ranks(failure)}" if _common_ranks(failure) else ""
+    return [f"{what}: {found.tensor}{where}; {before(found)}"]
+
+
+def _common_ranks(failure: Failure) -> str:
+    """The ranks that hold the first wrong tensor wrong, if these are the same in all results, or all of each."""
+    held = {(r.tp, r.first_divergence.ranks) for r in failure.results if r.first_divergence}
+    if all(ranks == tuple(range(tp)) for tp, ranks in held):
+        return "all ranks"
+    ranks = {ranks for _, ranks in held}
+    return ranks_text(ranks.pop()) if len(ranks) == 1 else ""
 
 
 def before(found: Divergence) -> str:
@@ -132,20 +142,23 @@ def _numbers(failure: Failure) -> list[str]:
         return []  # the sentence has it
     for result in failure.results:
         name = f"{result.label} layer {result.layer} " if several else ""
-        said[f"{name}tp {result.tp} {result.dtype}: {numbers(result, failure.first)}"] = None
+        said[f"{name}tp {result.tp} {result.dtype}: {_numbers_of(result, failure)}"] = None
     lines = list(said)
     more = len(lines) - MOST_LINES
     return [*lines[: MOST_LINES - 1], f"{more + 1} more are in report.html"] if more > 0 else lines
 
 
-def numbers(result: Result, first: Result) -> str:
-    """What one result adds to its mistake's paragraph: ranks, number, limit and worst element."""
+def _numbers_of(result: Result, failure: Failure) -> str:
+    """What one result adds to its mistake's paragraph: number, limit and worst element, and ranks of its own."""
     found, parts = result.first_divergence, [f"{c.name}: {c.detail}" for c in result.checks if not c.passed]
     if found is None:
         return "; ".join(parts + _own_numbers(result)) or result.reason
-    known = first.first_divergence
-    parts += [f"{found.tensor} is the first wrong one"] if known and found.tensor != known.tensor else []
-    return "; ".join([*parts, *_divergence(found)]) + (f" (seed {result.seed})" if result.draws > 1 else "")
+    first = failure.first.first_divergence
+    other = first is not None and found.tensor != first.tensor
+    parts += [f"first wrong tensor: {found.tensor}"] if other else []
+    ranks, *rest = _divergence(replace(found, token=None), short=not other)
+    parts += rest if _common_ranks(failure) and rest else [ranks, *rest]
+    return "; ".join(parts) + (f" (seed {result.seed})" if result.draws > 1 else "")
 
 
 def divergence_text(found: Divergence) -> str:
@@ -153,13 +166,15 @@ def divergence_text(found: Divergence) -> str:
     return f"{found.tensor} {'; '.join(_divergence(found))}; {before(found)}"
 
 
-def _divergence(found: Divergence) -> list[str]:
+def _divergence(found: Divergence, *, short: bool = False) -> list[str]:
+    """Ranks, number and worst element; `short` leaves out which tensor the number is of."""
     parts = [f"on {ranks_text(found.ranks)}" + (f": {found.detail}" if found.detail else "")]
     at = f" (token {found.token[1]} of row {found.token[0]})" if found.token else ""
     if found.kind == "choice":
         return [parts[0] + at]
     if found.gate and not found.gate.passed:
-        parts.append(f"{found.gate.metric} is {found.gate.value:.2e}, {severity(found.gate):.3g} x its limit")
+        metric = kind_of(found.gate) if short and tensor_of(found.gate) == found.tensor else f"{found.gate.metric} is"
+        parts.append(f"{metric} {found.gate.value:.2e}, {severity(found.gate):.3g} x its limit")
     if found.index:
         parts.append(f"worst at {list(found.index)}{at}: {found.actual:.6g} instead of {found.expected:.6g}")
     elif at:

@@ -21,7 +21,7 @@ def summary(record: RunRecord) -> RenderableType:
     """The verdict table, a paragraph per failure, notes, and the path of run.json."""
     degrees = list(dict.fromkeys(result.tp for result in record.results))
     table = Table(title=None, header_style="bold", pad_edge=False)
-    table.add_column("component")
+    table.add_column("component", overflow="fold")
     table.add_column("layer", justify="right")
     table.add_column("dtype")
     for tp in degrees:
