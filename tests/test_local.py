@@ -214,7 +214,7 @@ ENDINGS = {
         2,
         "timeout",
         1,
-        "the ranks did not finish case.0.d0 within 1 s: it was the turn of rank 1 of 2, which neither returned nor "
+        "the ranks did not finish Sleeps.0.d0 within 1 s: it was the turn of rank 1 of 2, which neither returned nor "
         "entered a collective; its stack: ",
     ),
     "DIRECT": (

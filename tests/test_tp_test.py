@@ -71,7 +71,7 @@ def test_mismatch_is_one_and_says_so(tmp_path: Path) -> None:
     )
     result = torchrun(2, "--case", "wrong.py:CASE", cwd=tmp_path)
     assert result.returncode == 1
-    assert "MISMATCH flip layer 0 tp 2 float32" in result.stdout
+    assert "MISMATCH flip: output.0 is wrong at tp 2 in both dtypes" in result.stdout
     assert record(tmp_path)["exit_code"] == 1
 
 
