@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -88,6 +89,24 @@ def test_one_bad_plan_refuses_all_before_any_rank_starts_and_every_bad_one_is_na
     assert "own (WORSE): " in text
     assert "own (A): " not in text
     assert not harness.out.exists() or not list(harness.out.iterdir())
+
+
+def test_notes_say_which_case_they_are_about(harness: Harness) -> None:
+    body = """
+import torch
+class Table(torch.nn.Embedding):
+    def __init__(self):
+        super().__init__(8, 4)
+TABLE = dataclasses.replace(case(Table), name="table", reference=Table, plan={}, replicated=True,
+                            inputs=lambda g: (torch.randint(0, 4, (2, 16), generator=g),))
+A = case(Sharded)
+"""
+    file = own_file(harness, body)
+    said = "4 of 8 rows of weight (4, 5, 6, 7) change no output with these inputs: a mistake there is unseen"
+    for spec, note in ((f"{file}:TABLE", said), (str(file), f"table: {said}")):
+        assert harness.code("--case", spec, "--tp", "1", "--draws", "1", "--dtype", "float32") == 0
+        assert harness.record()["notes"] == [note]
+        rmtree(harness.out)
 
 
 def test_a_crash_of_one_case_leaves_the_others_their_verdict(harness: Harness) -> None:

@@ -158,7 +158,7 @@ def test_a_rank_that_never_comes(harness: Harness) -> None:
     assert code == 3
     assert {r["status"] for r in results} == {"TIMEOUT"}
     reason, stacks = results[0]["reason"], results[0]["traceback"]
-    assert "did not finish case.0.d0 within 20 s: all 2 ranks were still running, and rank 1 is not where" in reason
+    assert "did not finish own.0.d0 within 20 s: all 2 ranks were still running, and rank 1 is not where" in reason
     rank_0, rank_1 = stacks.split("\nrank 1, innermost call first:\n")
     assert rank_0.startswith("rank 0, innermost call first:\n") and "in exchange" in rank_0
     assert rank_1.partition("\n")[0].endswith("in reduce")

@@ -131,6 +131,11 @@ class Preparation:
         """What a reader of the verdicts should know of the weights."""
         return (*((self.translation.note,) if self.translation else ()), *idle_notes(self._idle))
 
+    def notes_in(self, count: int) -> tuple[str, ...]:
+        """The notes as a run of so many preparations has them: of several Cases each says its name."""
+        name = f"{self.own.label}: " if self.own and count > 1 else ""
+        return tuple(name + note for note in self.notes)
+
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """A folder that goes with the run: in shared memory where there is room, else in the temporary folder.

@@ -156,7 +156,7 @@ def _numbers_of(result: Result, failure: Failure) -> str:
     first = failure.first.first_divergence
     other = first is not None and found.tensor != first.tensor
     parts += [f"first wrong tensor: {found.tensor}"] if other else []
-    ranks, *rest = _divergence(replace(found, token=None), short=not other)
+    ranks, *rest = _divergence(replace(found, token=None) if found.index else found, short=not other)
     parts += rest if _common_ranks(failure) and rest else [ranks, *rest]
     return "; ".join(parts) + (f" (seed {result.seed})" if result.draws > 1 else "")
 

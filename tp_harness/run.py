@@ -70,8 +70,8 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
                 preparation.material(folder, progress)
                 for preparation, folder in zip(preparations, folders, strict=True)
             ]
-            for note in (note for preparation in preparations for note in preparation.notes):
-                record.notes += [note] if note not in record.notes else []  # a resumed run has them
+            notes = [note for preparation in preparations for note in preparation.notes_in(len(preparations))]
+            record.notes += [note for note in notes if note not in record.notes]  # a resumed run has them
             for material in materials:
                 for tp in options.degrees:
                     DegreeRun(material, session, record, tp, progress).run()
