@@ -276,3 +276,14 @@ def test_any_changed_byte_is_accepted_or_a_usage_error(
     assert outcome(folder, bytes(content)) == "accepted"
     content[position % len(content)] = byte
     outcome(folder, bytes(content))
+
+
+def test_where_only_what_is_needed_is_known_the_rest_is_passed_over(tmp_path: Path) -> None:
+    needed = [spec("w", 2), spec("steps", 2, dtype=torch.int64)]
+    path = tmp_path / "own.safetensors"
+    tensors = {"w": torch.ones(2), "steps": torch.ones(2, dtype=torch.int64), "other": torch.ones(3, dtype=torch.int8)}
+    save_file(tensors, path)
+    check_checkpoint(find_checkpoint(path), needed, None)
+    save_file(tensors | {"steps": torch.ones(2)}, path)
+    with pytest.raises(UsageError, match=r"^the checkpoint's tensor steps is stored as F32; torch.int64 is needed\.$"):
+        check_checkpoint(find_checkpoint(path), needed, None)
