@@ -56,7 +56,7 @@ def test_one_mistake_at_every_degree_in_both_dtypes_is_one_paragraph_of_one_scre
     lines = details(failure)
     assert lines[:3] == [
         "it passes at tp 1 in both dtypes",
-        "first wrong tensor: down on ranks 0-1; act, before it, is right",
+        "first wrong tensor: down on ranks 0-1; act before it is right",
         "likely cause: bias x tp: down.bias is added once per rank (accounts for 100.00% of the squared error; 1.0e-07 "
         "is left, rounding explains up to 1.0e-06; tp 2 float32)",
     ]
@@ -101,11 +101,11 @@ def test_ranks_are_told_once_where_they_are_the_same_and_for_each_result_where_n
     one, two = (replace(wrong(tp), first_divergence=divergence(ranks=ranks)) for tp, ranks in ((2, (1,)), (8, (7,))))
     [failure] = failures([one, two])
     lines = details(failure)
-    assert lines[0] == "first wrong tensor: down; act, before it, is right"
+    assert lines[0] == "first wrong tensor: down; act before it is right"
     assert lines[2].startswith("tp 2 float32: on rank 1; rel_L2 5.00e-01")
     assert lines[3].startswith("tp 8 float32: on rank 7; rel_L2 5.00e-01")
     [failure] = failures([replace(wrong(tp), first_divergence=divergence(ranks=tuple(range(tp)))) for tp in (2, 8)])
-    assert details(failure)[0] == "first wrong tensor: down on all ranks; act, before it, is right"
+    assert details(failure)[0] == "first wrong tensor: down on all ranks; act before it is right"
 
 
 def test_no_known_cause_is_said_once() -> None:

@@ -19,9 +19,9 @@ from tp_harness.evidence import Evidence
 from tp_harness.localise import first_divergence
 from tp_harness.modules import mlp
 from tp_harness.oracle import Tapped
+from tp_harness.paragraph import divergence_text
 from tp_harness.placements import Replicate
 from tp_harness.result import Divergence
-from tp_harness.table import divergence_text
 from tp_harness.taps import tap_key, tapping
 from tp_harness.trace import trace
 

@@ -106,7 +106,7 @@ def _common_ranks(failure: Failure) -> str:
 
 def before(found: Divergence) -> str:
     """What is known of the tensors before the first wrong one."""
-    return f"{found.after}, before it, is right" if found.after else "no tensor before it was compared"
+    return f"{found.after} before it is right" if found.after else "no tensor before it was compared"
 
 
 def _causes(failure: Failure) -> list[str]:
