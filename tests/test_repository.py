@@ -27,7 +27,7 @@ ORDER = (
     "compare closeness verdict limits form exact routers program judge trace localise diagnosis explain "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text "
-    "number failures paragraph logs control table report run served "
+    "number failures paragraph logs control table report run_notes run served "
     "nxd nxd_traced nxd_build "
     "testing api listing pytest_plugin commands cli __main__ launch.tp_flow launch.tp_test"
 )

@@ -32,8 +32,13 @@ def verify(options: Options | None = None, *, env: Changes | None = None) -> Run
         UsageError: an option, plan, case, checkpoint or variable that cannot be.
     """
     options = options or Options()
-    with changed_here(env), imported_anew(options.case):
+    with changed_here(env), imported_anew(_specs(options)):
         return recorded(resolve(options), choose_backend(options.backend), "tp_harness.verify")
+
+
+def _specs(options: Options) -> tuple[str, ...]:
+    case = options.case or ()
+    return (case,) if isinstance(case, str) else tuple(case)
 
 
 def recorded(

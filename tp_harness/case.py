@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -235,21 +235,18 @@ def run_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def imported_anew(spec: str | None) -> Iterator[None]:
-    """Have the modules beside a case's file imported again by who needs them, and put those back that were there.
+def imported_anew(specs: Iterable[str]) -> Iterator[None]:
+    """Have the modules beside cases' files imported again by who needs them, and put those back that were there.
 
     What such a module has read from the environment when it was imported would be another run's.
     """
-    if spec is None:
-        yield
-        return
-    root = _place(Path(spec.rpartition(":")[0]).resolve())[0]
-    before = {name: sys.modules.pop(name) for name in _beside(root)}
+    roots = {_place(split_spec(spec)[0].resolve())[0] for spec in specs}
+    before = {name: sys.modules.pop(name) for root in roots for name in _beside(root)}
     try:
         yield
     finally:
-        for name in _beside(root):
-            del sys.modules[name]
+        for name in [name for root in roots for name in _beside(root)]:
+            sys.modules.pop(name, None)
         sys.modules.update(before)
 
 

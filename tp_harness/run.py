@@ -16,10 +16,8 @@ from .backends import Backend, RunningJob, Session
 from .control import ControlRun, failure_status
 from .evidence import Evidence
 from .explain import explain
-from .faults import find_fault
 from .faults.choice import with_fault_s_target
 from .gather import Awaited, RankOutput, read_outputs, remove_outputs
-from .group import NO_PROCESS_GROUP
 from .interrupt import check_interrupt
 from .job import Job, Task
 from .judge import judge
@@ -27,12 +25,11 @@ from .launch import LaunchOutcome
 from .material import Material, Progress, Target
 from .options import OWN, Resolved
 from .own_cases import log_suffix, named
-from .plan import OF_LOCAL
-from .preflight import mxfp4_note
 from .preparations import prepare
 from .record import RunRecord
 from .result import Result, Status
 from .room import available_memory, lacks_for_taps
+from .run_notes import run_notes
 from .todo import Todo
 from .verdict import nearest_gate, reconciled, severity
 
@@ -49,7 +46,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
     targets = options.targets if options.case else Todo(options=options, record=record).targets
     if targets:
         _verify(replace(options, targets=targets), backend, record, progress)
-    record.notes += _notes(options, backend, record.results)
+    record.notes += run_notes(options, backend, record.results)
     record.finished = True
     record.save()
 
@@ -133,7 +130,8 @@ class DegreeRun:
 
     def _reconcile(self) -> None:
         """Say of 16-bit results what they cannot decide, now that float32 has a verdict too."""
-        found = [(i, result) for i, result in enumerate(self.record.results) if result.tp == self.tp]
+        results = enumerate(self.record.results)
+        found = [(i, result) for i, result in results if result.tp == self.tp and self.todo.holds(result)]
         in_float32 = {self.todo.target_of(result): result for _, result in found if result.dtype == "float32"}
         for i, result in found:
             exact = in_float32.get(self.todo.target_of(result))
@@ -280,33 +278,3 @@ def worst_draw(results: tuple[Result, ...]) -> Result:
         return result.status is not Status.PASS, severity(gate) if gate else 0.0
 
     return max(results, key=badness)
-
-
-def _notes(options: Resolved, backend: Backend, results: list[Result]) -> list[str]:
-    packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
-    kernels = _kernel_note() if options.kernels == "nki" else None
-    fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
-    bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
-    missed = not backend.process_group and any(NO_PROCESS_GROUP in r.reason for r in results)
-    grouped = OF_LOCAL if missed else None
-    return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels, grouped) if note)]
-
-
-def _kernel_note() -> str:
-    from .kernels.registry import STATUS  # noqa: PLC0415  (imports the interpreter)
-
-    return f"NKI kernels: {STATUS}"
-
-
-def growth_notes(results: list[Result]) -> list[str]:
-    """A float32 error that grows with the degree is a finding of its own, even within the limit."""
-    notes = []
-    for component, layer in dict.fromkeys((r.component, r.layer) for r in results):
-        passed = [r for r in results if (r.component, r.layer, r.dtype) == (component, layer, "float32") and r.gates]
-        error = {r.tp: r.gates[0].value for r in passed if r.status is Status.PASS}
-        if len(error) > 1 and error[max(error)] > 4 * error[min(error)] > 0:
-            notes.append(
-                f"{component} layer {layer}: the float32 error grows from {error[min(error)]:.1e} at tp "
-                f"{min(error)} to {error[max(error)]:.1e} at tp {max(error)}; clean runs stay flat"
-            )
-    return notes
