@@ -1,10 +1,25 @@
-"""How hypothesis draws examples: the same in every run, so that what a run says is about the change that was made.
+"""What all tests share: how hypothesis draws examples, and a process group without other ranks.
 
-New ones are looked for by `pytest --hypothesis-profile search`.
+Examples are the same in every run, so that what a run says is about the change that was made. New ones are looked for
+by `pytest --hypothesis-profile search`.
 """
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("same")
+
+
+@pytest.fixture
+def rank_1_of_4() -> Iterator[None]:
+    """torch.distributed as rank 1 of 4 without the others: calls are accepted and compute nothing."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    yield
+    dist.destroy_process_group()

@@ -20,11 +20,11 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from .calls import KINDS, Collective
 from .casts import cast
 from .errors import UnknownNameError, UsageError
 from .group import Group
 from .placements import Placement, Replicate
-from .result import Collective
 from .routing import Router
 from .taps import Source
 
@@ -58,6 +58,8 @@ class Case:
         input_placements: the placement of each input; those left out are replicated.
         collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
             recorded schedules are only compared with each other.
+        unscheduled: kinds of collectives ("send", "all_reduce", ...) that are not compared, neither with the plan nor
+            between ranks, because what a rank calls of them depends on its data.
         depth: how many layers follow one another, for the ceiling of the float32 limit.
         reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
         routing: the routers: the name of a submodule that has the submodules `router_logits` and `chosen` ("" is the
@@ -84,6 +86,7 @@ class Case:
     output: Placement | tuple[Placement, ...] = field(default_factory=Replicate)
     input_placements: tuple[Placement, ...] = ()
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
+    unscheduled: tuple[str, ...] = ()
     reduction: int = 0
     depth: int = 1
     routing: tuple[str | Router, ...] = ()
@@ -151,7 +154,14 @@ def _check_fields(case: Case) -> None:
                 f"{name} of a Case is a module, an instance of {cls}; what makes one is needed: the class {cls} "
                 "itself, or a function without arguments that returns a new module."
             )
-    for name, kind in (("name", str), ("prefix", str), ("plan", Mapping), ("taps", Mapping), ("routing", tuple)):
+    for name, kind in (
+        ("name", str),
+        ("prefix", str),
+        ("plan", Mapping),
+        ("taps", Mapping),
+        ("routing", tuple),
+        ("unscheduled", tuple),
+    ):
         if not isinstance(getattr(case, name), kind):
             raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
     for name in ("reduction", "layer", "depth"):
@@ -167,9 +177,16 @@ def _check_fields(case: Case) -> None:
             raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
     if not all(isinstance(router, (str, Router)) for router in case.routing):
         raise UsageError(f"routing of a Case is {case.routing!r:.100}; names of submodules are needed, or Routers.")
-    names = [*case.plan, *case.taps, case.name or None]
+    _check_names(case)
+
+
+def _check_names(case: Case) -> None:
+    names = [*case.plan, *case.taps, *case.unscheduled, case.name or None]
     if not all(isinstance(name, str) for name in names):
         raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
+    for kind in case.unscheduled:
+        if kind not in KINDS:
+            raise UnknownNameError(f"kind of collective in unscheduled of {case.name}", kind, KINDS)
 
 
 def takes_dtype(factory: Callable[..., nn.Module]) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import torch
 
-from . import verdict
 from .evidence import Evidence
 from .gather import Joined, join
 from .outputs import digest
 from .placements import Placement, ReplicaError, Replicate, same_bits
 from .plan import local_placement
 from .result import Check
+from .schedule import schedule_check
 
 
 def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
@@ -31,7 +31,7 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     checks = (
         reassembly_check(evidence),
         Check(name="replicas", passed=not drifts, detail=replicas),
-        verdict.schedule_check(planned, calls),
+        schedule_check(planned, calls, evidence.case.unscheduled),
         Check(
             name="config",
             passed=not odd,

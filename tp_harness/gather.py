@@ -26,8 +26,7 @@ class RankOutput:
 
     def collectives(self, dtype: str) -> tuple[Collective, ...]:
         """The calls of one dtype, in order."""
-        calls = self.facts[dtype]["collectives"]
-        return tuple(Collective(**{**call, "shape": tuple(call["shape"])}) for call in calls)
+        return tuple(from_json(Collective, call) for call in self.facts[dtype]["collectives"])
 
     def record(self, dtype: str) -> RankRecord:
         """What goes into run.json."""

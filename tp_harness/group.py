@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from .result import Collective
+from .calls import Collective, Exchange
 
 NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
 
@@ -118,7 +118,9 @@ class TorchGroup(Group):
         return x
 
 
-def collective(kind: str, group_size: int, shape: tuple[int, ...], dtype: torch.dtype) -> Collective:
+def collective(
+    kind: str, group_size: int, shape: tuple[int, ...], dtype: torch.dtype, exchange: Exchange | None = None
+) -> Collective:
     """The record of a call with an input of that shape (elements) and dtype."""
     numel = torch.Size(shape).numel()
     return Collective(
@@ -127,6 +129,7 @@ def collective(kind: str, group_size: int, shape: tuple[int, ...], dtype: torch.
         shape=shape,
         dtype=str(dtype).removeprefix("torch."),
         bytes=numel * dtype.itemsize,
+        exchange=exchange,
     )
 
 

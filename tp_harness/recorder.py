@@ -8,32 +8,38 @@ Not covered: collectives issued outside the dispatcher (a custom C++ extension).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .calls import Collective, Exchange
 from .group import collective
-from .result import Collective
 
-# The dispatcher's name -> ours, and which argument holds the rank's input.
-_KINDS = {
-    "allreduce_": ("all_reduce", 0),
-    "allreduce_coalesced_": ("all_reduce", 0),
-    "allgather_": ("all_gather", 1),
-    "_allgather_base_": ("all_gather", 1),
-    "allgather_into_tensor_coalesced_": ("all_gather", 1),
-    "reduce_scatter_": ("reduce_scatter", 1),
-    "_reduce_scatter_base_": ("reduce_scatter", 1),
-    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
-    "broadcast_": ("broadcast", 0),
-    "all_reduce": ("all_reduce", 0),
-    "all_gather_into_tensor": ("all_gather", 0),
-    "reduce_scatter_tensor": ("reduce_scatter", 0),
-}
-_IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd"}
+# How the dispatcher's names begin -> ours; another name is its own kind.
+_KINDS = (
+    ("allreduce", "all_reduce"),
+    ("all_reduce", "all_reduce"),
+    ("allgather", "all_gather"),
+    ("all_gather", "all_gather"),
+    ("reduce_scatter", "reduce_scatter"),
+    ("alltoall", "all_to_all"),
+    ("all_to_all", "all_to_all"),
+    ("isend", "send"),
+    ("irecv", "recv"),
+    ("recv", "recv"),
+)
+# The arguments that hold the rank's input; a scatter gives only its root one.
+_INPUTS = ("input_tensors", "input_tensor", "inputs", "input_list", "input", "tensors", "tensor")
+_OUTPUTS = ("output_tensors", "output")
+_IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd", "check_for_nan"}
+_TORCHS = "torch.distributed.distributed_c10d"
+
+Arguments = Mapping[str, Any]  # of a call, by name
 
 
 class CollectiveRecorder(TorchDispatchMode):
@@ -55,33 +61,91 @@ class CollectiveRecorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = func.overloadpacket.__name__
-        if func.namespace in ("c10d", "_c10d_functional") and name.strip("_") not in _IGNORED:
-            kind, position = _KINDS.get(name, (name.strip("_"), 0))
-            tensor = _first(args[position:], lambda x: isinstance(x, torch.Tensor))
-            shape, dtype = ((), torch.uint8) if tensor is None else (tuple(tensor.shape), tensor.dtype)
-            self.calls.append(collective(kind, _group_size(args), shape, dtype))
+        name = func.overloadpacket.__name__.strip("_")
+        if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
+            names = (argument.name for argument in func._schema.arguments)
+            self.calls.extend(_calls(name, dict(zip(names, args, strict=False)) | (kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def _first(values: Iterable[Any], wanted: Callable[[Any], bool]) -> Any:
-    """The first wanted value, looking into lists."""
-    for value in values:
-        if wanted(value):
-            return value
-        if isinstance(value, (list, tuple)):
-            found = _first(value, wanted)
-            if found is not None:
-                return found
-    return None
+def _calls(name: str, given: Arguments) -> Iterator[Collective]:
+    """What one operation of the dispatcher calls: one collective, or several messages at once."""
+    if name == "batch_p2p_ops":
+        each = zip(given["op_list"], given["peer_list"], given["tag_list"], given["tensors"], strict=True)
+        for operation, peer, tag, tensor in each:
+            message = {"tensor": tensor, "tag": tag, "group_name": given["group_name"]}
+            yield from _calls(operation, message | {"dst" if "send" in operation else "src": peer})
+        return
+    kind = next((kind for begin, kind in _KINDS if name.startswith(begin)), name)
+    members = dist.get_process_group_ranks(_group(given))
+    inputs, outputs = _tensors(given, _INPUTS), _tensors(given, _OUTPUTS)
+    exchange = Exchange(
+        members=() if len(members) == dist.get_world_size() else tuple(members),
+        peer=_peer(given, members),
+        tag=given.get("tag", 0),
+        operation=_operation(given["reduce_op"]) if "reduce_op" in given else "",
+        sends=_shares(inputs, given.get("input_split_sizes"), len(members)) if kind == "all_to_all" else (),
+        receives=_received(outputs, inputs, given, len(members)) if kind == "all_to_all" else (),
+    )
+    of_rank = outputs if kind == "scatter" else inputs
+    shape, dtype = (tuple(of_rank[0].shape), of_rank[0].dtype) if of_rank else ((), torch.uint8)
+    if kind == "all_to_all" and len(inputs) > 1:  # a list, of which each member gets one
+        shape = (sum(exchange.sends),)
+    yield collective(kind, len(members), shape, dtype, exchange)
 
 
-def _group_size(args: tuple[Any, ...]) -> int:
-    """The size of the process group among the arguments, boxed or by name; else that of the default group."""
-    boxed = _first(args, lambda x: isinstance(x, torch.ScriptObject))
-    if boxed is not None:
-        return int(torch.distributed.ProcessGroup.unbox(boxed).size())
-    named = _first(reversed(args), lambda x: isinstance(x, str))
-    if named is not None:
-        return int(_resolve_process_group(named).size())
-    return torch.distributed.get_world_size()
+def _group(given: Arguments) -> dist.ProcessGroup:
+    """The process group among the arguments, boxed, by name or itself."""
+    group: Any = given["process_group"] if "process_group" in given else given["group_name"]
+    if isinstance(group, torch.ScriptObject):
+        group = dist.ProcessGroup.unbox(group)
+    return _resolve_process_group(group) if isinstance(group, str) else group  # type: ignore[arg-type]
+
+
+def _peer(given: Arguments, members: Sequence[int]) -> int | None:
+    """The other side of a message, or the root of a collective, as a rank of the default group."""
+    number = next((given[name] for name in ("dst", "src", "root_rank") if name in given), None)
+    return None if number is None else members[number]
+
+
+def _operation(given: object) -> str:
+    """The name of a reduction's operation.
+
+    torch cannot turn what its dispatcher is given back into a name; the options that torch's function made of it can.
+    """
+    if isinstance(given, str):
+        return given.lower()
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        options: Any = frame.f_locals.get("opts") if frame.f_globals.get("__name__") == _TORCHS else None
+        if hasattr(options, "reduceOp"):
+            return str(options.reduceOp.op.name).lower()
+    return ""
+
+
+def _tensors(given: Arguments, names: Sequence[str]) -> list[torch.Tensor]:
+    """The tensors of the first of these arguments that there is, out of lists of lists too."""
+    return list(_flat(next((given[name] for name in names if name in given), ())))
+
+
+def _flat(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+
+
+def _shares(tensors: Sequence[torch.Tensor], splits: Sequence[int] | None, size: int) -> tuple[int, ...]:
+    """Elements for each member: of a tensor each, or of one that is split along dimension 0, equally if not said."""
+    if len(tensors) == size > 1:
+        return tuple(tensor.numel() for tensor in tensors)
+    row = tensors[0].shape[1:].numel()
+    return tuple(int(rows) * row for rows in splits) if splits else (tensors[0].numel() // size,) * size
+
+
+def _received(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], given: Arguments, size: int
+) -> tuple[int, ...]:
+    """As `_shares`; a functional call has no output yet, but its input's rows are as long."""
+    return _shares(outputs or inputs, given.get("output_split_sizes"), size)

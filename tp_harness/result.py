@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from .calls import Collective as Collective  # noqa: PLC0414 (a type of run.json like those below)
 
 SCHEMA = 1
 
@@ -40,25 +42,6 @@ def exit_code(statuses: list[Status]) -> int:
         if group.intersection(statuses):
             return code
     return 0 if Status.PASS in statuses else 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collective:
-    """One collective call of one rank: `shape` and `bytes` are those of the rank's input.
-
-    `seconds` is how long the call took, waiting for other ranks included; None where that was not measured. It is no
-    part of what makes two calls equal.
-    """
-
-    kind: str
-    group_size: int
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    seconds: float | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.kind} {list(self.shape)} {self.dtype} over {self.group_size} ranks"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,29 +137,6 @@ def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) 
     return ROUTER_FACTOR * max(baseline_error, rounding) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
 
 
-def schedule_check(planned: tuple[Collective, ...] | None, recorded: dict[int, tuple[Collective, ...]]) -> Check:
-    """All ranks issued the same collectives in the same order, and those are the planned ones."""
-    first = recorded[min(recorded)]
-    for rank, calls in recorded.items():
-        difference = _first_difference(calls, first)
-        if difference:
-            return Check(name="schedule", passed=False, detail=f"rank {rank} against rank 0: {difference}")
-    difference = None if planned is None else _first_difference(first, planned)
-    if difference:
-        return Check(name="schedule", passed=False, detail=f"recorded against planned: {difference}")
-    source = "the same on all ranks" + ("" if planned is None else ", as planned")
-    return Check(name="schedule", passed=True, detail=f"{len(first)} collectives, {source}")
-
-
-def _first_difference(actual: tuple[Collective, ...], expected: tuple[Collective, ...]) -> str | None:
-    for position, (a, b) in enumerate(zip(actual, expected, strict=False)):
-        if a != b:
-            return f"call {position} is {a} instead of {b}"
-    if len(actual) != len(expected):
-        return f"{len(actual)} collectives instead of {len(expected)}"
-    return None
-
-
 def decide(
     checks: tuple[Check, ...], gates: tuple[Gate, ...], flips: tuple[Flip, ...], *, void: str | None
 ) -> tuple[Status, str]:
