@@ -1,6 +1,7 @@
 """What became of a run: facts collected about its ranks, and the one explanation drawn from them. No torch.
 
-The root cause is the failure that came first. A rank that raised says when it did. A rank that died silently
+The root cause is the failure that came first, except that a lost connection is another rank's doing: of one that failed
+by itself, or that returned without a collective. A rank that raised says when it did. A rank that died silently
 (by a signal or os._exit) counts as failed shortly before it was last seen alive: an exception of another rank
 around that moment may be its consequence, while its death is hardly ever the consequence of an exception.
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
 
-from .stacks import Stack, name_ranks, render, suspects
+from .stacks import Stack, name_ranks, places, render, suspects
+from .waits import is_loss, waiting_call
 
 Kind = Literal["ok", "crash", "timeout", "start", "stopped"]
 _DYING_NS = 500_000_000  # how long a process may still seem alive after its peers saw it vanish
@@ -135,9 +137,15 @@ class RunRecord:
 
     def first_failure(self) -> int | None:
         """The rank that failed first, or None."""
-        times = {rank: death.alive_ns - _DYING_NS for rank, death in self.deaths.items()}
-        times |= {rank: report.time_ns for rank, report in self.reports.items()}
+        times = {rank: (False, death.alive_ns - _DYING_NS) for rank, death in self.deaths.items()}
+        times |= {rank: (is_loss(report.error), report.time_ns) for rank, report in self.reports.items()}
         return min(times, key=lambda rank: (times[rank], rank), default=None)
+
+    def left_early(self) -> tuple[int, ...]:
+        """Ranks that returned while others waited for them, and lost the connection."""
+        first = self.first_failure()
+        lost = first is not None and first in self.reports and is_loss(self.reports[first].error)
+        return tuple(sorted(self.returned)) if lost else ()
 
 
 def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: float) -> LaunchOutcome:
@@ -167,7 +175,7 @@ def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
         message = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
         return LaunchOutcome(ok=False, kind="timeout", message=message, **common)
     were = "was" if len(running) == 1 else "were"
-    awaited = suspects(record.stacks)
+    awaited = suspects(record.stacks) or _odd_ones(record)
     message = (
         f"the ranks did not finish{_step(record)} within {record.timeout:g} s: {name_ranks(running)} of {record.size} "
         f"{were} still running{_awaited(record, awaited)}; their logs in {record.log_dir} say where"
@@ -190,17 +198,36 @@ def _step(record: RunRecord) -> str:
     return f" {record.steps[0][count - 1]}" if count else ""
 
 
+def _odd_ones(record: RunRecord) -> tuple[int, ...]:
+    """Of ranks that all wait for others: those that have returned, or else that wait in another call than most."""
+    if record.returned and all(stack.waits for stack in record.stacks.values()):
+        return tuple(sorted(record.returned))
+    groups = sorted(places(record.stacks).values(), key=len)
+    return tuple(groups[0]) if len(groups) > 1 and len(groups[0]) < len(groups[1]) else ()
+
+
 def _awaited(record: RunRecord, ranks: tuple[int, ...]) -> str:
-    if not ranks:
-        return ""
-    if record.stacks[ranks[0]].stopped:
+    """Which ranks the others wait for, and in which calls."""
+    found = places(record.stacks)
+    calls = ", ".join(f"{name_ranks(waiting)} in {call}" for call, waiting in found.items())
+    if ranks and ranks[0] in record.stacks and record.stacks[ranks[0]].stopped:
         return f", with {name_ranks(ranks)} stopped by a signal"
+    if ranks and set(ranks) <= record.returned:
+        return f", {calls}; {name_ranks(ranks)} had returned" if calls else ""
+    if len(found) > 1:
+        return f", not in the same call: {calls}"
+    if not ranks:
+        return f", all in {calls.partition(' in ')[2]}" if calls else ""
     are = "is" if len(ranks) == 1 else "are"
-    return f", and {name_ranks(ranks)} {are} not in the collective that the others wait in"
+    return f", and {name_ranks(ranks)} {are} not in the collective that the others wait in: {next(iter(found))}"
 
 
 def _details(record: RunRecord, rank: int) -> dict[str, Any]:
     death, report = record.deaths.get(rank), record.reports.get(rank)
+    if gone := record.left_early():  # the traceback is of the rank that waited: it shows for what
+        assert report is not None
+        log = rank_log(record.log_dir, gone[0])
+        return {"failed_rank": gone[0], "traceback": report.traceback, "log_path": log}
     code = death.exit_code if death else None
     return {
         "failed_rank": rank,
@@ -229,6 +256,8 @@ def _crash_message(record: RunRecord) -> str:
         reason = record.agent_error or "it was killed"
         return f"the elastic agent of {record.size} ranks ended by itself: {reason}; logs: {record.log_dir}"
     death, report = record.deaths.get(rank), record.reports.get(rank)
+    if record.left_early():
+        return _left_message(record, rank)
     if report:
         verb = f"failed with {report.error}"
     elif death and death.exit_code < 0:
@@ -237,6 +266,16 @@ def _crash_message(record: RunRecord) -> str:
         verb = f"left with exit code {death.exit_code if death else '?'} before it had returned"
     gone = f" ({name_ranks(tuple(sorted(record.returned)))} had returned before)" if record.returned else ""
     return f"rank {rank} of {record.size} {verb}{gone}; its log: {rank_log(record.log_dir, rank)}"
+
+
+def _left_message(record: RunRecord, waited: int) -> str:
+    """Of ranks that returned while others waited for them; `waited` is one of these."""
+    gone = record.left_early()
+    rest = tuple(rank for rank in range(record.size) if rank not in record.returned)
+    call = waiting_call(reversed(record.reports[waited].traceback.splitlines())) or "a collective"
+    wait = f"{name_ranks(rest)} wait{'s' if len(rest) == 1 else ''}"
+    logs = f"{rank_log(record.log_dir, gone[0])} and {rank_log(record.log_dir, waited).name}"
+    return f"{name_ranks(gone)} of {record.size} returned without {call}, in which {wait}; logs: {logs}"
 
 
 def signal_name(number: int) -> str:

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from ..errors import told
 from .outcome import Report, rank_log, report_path
 from .process import default_signals, die_with_parent, redirect_output
 
 Entry = Callable[[str, int, int], None]
 _SETTLE_SECONDS = 1.0  # for the others to return, before a rank that has closes its connections
-_MOST_TRACEBACK, _MOST_SUMMARY = 20_000, 300  # characters
+_MOST_TRACEBACK, _MOST_STEP = 20_000, 300  # characters
 _told: tuple[int, int] | None = None  # in a rank: where it tells its progress, and its number
 
 
@@ -103,7 +104,7 @@ def begin_step(name: str) -> None:
     """
     if _told is not None:
         status_fd, rank = _told
-        tell(status_fd, event="step", rank=rank, name=name[:_MOST_SUMMARY])
+        tell(status_fd, event="step", rank=rank, name=name[:_MOST_STEP])
 
 
 def tell(status_fd: int, **event: Any) -> None:
@@ -131,8 +132,7 @@ def _report(path: Path, error: BaseException, moment: int) -> None:
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     print(text, file=sys.stderr, flush=True)
-    summary = traceback.format_exception_only(type(error), error)[-1].strip().partition("\n")[0]
-    report = Report(time_ns=moment, error=summary[:_MOST_SUMMARY], traceback=text[-_MOST_TRACEBACK:])
+    report = Report(time_ns=moment, error=told(error), traceback=text[-_MOST_TRACEBACK:])
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(report)))
     part.rename(path)  # a rank that is killed while it writes leaves no half report

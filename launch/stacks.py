@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .process import process_state
+from .waits import WAITING, waiting_call
 
 _PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) (?P<ident>0x[0-9a-f]+)")
 _LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
 _WHOLE = re.compile(r'rank\.py", line \d+ in run_rank$|^  \.\.\.$', re.MULTILINE)  # or faulthandler's hundred frames
-# Code of collectives and of meetings; a frame in it waits for peers.
-_WAITING = ("/torch/distributed/", "/tp_harness/group.py", "/tp_harness/xla/meeting.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Stack:
     def waits(self) -> bool:
         """It is inside a collective, waiting for its peers."""
         files = (match["file"] for line in self.frames if (match := _FRAME.match(line)))
-        return not self.stopped and any(part in file for file in files for part in _WAITING)
+        return not self.stopped and any(part in file for file in files for part in WAITING)
 
 
 def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[int, Stack]:
@@ -77,6 +76,15 @@ def suspects(stacks: Mapping[int, Stack]) -> tuple[int, ...]:
     stopped = tuple(rank for rank in sorted(stacks) if stacks[rank].stopped)
     absent = tuple(rank for rank in sorted(stacks) if not stacks[rank].waits)
     return stopped or (absent if len(absent) < len(stacks) else ())
+
+
+def places(stacks: Mapping[int, Stack]) -> dict[str, list[int]]:
+    """The calls that ranks wait in, and which do."""
+    found: dict[str, list[int]] = {}
+    for rank in sorted(stacks):
+        if stacks[rank].waits:
+            found.setdefault(waiting_call(stacks[rank].frames), []).append(rank)
+    return found
 
 
 def render(stacks: Mapping[int, Stack]) -> str:

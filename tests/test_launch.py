@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -76,16 +77,19 @@ def test_exiting_rank(launcher: RankLauncher, tmp_path: Path, how: str, code: in
 
 def test_exit_with_0_is_a_return(launcher: RankLauncher, tmp_path: Path) -> None:
     outcome = start(launcher, tmp_path, "exit_in_one", how="sys.exit", code=0, size=2).wait()
-    assert outcome.failed_rank == 0, "rank 0 waits in a barrier that rank 1 never enters"
-    assert "(rank 1 had returned before)" in outcome.message
+    assert outcome.failed_rank == 1, "rank 0 waits in a barrier that rank 1 never enters"
+    assert "rank 1 of 2 returned without barrier (launching.py:" in outcome.message
 
 
 def test_rank_that_skips_a_collective(launcher: RankLauncher, tmp_path: Path) -> None:
     outcome = start(launcher, tmp_path, "return_in_one").wait()
-    assert outcome.kind == "crash"
-    assert outcome.failed_rank != 1
-    assert "by peer" in outcome.message, "gloo's words for a connection that was closed or reset"
-    assert "(rank 1 had returned before)" in outcome.message
+    assert (outcome.kind, outcome.failed_rank, outcome.error) == ("crash", 1, None)
+    assert re.search(
+        r"^rank 1 of 4 returned without barrier \(launching.py:\d+ in return_in_one\), in which ranks 0, 2, 3 wait; "
+        r"logs: .*/rank1.log and rank[023].log$",
+        outcome.message,
+    )
+    assert outcome.traceback is not None and "by peer" in outcome.traceback, "gloo's words, of a rank that waited"
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])

@@ -20,7 +20,7 @@ ORDER = (
     "version interrupt workfolder errors calls environment result restore config config_rope config_file "
     "preflight options "
     "neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor symptoms "
-    "placements casts marks guess group module_state device excerpt recorder torchfile tilefile "
+    "placements casts marks guess group module_state device excerpt recorder state torchfile tilefile "
     "checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case plan components job room faults "
     "launch measure outputs rank backends "

@@ -22,7 +22,7 @@ from torch import nn
 
 from .calls import KINDS, Collective
 from .casts import cast
-from .errors import UnknownNameError, UsageError
+from .errors import UnknownNameError, UsageError, described
 from .group import Group
 from .placements import Placement, Replicate
 from .routing import Router
@@ -248,7 +248,7 @@ def run_file(path: Path) -> ModuleType:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except BaseException as error:  # whatever the user's file does, the answer is a sentence
-        raise UsageError(f"{path} could not be imported: {type(error).__name__}: {error}.") from error
+        raise UsageError(f"{path} could not be imported: {described(error)}.") from error
 
 
 @contextmanager

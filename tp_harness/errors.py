@@ -6,6 +6,8 @@ A `UsageError` always reaches the user as its message alone, with exit code 2, b
 from __future__ import annotations
 
 import difflib
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,25 @@ def printable(text: str, most: int | None = None) -> str:
     return escaped if most is None or len(escaped) <= most >= len(text) else escaped[:most] + "..."
 
 
+_MOST_LINES, _MOST_CHARACTERS = 12, 300  # of an exception's message, and of a line of it
+
+
+def described(error: BaseException) -> str:
+    """An exception's type and all lines of its message in one line, `ValueError: no | and why`; never raises.
+
+    Of a long message the first 12 lines, and how many more there are.
+    """
+    try:
+        text = "\n".join([str(error), *map(str, getattr(error, "__notes__", ()))])
+    except Exception as broken:  # a user's __str__
+        text = f"(no message: its __str__ raised {type(broken).__name__})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = [line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + "..." for line in lines[:_MOST_LINES]]
+    if len(lines) > _MOST_LINES:
+        shown.append(f"... ({len(lines) - _MOST_LINES} more lines)")
+    return f"{type(error).__name__}: {' | '.join(shown)}" if shown else type(error).__name__
+
+
 @contextmanager
 def failures_of_storage() -> Iterator[None]:
     """Say a full disk, a folder that cannot be written to, or one that went away, as a UsageError.
@@ -57,7 +78,7 @@ def failures_of_storage() -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Let `blamed_on` say what was being done when something was raised: the innermost tells."""
+    """Let `blamed_on` and `told` say what was being done when something was raised: the innermost tells."""
     try:
         yield
     except BaseException as error:
@@ -66,11 +87,38 @@ def doing(what: str) -> Iterator[None]:
 
 
 _DOING = "tp_harness_was_doing"
+_ROOT = Path(__file__).parent.parent
+_OURS = tuple(f"{_ROOT / folder}{os.sep}" for folder in ("tp_harness", "launch", "reference", "kernels"))
+_PYTHONS = (sysconfig.get_paths()["stdlib"] + os.sep, "<frozen")
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether a file is a user's, or of a package that a user brought along."""
+    if f"{os.sep}site-packages{os.sep}" in file:
+        return not any(f"{os.sep}{package}{os.sep}" in file for package in ("torch", "tp_harness"))
+    return not file.startswith((*_OURS, *_PYTHONS))
+
+
+def own_place(error: BaseException) -> str:
+    """Where in the code of a user it was raised, `model.py:15 in forward`; "" if none of that had a part in it.
+
+    That is the last frame outside of this package, torch, and Python's library.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
+def told(error: BaseException) -> str:
+    """`described`, and in brackets what was being done and where it was raised, if a `doing` says so."""
+    said = described(error)
+    what = vars(error).get(_DOING, "").rstrip(",")
+    where = own_place(error)
+    return f"{said} ({what}{f'; {where}' if where else ''})" if what else said
 
 
 @contextmanager
 def blamed_on(file: str) -> Iterator[None]:
-    """Say what the code of a user's file raises as a UsageError, with the file's line; with no file, let it pass.
+    """Say what the code of a user's file raises as a UsageError, with the place in it; with no file, let it pass.
 
     Raises:
         UsageError: instead of any other exception.
@@ -82,9 +130,11 @@ def blamed_on(file: str) -> Iterator[None]:
     except BaseException as error:  # sys.exit and what a user made up included
         if not file:
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
-        at = f"{file}:{lines[-1]}" if lines else file
-        first_line = str(error).partition("\n")[0]
-        who = f"{at}: {vars(error)[_DOING]}" if _DOING in vars(error) else at
-        raise UsageError(f"{who} raised {type(error).__name__}: {first_line} (before any rank started).") from error
+        raise UsageError(f"{blame(error, file)} (before any rank started).") from error
+
+
+def blame(error: BaseException, file: str = "") -> str:
+    """`model.py:15 in forward: reference of mlp, called without arguments, raised ValueError: no`."""
+    where = own_place(error) or file
+    what = vars(error).get(_DOING, "")
+    return f"{where}{f': {what}' if what else ''} raised {described(error)}"

@@ -23,8 +23,7 @@ from .job import Job, Subject, Task
 from .options import Resolved
 from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
 from .own_cases import OwnCase, own_cases
-from .placements import PlacementError
-from .plan import check_plan, check_submodules, stand_in_group
+from .plan import check_plan, check_submodules, stand_in_group, try_placement
 from .rank import read_inputs
 from .room import SHM, Free, Need, need_of, place_for
 from .sampling import INITS, Init, period
@@ -186,7 +185,8 @@ class Preparation:
                     _ = expectation.baselines
                     for name, places in expectation.run_idle().items():
                         self._idle[name] = self._idle.get(name, places) & places
-            self._check_placements(job, task, expectation)
+            with blamed_on(self.case_file):
+                self._check_placements(job, task, expectation)
             expectations[task.clean] = expectation
         return Material(**{**vars(material), "expectations": expectations})
 
@@ -245,10 +245,7 @@ class Preparation:
             placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
             placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=True))]
             for name, placement, tensor in placed:
-                try:
-                    placement.shard(tensor, 0, tp)
-                except PlacementError as error:
-                    raise UsageError(f"{name} of {case.name} cannot be placed as {placement}: {error}.") from None
+                try_placement(placement, tensor, f"{name} of {case.name}", tp)
 
     def _translation(self) -> Translation | None:
         found = translation(self.given, self._model_shapes()) if self.given and not self.own else None

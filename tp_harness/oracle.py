@@ -20,6 +20,7 @@ from .placements import same_bits
 from .rank import as_tuple, write_inputs
 from .routing import Lock, check_choices, routing
 from .sampling import generator
+from .state import load_weights, weights_of
 from .taps import tapping
 from .threads import idle_cores
 from .top_k import Groups
@@ -102,7 +103,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         )
     inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
-    with idle_cores(sum(x.nbytes for x in reference.state_dict().values())):
+    with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
         oracle = _run(case, reference, inputs, torch.float64, locks=None)
     locks = _locks(case, oracle)
     write_inputs(job.inputs_path(task), inputs, locks)
@@ -156,7 +157,10 @@ def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
 def make_reference(case: Case) -> nn.Module:
     """The single-core module, its parameters not loaded."""
     with doing(f"reference of {case.name}, called without arguments,"):
-        return case.make(case.reference)
+        module = case.make(case.reference)
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"reference of {case.name} makes a {type(module).__name__}; a torch.nn.Module is needed.")
+    return module
 
 
 def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
@@ -175,14 +179,14 @@ def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
             fixed=None if name in learned else tensor.detach(),
             drawn_as=case.prefix + learned.get(name, name),
         )
-        for name, tensor in module.state_dict().items()
+        for name, tensor in weights_of(module, f"the reference of {case.name}").items()
     )
 
 
 def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
-    reference = case.make(case.reference)
-    state = {name: checkpoint.tensor(case.prefix + name) for name in reference.state_dict()}
-    reference.load_state_dict(state, assign=case.lazy)
+    reference, side = make_reference(case), f"the reference of {case.name}"
+    state = {name: checkpoint.tensor(case.prefix + name) for name in weights_of(reference, side)}
+    load_weights(reference, state, side, assign=case.lazy)
     return reference.eval()
 
 

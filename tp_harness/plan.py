@@ -15,6 +15,7 @@ from .guess import Placed, by_shapes
 from .marks import marked
 from .placements import Placement, PlacementError, Replicate, shape_only
 from .result import Collective
+from .state import weights_of
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
 
@@ -44,7 +45,7 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
             f"local {list(local)} on {size} ranks. Give it one of {VALID}."
         )
     placement = case.plan[name]
-    shard = _first_shard(placement, f"{name} of {case.name}", full, size)
+    shard = _first_shard(placement, f"{name} of {case.name}", shape_only(full), size)
     if tuple(shard.shape) != tuple(local):
         raise PlanError(
             f"{case.name}: {placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
@@ -81,7 +82,7 @@ def module_placement(
             f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
             f"Give the module class `plan = {{{name!r}: ...}}` with one of {VALID}."
         )
-    shard = _first_shard(placement, name, full, size)
+    shard = _first_shard(placement, name, shape_only(full), size)
     if shard.shape != local.shape:
         raise PlanError(
             f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the module holds "
@@ -109,12 +110,38 @@ def place_all(
     ]
 
 
-def _first_shard(placement: Placement, name: str, full: Sequence[int], size: int) -> torch.Tensor:
-    """Rank 0's shard, as far as its shape."""
+def try_placement(placement: Placement, tensor: torch.Tensor, name: str, size: int) -> None:
+    """Cut an input or output, and join it again where the placement is a user's own.
+
+    Raises:
+        PlacementError: it does not divide, or what comes of it is no tensor, or another one.
+    """
+    _first_shard(placement, name, tensor, size)
+    if type(placement).__module__ == Placement.__module__:
+        return
+    with doing(f"split of {placement}, called for {name} {list(tensor.shape)},"):
+        shards = placement.split(tensor, size)
+    with doing(f"join of {placement}, called with {name} {list(tensor.shape)} in {size} shards,"):
+        joined = placement.join(shards)
+    if not isinstance(joined, torch.Tensor):
+        raise PlacementError(f"join of {placement} returns a {type(joined).__name__} for {name}; a tensor is needed.")
+    if joined.shape != tensor.shape:
+        raise PlacementError(
+            f"join of {placement} makes {list(joined.shape)} of the shards of {name} {list(tensor.shape)}: it must "
+            "undo what shard does."
+        )
+
+
+def _first_shard(placement: Placement, name: str, full: torch.Tensor, size: int) -> torch.Tensor:
+    """Rank 0's shard."""
     try:
-        return placement.shard(shape_only(full), 0, size)
+        with doing(f"shard of {placement}, called for {name} {list(full.shape)},"):
+            shard = placement.shard(full, 0, size)
     except PlacementError as error:
         raise PlacementError(f"{name} cannot be placed as {placement}: {error}.") from None
+    if not isinstance(shard, torch.Tensor):
+        raise PlacementError(f"shard of {placement} returns a {type(shard).__name__} for {name}; a tensor is needed.")
+    return shard
 
 
 def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> nn.Module:
@@ -135,7 +162,9 @@ def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> nn.M
     _check_collectives(case, tp)
     with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
         module = case.make(case.sharded)
-    local = module.state_dict()
+    if not isinstance(module, nn.Module):
+        raise PlanError(f"sharded of {case.name} makes a {type(module).__name__}; a torch.nn.Module is needed.")
+    local = weights_of(module, f"the sharded module of {case.name}")
     for name in case.plan:
         if name not in local:
             raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")

@@ -18,6 +18,7 @@ from torch import nn
 from .case import Case, Tensors
 from .casts import cast, cast_tensor
 from .device import Device, GraphFinding
+from .errors import doing
 from .excerpt import of_flat, of_rows
 from .faults import injected
 from .group import Group, use_group
@@ -31,6 +32,7 @@ from .plan import local_placement
 from .recorder import CollectiveRecorder
 from .result import Collective, Forwards, to_json
 from .routing import Lock, routing
+from .state import load_weights, weights_of
 from .taps import tap_key, tapping
 from .weights import Checkpoint
 
@@ -101,7 +103,8 @@ def _run(
     def call() -> Tensors:
         if restore:
             restore()  # every forward begins with what the first one began with
-        return as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
+        with doing(f"forward of {case.name} in {dtype}"):
+            return as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
 
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
         return _record_calls(case, group, call)
@@ -157,20 +160,24 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
     Raises:
         PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
     """
-    module = case.make(case.sharded, dtype)
-    local = module.state_dict()
+    side = f"the sharded module of {case.name}"
+    with doing(f"sharded of {case.name}, called without arguments"):
+        module = case.make(case.sharded, dtype)
+    local = weights_of(module, side)
     full = {name: checkpoint.tensor(case.prefix + name) for name in local}
     shards: dict[str, torch.Tensor] = {}
     for name, tensor in full.items():
         placement = local_placement(case, name, tensor.shape, local[name].shape, group.size)
-        shards[name] = placement.shard(tensor, group.rank, group.size)
+        with doing(f"shard of {placement}, called for {name}"):
+            shards[name] = placement.shard(tensor, group.rank, group.size)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in shards}
-    module.load_state_dict(shards, assign=case.lazy)
-    held = {name: _held(tensor, full[name]) for name, tensor in module.state_dict().items()}
+    load_weights(module, shards, side, assign=case.lazy)
+    held = {name: _held(tensor, full[name]) for name, tensor in weights_of(module, side).items()}
     for name, buffer in () if case.lazy else buffers.items():
         held[name]["rebuilt"] = same_bits(buffer, module.get_buffer(name))
     module = (module if case.lazy else cast(module, dtype)).eval()
-    case.edit(module, group)
+    with doing(f"edit of {case.name}"):
+        case.edit(module, group)
     return module, held
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..errors import told
 from ..launch import LaunchOutcome
 from ..launch.outcome import RunRecord, explain, rank_log
 from ..rank import run_job
@@ -113,8 +114,7 @@ class LocalRun:
         except Abandoned:
             return
         except BaseException as error:  # whatever a module raises, the others must end
-            summary = traceback.format_exception_only(type(error), error)[-1].strip().partition("\n")[0]
-            self._turns.fail(rank, summary, "".join(traceback.format_exception(error)))
+            self._turns.fail(rank, told(error), "".join(traceback.format_exception(error)))
 
     def _begin(self, rank: int, step: str) -> None:
         """The timeout holds for each step: it starts anew when the last rank begins one."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import told
 from ..job import read_job
 from ..launch import LaunchOutcome, RankLauncher, RunningRanks
 from ..launch.rank import begin_step
@@ -119,8 +120,7 @@ def cores_entry(argument: str, _rank: int, _size: int) -> None:
 
     failure = run_on_cores(tp, be_rank)
     if failure:
-        summary = f"{type(failure.error).__name__}: {failure.error}".partition("\n")[0]
-        raise VirtualRankError(f"rank {failure.rank} of {tp} failed with {summary}") from failure.error
+        raise VirtualRankError(f"rank {failure.rank} of {tp} failed with {told(failure.error)}") from failure.error
 
 
 def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
