@@ -125,7 +125,7 @@ def default_signals() -> None:
     """Give the signals that end a process their default action back, and unblock them."""
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING_SIGNALS, signal.SIGUSR1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING_SIGNALS, signal.SIGUSR1, signal.SIGUSR2))
 
 
 def redirect_output(path: str) -> None:

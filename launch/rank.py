@@ -3,7 +3,6 @@
 import faulthandler
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import told
+from .dump import write_stacks_on_request
 from .outcome import Report, rank_log, report_path
 from .process import default_signals, die_with_parent, redirect_output
 
@@ -73,7 +73,7 @@ def run_rank(task: RankTask, rank: int) -> None:
     default_signals()  # torch's agent bequeaths handlers that a rank inside a collective would not get to run
     redirect_output(str(rank_log(task.log_dir, rank)))
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    write_stacks_on_request()
     torch.set_num_threads(1)  # also drops an OpenMP team that did not survive the fork
     try:
         tell(task.status_fd, event="alive", rank=rank, pid=os.getpid())

@@ -1,6 +1,6 @@
 """Where the ranks of a hanging run are: their Python stacks, asked for by a signal, and what these tell. No torch.
 
-Every rank writes its stack into its log when it gets SIGUSR1 (faulthandler, also inside a C++ collective). A
+Every rank writes its stack into its log when it gets a signal (`dump`, also inside a C++ collective). A
 stopped process cannot; it is made to go on for that once, when the others are dead: with them it might finish.
 """
 
@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .dump import ASK, INSIST
 from .process import process_state
 from .waits import WAITING, waiting_call
 
-_PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks
+_PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks once they were asked
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) (?P<ident>0x[0-9a-f]+)")
 _LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
@@ -55,12 +56,14 @@ def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[in
     before = {rank: size_of(logs[rank]) for rank in pids}
     stopped = {rank for rank, pid in pids.items() if is_stopped(pid)}
     for rank in stopped:
-        _signal(pids[rank], signal.SIGUSR1)  # waits for SIGCONT
+        _signal(pids[rank], ASK)  # waits for SIGCONT
     running = pids.keys() - stopped
-    for ranks, number in ((running, signal.SIGUSR1), (stopped, signal.SIGCONT)):
+    for ranks, number in ((running, ASK), (stopped, signal.SIGCONT)):
         for rank in ranks:
             _signal(pids[rank], number)
-        _await_stacks({logs[rank]: before[rank] for rank in ranks})
+        for rank in _silent(ranks, logs, before):
+            _signal(pids[rank], INSIST)
+        _silent(ranks, logs, before)
         for rank in ranks if stopped else ():
             _signal(pids[rank], signal.SIGKILL)
     return {rank: Stack(frames=_frames(logs[rank], before[rank]), stopped=rank in stopped) for rank in pids}
@@ -117,11 +120,13 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _await_stacks(starts: Mapping[Path, int]) -> None:
-    """Until every log has the whole of a main thread's stack after so many bytes; a rank writes it line by line."""
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end and not all(_WHOLE.search(_read(log, start)) for log, start in starts.items()):
-        time.sleep(0.02)
+def _silent(ranks: Iterable[int], logs: Mapping[int, Path], before: Mapping[int, int]) -> set[int]:
+    """Ranks whose log does not have the whole of a main thread's stack soon; it is written line by line."""
+    silent, end = set(ranks), time.monotonic() + _PATIENCE
+    while silent and time.monotonic() < end:
+        silent = {rank for rank in silent if not _WHOLE.search(_read(logs[rank], before[rank]))}
+        time.sleep(0.02 if silent else 0.0)
+    return silent
 
 
 def _read(log: Path, start: int) -> str:
@@ -134,7 +139,7 @@ def _read(log: Path, start: int) -> str:
 
 
 def _frames(log: Path, start: int) -> tuple[str, ...]:
-    """The main thread's frames (faulthandler writes them last), without the launcher's own."""
+    """The main thread's frames (which is written last), without the launcher's own."""
     threads = frames_by_thread(_read(log, start))
     frames = next(reversed(threads.values()), ())
     ends = [i for i, line in enumerate(frames) if _LAUNCHER.search(line)]
@@ -142,7 +147,7 @@ def _frames(log: Path, start: int) -> tuple[str, ...]:
 
 
 def frames_by_thread(text: str) -> dict[int, tuple[str, ...]]:
-    """The stacks in what faulthandler wrote: by thread, the innermost call first; of two of a thread, the later."""
+    """The stacks in what was written: by thread, the innermost call first; of two of a thread, the later."""
     frames: list[str] = []
     found = {0: frames}  # 0: no thread is named, as where there is one alone
     for line in text.splitlines():

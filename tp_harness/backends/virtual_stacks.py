@@ -14,7 +14,7 @@ def virtual_stacks(log: str) -> dict[int, Stack]:
     """By rank, the stack of each that had not returned; without what starts ranks.
 
     Args:
-        log: of the process, with `xla.threads.thread_line` of every rank and what faulthandler wrote in the end.
+        log: of the process, with `xla.threads.thread_line` of every rank and the stacks that were written in the end.
     """
     threads = frames_by_thread(log)
     found = {}
