@@ -80,6 +80,8 @@ class Own(Placement):
     def join(self, shards):
         if self.at == "join":
             return fail() if self.gives is None else self.gives
+        if self.at == "late" and shards[0].dtype is torch.float32:  # the oracle's outputs are float64
+            fail()
         return shards[0]
 
 def case(reference=Net, sharded=Net, inputs=lambda g: (torch.randn(2, 16, 12, generator=g),), **fields):
@@ -93,6 +95,7 @@ RANK_forward, RANK_state_dict, RANK_load_state_dict, *_ = RANKS.values()
 EXTRA = case(lambda: Fails(""), lambda: Fails(""))
 REFERENCE, SHARDED, INPUTS = (case(**{name: lambda *_: fail()}) for name in ("reference", "sharded", "inputs"))
 IN_DTYPE, COLLECTIVES, EDIT = (case(**{name: lambda *_: fail()}) for name in ("in_dtype", "collectives", "edit"))
+LATE = case(output=Own("late"))
 SHARD = case(plan={"linear.weight": Own("shard")})
 INPUT, OUTPUT = case(input_placements=(Own("shard"),)), case(output=Own("join"))
 NO_TENSOR, NO_JOIN, NO_SHAPE = (
@@ -188,3 +191,11 @@ def test_extra_state_is_no_parameter_and_is_loaded(harness: Harness) -> None:
     assert answers(harness, "EXTRA") == {"EXTRA": (0, "")}
     held = harness.record()["results"][0]["checks"][0]["detail"]
     assert held == f"the shards join to {4 * (12 * 20 + 20):,} bytes of checkpoint"
+
+
+@pytest.mark.parametrize("how", ["lines", "exit"])
+def test_what_a_function_raises_when_outputs_are_judged_is_its_own_too(harness: Harness, how: str) -> None:
+    [(code, text)] = answers(harness, "LATE", how=how).values()
+    assert code == 2
+    assert re.match(rf"tp-harness: cases\.py:\d+ {SAID[how]}\.\n$", text), text
+    assert "join of Own(), called with 2 outputs of shape [2, 16, 20], raised " in text

@@ -181,7 +181,13 @@ def test_the_order_of_a_sum_matters() -> None:
 
 
 ENDINGS = {
-    "RAISES": (4, "crash", 1, "rank 1 of 4 failed with ArithmeticError: rank 1 cannot add; its log: "),
+    "RAISES": (
+        4,
+        "crash",
+        1,
+        "rank 1 of 4 failed with ArithmeticError: rank 1 cannot add (forward of Raises in float32; cases.py:34 in "
+        "forward); its log: ",
+    ),
     "SKIPS": (
         4,
         "crash",
@@ -222,7 +228,7 @@ ENDINGS = {
         "crash",
         0,
         "rank 0 of 2 failed with ValueError: Default process group has not been initialized, please make sure to call "
-        "init_process_group.; its log: ",
+        "init_process_group. (forward of Direct in float32; cases.py:59 in forward); its log: ",
     ),
 }
 

@@ -34,9 +34,8 @@ ORDER = (
 )
 TORCH_FREE = (
     "config config_rope config_file options verdict schedule calls result restore record resume todo table "
-    "preflight errors "
-    "version commands cli "
-    "neuron_env changes comparison comparison_text texttable standings report "
+    "preflight errors version commands cli neuron_env changes comparison comparison_text texttable standings "
+    "report "
     "neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings doctor.show "
     "commands.doctor packing cores launch.tp_test "
     "pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger pytest_plugin.worker pytest_plugin.tenant"

@@ -22,7 +22,7 @@ from torch import nn
 
 from .calls import KINDS, Collective
 from .casts import cast
-from .errors import UnknownNameError, UsageError, described
+from .errors import UnknownNameError, UsageError, described, doing
 from .group import Group
 from .placements import Placement, Replicate
 from .routing import Router
@@ -118,6 +118,13 @@ class Case:
         for router in self.routers:
             sources |= {tap: source for tap, source in router.sources.items() if tap not in sources}
         return sources
+
+    def planned(self, tp: int) -> tuple[Collective, ...] | None:
+        """The calls that `collectives` plans at a degree; None where there is no plan."""
+        if self.collectives is None:
+            return None
+        with doing(f"collectives of {self.name}, called with {tp},"):
+            return self.collectives(tp)
 
     def input_placement(self, index: int) -> Placement:
         """The placement of input `index`."""

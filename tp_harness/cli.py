@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .commands import COMMANDS
-from .errors import UsageError, blame, own_place, printable
+from .errors import UsageError, blame, is_theirs, printable
 from .interrupt import one_interrupt
 
 USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
@@ -42,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"tp-harness: {str(interrupt) or 'interrupted'}; every rank was ended.", file=sys.stderr)
         return INTERRUPTED
     except (Exception, SystemExit) as error:  # not 1, which says that something differs
-        if own_place(error):  # a user's function that was called after ranks had started
+        if is_theirs(error):  # a user's function that was called after ranks had started
             print(f"tp-harness: {printable(blame(error), most=MOST)}.", file=sys.stderr)
             return USAGE_ERROR
         if isinstance(error, SystemExit):

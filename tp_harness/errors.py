@@ -108,6 +108,11 @@ def own_place(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 
 
+def is_theirs(error: BaseException) -> bool:
+    """Whether a user's function raised it, of which a `doing` says what for."""
+    return _DOING in vars(error) and bool(own_place(error))
+
+
 def told(error: BaseException) -> str:
     """`described`, and in brackets what was being done and where it was raised, if a `doing` says so."""
     said = described(error)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from .errors import doing
 from .evidence import Evidence
 from .gather import Joined, join
 from .outputs import digest
@@ -27,11 +28,10 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     hashes = {rank: output.facts["config_hash"] for rank, output in evidence.ranks.items()}
     odd = [rank for rank, value in hashes.items() if value != hashes[0]]
     calls = {rank: output.collectives(evidence.dtype) for rank, output in evidence.ranks.items()}
-    planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)
     checks = (
         reassembly_check(evidence),
         Check(name="replicas", passed=not drifts, detail=replicas),
-        schedule_check(planned, calls, evidence.case.unscheduled),
+        schedule_check(evidence.case.planned(evidence.tp), calls, evidence.case.unscheduled),
         Check(
             name="config",
             passed=not odd,
@@ -69,7 +69,9 @@ def reassembly_check(evidence: Evidence) -> Check:
             detail = f"{name}: what {placement} splits does not join to the same tensor"
             return Check(name="reassembly", passed=False, detail=detail)
         for rank, own in parameters.items():
-            if not _holds(own[name], placement.shard(full, rank, evidence.tp)):
+            with doing(f"shard of {placement}, called for {name}"):
+                shard = placement.shard(full, rank, evidence.tp)
+            if not _holds(own[name], shard):
                 detail = f"rank {rank} does not hold its shard of {name} ({placement})"
                 return Check(name="reassembly", passed=False, detail=detail)
         total += full.numel() * full.element_size()
@@ -83,7 +85,8 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
     dim = getattr(placement, "dim", 0) % full.ndim
     index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
     try:
-        return same_bits(placement.join(placement.split(index, tp)), index)
+        with doing(f"join of {placement}, called with the shards of the numbers along dimension {dim},"):
+            return same_bits(placement.join(placement.split(index, tp)), index)
     except ReplicaError:  # it takes for replicas what it cuts apart
         return False
 

@@ -11,6 +11,7 @@ import torch
 
 from . import outputs
 from .case import Case
+from .errors import doing
 from .job import Job, Task
 from .placements import KVHeads, Placement, ReplicaError
 from .restore import from_json
@@ -86,7 +87,8 @@ class Joined:
 def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
     """Join the ranks' parts; where replicas differ, the first copy of each stands for all."""
     try:
-        return Joined(full=placement.join(shards), drift=None)
+        with doing(f"join of {placement}, called with {len(shards)} outputs of shape {list(shards[0].shape)},"):
+            return Joined(full=placement.join(shards), drift=None)
     except ReplicaError as error:
         size = len(shards)
         copies = placement.replicas(size) if isinstance(placement, KVHeads) else size

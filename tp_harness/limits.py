@@ -35,6 +35,6 @@ def sums_in(evidence: Evidence) -> verdict.Sums | None:
     """The sums over ranks of a 16-bit run, which round too; of a planned run, only what was meant is allowed for."""
     if evidence.dtype == "float32":
         return None
-    planned = evidence.case.collectives and evidence.case.collectives(evidence.tp)
+    planned = evidence.case.planned(evidence.tp)
     calls = evidence.ranks[0].collectives(evidence.dtype) if planned is None else planned
     return verdict.sums_of(calls, planned=planned is not None)

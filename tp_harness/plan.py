@@ -196,8 +196,7 @@ def check_submodules(case: Case, side: str, module: nn.Module) -> None:
 
 def _check_collectives(case: Case, tp: int) -> None:
     """What is no record of a call would only be found to differ from every recorded one."""
-    with doing(f"collectives of {case.name}, called with {tp},"):
-        planned = () if case.collectives is None else case.collectives(tp)
+    planned = () if case.collectives is None else case.planned(tp)
     if not isinstance(planned, (tuple, list)) or not all(isinstance(call, Collective) for call in planned):
         raise PlanError(
             f"collectives of {case.name} returns {planned!r:.80} at tp {tp}; a tuple of Collective is needed, as "

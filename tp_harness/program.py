@@ -38,8 +38,8 @@ def program_checks(evidence: Evidence) -> tuple[Check, ...]:
 
 def _expected(evidence: Evidence) -> tuple[Collective, ...] | None:
     """The planned collectives; without a plan, those recorded; None where torch-xla's own ones were not seen."""
-    plan = evidence.case.collectives
-    return plan(evidence.tp) if plan else evidence.ranks[0].collectives(evidence.dtype) or None
+    planned = evidence.case.planned(evidence.tp)
+    return (evidence.ranks[0].collectives(evidence.dtype) or None) if planned is None else planned
 
 
 def compilation_check(program: Program, tp: int) -> Check:

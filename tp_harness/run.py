@@ -14,7 +14,7 @@ import torch
 
 from .backends import Backend, RunningJob, Session
 from .control import ControlRun, failure_status
-from .errors import blame, described, own_place
+from .errors import blame, described, is_theirs
 from .evidence import Evidence
 from .explain import explain
 from .faults.choice import with_fault_s_target
@@ -222,10 +222,9 @@ class DegreeRun:
                 self.record.replace(i, explain(evidence, result))
             except Exception as error:  # the verdict stands, whatever becomes of its explanation
                 (log_dir / "explanation.log").write_text(traceback.format_exc())
-                cause = blame(error) if own_place(error) else f"a bug in tp-harness: {described(error)}"
+                whose = blame(error) if is_theirs(error) else f"which is a bug in tp-harness: {described(error)}"
                 self.record.notes.append(
-                    f"{result.title}: what went wrong first was not found out, because of {cause} "
-                    f"({log_dir / 'explanation.log'})"
+                    f"{result.title}: what went wrong first was not found out, {whose} ({log_dir / 'explanation.log'})"
                 )
 
     def _taps_fit(self, result: Result) -> bool:
