@@ -28,6 +28,16 @@ class Column(nn.Module):
         return nn.functional.linear(x, self.weight)
 
 
+class ScaledColumn(Column):
+    """Has extra state, as TransformerEngine's modules do, which is no tensor."""
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"amax": 1.0}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        assert state == {"amax": 1.0}
+
+
 class UndeclaredColumn(Column):
     """Forgets to say that each rank returns its own features."""
 

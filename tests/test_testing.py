@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from served_modules import Column, Odd, RaisesOnRankOne, Row, Tied, X, two_outputs
+from served_modules import Column, Odd, RaisesOnRankOne, Row, ScaledColumn, Tied, X, two_outputs
 
 from tp_harness.errors import UsageError
 from tp_harness.placements import Placement, ReplicaError, Shard, StridedShard
@@ -27,6 +27,14 @@ def test_sharded_by_shapes_and_joined(tmp_path: Path, tp_degree: int, suffix: st
     with build_module(Column, [(X,)], tp_degree=tp_degree, checkpoint_path=str(path)) as module:
         validate_accuracy(module, [(X,), (X[:1],)], cpu_callable=lambda x: x @ full_weight(path).T)
     assert full_weight(path).shape == (64, 8), "the checkpoint is the full one"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_extra_state_is_no_parameter(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"full{suffix}"
+    with build_module(ScaledColumn, [(X,)], tp_degree=2, checkpoint_path=str(path)) as module:
+        validate_accuracy(module, [(X,)], cpu_callable=lambda x: x @ full_weight(path).T)
+    assert list(load_checkpoint(path)) == ["weight"]
 
 
 @pytest.mark.parametrize(("mark", "placement"), [("1", Shard(0)), ("2", StridedShard(0, 2))])

@@ -11,18 +11,19 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from .errors import UsageError, doing
 
 
-def weights_of(module: nn.Module, side: str) -> dict[str, torch.Tensor]:
+def weights_of(module: nn.Module, side: str, *, keep_vars: bool = False) -> dict[str, torch.Tensor]:
     """The parameters and buffers in the module's state_dict, by name.
 
     Args:
         module: a reference or a rank's module.
         side: how messages call it.
+        keep_vars: the parameters themselves, with what they are marked with.
 
     Raises:
         UsageError: its state_dict is no mapping.
     """
     with doing(f"state_dict of {side}"):
-        state = module.state_dict()
+        state = module.state_dict(keep_vars=keep_vars) if keep_vars else module.state_dict()
     if not isinstance(state, Mapping):
         raise UsageError(f"state_dict of {side} returns a {type(state).__name__}; a mapping of names is needed.")
     return {name: tensor for name, tensor in state.items() if _is_weight(name, tensor)}

@@ -32,6 +32,7 @@ from .nxd_build import BuiltModel, Order, build, build_environment
 from .placements import Placement, Replicate
 from .plan import place_all
 from .served import Made, ShardedModule
+from .state import load_weights, weights_of
 
 logger = logging.getLogger("tp_harness")
 
@@ -234,7 +235,7 @@ def _save_full(
     join_if_used()
     torch.manual_seed(0)
     module = module_cls(**kwargs)
-    state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.detach().contiguous() for name, tensor in weights_of(module, module_cls.__name__).items()}
     if suffix == ".safetensors":
         save_file({name: tensor.clone() for name, tensor in state.items()}, path)  # it refuses tied tensors
     else:
@@ -254,13 +255,14 @@ def _make_shard(
     module, state = module_cls(**kwargs), load(path)
     plan = getattr(module, "plan", {})
     plan = plan(kwargs["config"]) if callable(plan) else plan
-    local = module.state_dict(keep_vars=True)
+    local = weights_of(module, module_cls.__name__, keep_vars=True)
     missing, extra = sorted(set(local) - set(state)), sorted(set(state) - set(local))
     if missing or extra:
         raise UsageError(f"the checkpoint {path} lacks {missing} and has {extra} that the module does not know.")
     placed = place_all(plan, local, {name: tensor.shape for name, tensor in state.items()}, group.size)
     check_guesses(module, placed, group.size)
-    module.load_state_dict({p.name: p.placement.shard(state[p.name], group.rank, group.size) for p in placed})
+    shards = {p.name: p.placement.shard(state[p.name], group.rank, group.size) for p in placed}
+    load_weights(module, shards, module_cls.__name__)
     return Made(module=module, note=said(placed))
 
 
