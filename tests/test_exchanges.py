@@ -134,7 +134,7 @@ def test_calls_that_depend_on_data_or_rank_are_right(tmp_path: Path, name: str) 
     code, [(passed, said)] = schedule(tmp_path / name, name)
     assert (code, passed) == (0, True), said
     compared = {
-        "DISPATCHED": "what 16 calls of all_to_all send is what is expected of them",
+        "DISPATCHED": "in 16 calls of all_to_all each rank sends what the others expect",
         "RING": "24 calls, in each group the same kinds, dtypes, shapes, operations and roots in one order, each of 12 "
         "sends has its receive",
         "HALVES": "10 calls, in each group the same kinds, dtypes, shapes, operations and roots in one order",

@@ -68,8 +68,8 @@ ROOTED = [of(call("broadcast"), peer=root) for root in (0, 1)]
 RIGHT: dict[str, tuple[dict[int, list[Collective]], str]] = {
     "all_to_all-with-other-splits": (
         routed((5, 1), (0, 7)),
-        "2 calls, in each group the same kinds, dtypes, shapes, operations and roots in one order, what 2 calls of "
-        "all_to_all send is what is expected of them",
+        "2 calls, in each group the same kinds, dtypes, shapes, operations and roots in one order, in 2 calls of "
+        "all_to_all each rank sends what the others expect",
     ),
     "odd-ranks-receive-first": (
         {0: [send(1), recv(1)], 1: [recv(0), send(0)]},

@@ -49,7 +49,7 @@ def _compared(planned: Calls | None, recorded: Recorded, left_out: Collection[st
         else f"{len(everything)} calls, in each group the same kinds, dtypes, shapes, operations and roots in one order"
     ]
     said += ["as planned"] if planned is not None else []
-    said += [f"what {exchanges} calls of all_to_all send is what is expected of them"] if exchanges else []
+    said += [f"in {exchanges} calls of all_to_all each rank sends what the others expect"] if exchanges else []
     said += [f"each of {messages} sends has its receive"] if messages else []
     said += [f"not compared: {', '.join(sorted(left_out))}"] if left_out else []
     return ", ".join(said)
