@@ -173,7 +173,7 @@ NOTHING = {
     ("name", "what"),
     [
         ("EDIT", "edit of odd"),
-        ("RANK_forward", "forward of odd in float32"),
+        ("RANK_forward", "forward of odd in DTYPE"),
         ("RANK_load_state_dict", "load_state_dict of the sharded module of odd"),
     ],
 )
@@ -181,8 +181,9 @@ def test_what_a_function_raises_on_a_rank_is_said_with_its_place(harness: Harnes
     assert answers(harness, name) == {name: (3, "")}
     for result in harness.record()["results"]:
         assert result["status"] == "CRASH"
+        call = what.replace("DTYPE", result["dtype"])
         said = (
-            rf"rank \d of 2 failed with ValueError: no, \| because of this \({what}; cases\.py:\d+ in fail\); its log"
+            rf"rank \d of 2 failed with ValueError: no, \| because of this \({call}; cases\.py:\d+ in fail\); its log"
         )
         assert re.search(said, result["reason"]), result["reason"]
 

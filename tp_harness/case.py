@@ -139,7 +139,11 @@ class Case:
     def reference_in(self, reference: nn.Module, dtype: torch.dtype) -> nn.Module:
         """A copy of the reference that computes in `dtype`, with the same parameters."""
         if self.in_dtype is not cast_copy or not takes_dtype(self.reference):
-            return self.in_dtype(reference, dtype)
+            with doing(f"in_dtype of {self.name}, called with the reference and {dtype},"):
+                module = self.in_dtype(reference, dtype)
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"in_dtype of {self.name} returns a {type(module).__name__}; a module is needed.")
+            return module
         made = self.make(self.reference, dtype)
         made.load_state_dict(reference.state_dict())
         return cast(made, dtype).eval()
