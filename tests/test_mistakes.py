@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tp_harness.api import verify
-from tp_harness.case import Case, load_case
+from tp_harness.case import Case
+from tp_harness.case_file import load_case
 from tp_harness.errors import UsageError
 from tp_harness.options import Options
 

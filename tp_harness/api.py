@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .backends import Backend, choose_backend
-from .case import imported_anew
+from .case_file import imported_anew
 from .environment import Changes, changed_here
 from .errors import UsageError, failures_of_storage
 from .material import Progress

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .case import Case, load_case
+from .case import Case
+from .case_file import load_case
 from .components import component_case
 from .config import InferenceConfig, ModelConfig, NeuronConfig
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from .case import Case, load_case, run_file, split_spec
+from .case import Case
+from .case_file import load_case, run_file, split_spec
 from .errors import UsageError
 from .modules.nki import has_kernels
 from .options import Resolved
