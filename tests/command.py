@@ -22,9 +22,9 @@ PATIENCE = 120.0  # seconds until a test gives up; never the measure of a pass
 DRIVER = """
 import contextlib, io, json, signal, sys
 from pathlib import Path
-from tp_harness import cli, material
+from tp_harness import cli, preparation
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background would have it ignored
-material.SHM = Path(sys.argv[1])
+preparation.SHM = Path(sys.argv[1])
 {patch}
 ends = []
 for sys.argv[1:] in json.loads(sys.argv[2]):

@@ -4,6 +4,7 @@ Examples are the same in every run, so that what a run says is about the change 
 by `pytest --hypothesis-profile search`.
 """
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,14 @@ from hypothesis import settings
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def files_of_cases_are_forgotten() -> Iterator[None]:
+    """A test's files may have the names of another's."""
+    yield
+    if own_cases := sys.modules.get("tp_harness.own_cases"):
+        own_cases._FOLDERS.clear()
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from tp_harness.gather import RankOutput, read_outputs, remove_outputs
 from tp_harness.group import Group
 from tp_harness.job import Job
 from tp_harness.judge import judge
-from tp_harness.material import Material, Preparation, Target
+from tp_harness.material import Material, Target
 from tp_harness.options import COMPONENT_NAMES, Resolved
+from tp_harness.preparation import Preparation
 from tp_harness.result import Result, Status
 from tp_harness.weights import Checkpoint
 

@@ -28,8 +28,8 @@ from tp_harness.faults.ways import all_of, computes, edits, loads, put
 from tp_harness.gather import read_outputs
 from tp_harness.group import Group
 from tp_harness.job import Task
-from tp_harness.material import Preparation
 from tp_harness.placements import same_bits
+from tp_harness.preparation import Preparation
 from tp_harness.scoreboard import Trial, remarks, scores
 from tp_harness.trial import try_faults
 

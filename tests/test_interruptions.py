@@ -18,7 +18,7 @@ from living import lives
 # Each hook signals the main process when its moment, the last argument, has come.
 HOOKS = """
 import os
-from tp_harness import material, record, run
+from tp_harness import preparation, record, run
 from tp_harness.launch import RankLauncher
 def signal_at(moment, owner, name, when=lambda *a: True):
     original = getattr(owner, name)
@@ -31,7 +31,7 @@ def signal_at(moment, owner, name, when=lambda *a: True):
             return result
         return original(*arguments, **options)
     setattr(owner, name, hooked)
-signal_at("preparation", material, "expect")
+signal_at("preparation", preparation, "expect")
 signal_at("start", RankLauncher, "start")
 signal_at("gather", run, "read_outputs")
 signal_at("write", Path, "replace", lambda path, *a: path.name == "run.json.part" and path.with_suffix("").exists())

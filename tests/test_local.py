@@ -22,9 +22,10 @@ from tp_harness.backends.base import Session
 from tp_harness.backends.turns import ring_sum
 from tp_harness.components import LAYERED
 from tp_harness.gather import Awaited, read_outputs
-from tp_harness.material import Material, Preparation
+from tp_harness.material import Material
 from tp_harness.options import COMPONENT_NAMES, Resolved
 from tp_harness.placements import same_bits
+from tp_harness.preparation import Preparation
 
 TARGETS = tuple((name, layer) for name in COMPONENT_NAMES for layer in ((0, 1) if name in LAYERED else (0,)))
 CASES = '''

@@ -19,14 +19,15 @@ MAX_LINES = 300
 ORDER = (
     "version interrupt workfolder errors calls environment result restore config config_rope config_file "
     "preflight options neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor "
-    "symptoms placements casts marks guess group module_state device excerpt recorder state torchfile tilefile "
-    "checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla reference kernels "
-    "modules case case_file plan components job room faults launch measure outputs rank backends influence "
-    "threads oracle own_cases material preparations gather evidence compare closeness verdict schedule limits "
-    "form exact routers program judge trace localise diagnosis explain texttable scoreboard pool bench trial "
-    "killscore cleanruns faultpage standings peers contest sightings trn1 record resume todo hosts changes "
-    "comparison comparison_text number failures paragraph logs control table report run_notes run served nxd "
-    "nxd_traced nxd_build testing api listing pytest_plugin commands cli __main__ launch.tp_flow launch.tp_test"
+    "symptoms placements dtensors casts marks guess group module_state device excerpt recorder state torchfile "
+    "tilefile checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
+    "reference kernels modules case rehearsal case_file plan components job room faults launch measure outputs "
+    "rank backends influence threads oracle places own_cases material preparation gather evidence compare "
+    "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain "
+    "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
+    "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs control "
+    "table report run_notes run served nxd nxd_traced nxd_build testing api listing pytest_plugin commands cli "
+    "__main__ launch.tp_flow launch.tp_test "
 )
 TORCH_FREE = (
     "config config_rope config_file options verdict schedule calls result restore record resume todo table "

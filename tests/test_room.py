@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tp_harness import material, room
+from tp_harness import preparation, room
 from tp_harness.api import verify
 from tp_harness.errors import UsageError
-from tp_harness.material import Preparation
 from tp_harness.options import Options, Resolved, resolve
+from tp_harness.preparation import Preparation
 from tp_harness.room import GIB, SHM, Free, available_memory, lacks_for_taps, place_for
 from tp_harness.tilefile import can_map
 
@@ -83,7 +83,7 @@ def test_what_is_advised_fits(prepared: tuple[Resolved, Preparation]) -> None:
 def test_whole_files_are_counted_where_tiles_cannot_be_mapped(
     prepared: tuple[Resolved, Preparation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(material, "can_map", lambda: False)
+    monkeypatch.setattr(preparation, "can_map", lambda: False)
     assert 38 < prepared[1]._need(prepared[0]).folder / GIB < 41
 
 
@@ -111,7 +111,7 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a run says that ends before any rank starts; it leaves nothing. Other runs use /dev/shm meanwhile."""
     out = tmp_path / "out"
-    monkeypatch.setattr(material, "SHM", tmp_path)
+    monkeypatch.setattr(preparation, "SHM", tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UsageError) as raised:
         verify(Options(components=("rmsnorm",), degrees=(2,), draws=1, backend="local", out=out))
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_sentence(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for writer in ("write_tiles", "write_checkpoint"):
-        monkeypatch.setattr(material, writer, fill_up)
+        monkeypatch.setattr(preparation, writer, fill_up)
     assert refused(tmp_path, monkeypatch) == (
         f"{tmp_path} is full: No space left on device while the weights were written there; make room, or choose "
         "another folder with TMPDIR."

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tp_harness.hosts import Host
 from tp_harness.options import Options, resolve
 from tp_harness.own_cases import with_cases_named
-from tp_harness.preparations import prepare
+from tp_harness.preparation import prepare
 from tp_harness.record import read_run
 from tp_harness.report import view
 

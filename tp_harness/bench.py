@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from .backends.local import LocalSession
-from .evidence import Evidence
+from .evidence import Evidence, as_placed
 from .gather import RankOutput, read_outputs, remove_outputs
 from .job import Job, Task
 from .launch import LaunchOutcome
-from .material import Preparation
 from .options import Resolved
+from .preparation import Preparation
 from .result import Result, Status
 
 POLL_SECONDS = 0.001
@@ -82,7 +82,7 @@ class Bench:
         """What a verdict on the job's task rests on; its fault, if any, is nothing the verdict knows of."""
         (task,) = job.tasks
         return Evidence(
-            case=job.subject.case(task, dtype=dtype, tp=job.tp),
+            case=as_placed(job.subject.case(task, dtype=dtype, tp=job.tp), dtype, ranks),
             tp=job.tp,
             dtype=dtype,
             expectation=self.material.expectation(task),

@@ -13,9 +13,12 @@ Not covered: with `--kernels nki` only faults in what ranks load, because kernel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
+
+import torch
 
 from .faults import FAULTS, GENERIC, Fault
 from .faults.choice import config_at
@@ -25,12 +28,17 @@ from .launch import LaunchOutcome
 from .material import Target
 from .options import Resolved
 from .outputs import digest
+from .places import Places
 from .result import Control, Result, Status
 from .todo import Todo
 from .trial import rejections
 
 TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of them
 DRAWN = 3  # faults at most, until one ends with a verdict
+BATCHES = (1, 8, 24)  # of a user's case: how many are tried in one start of the ranks, and if none shows, in the next
+PLAIN = {"float32": 1e-3, "bfloat16": 0.3}  # relative change of an output that no rounding gives: it must be rejected
+SHOWN = 6
+DRAW = "draw inputs of random numbers of order one that reach every parameter"
 
 
 def candidates(options: Resolved, tp: int) -> list[Fault]:
@@ -68,15 +76,18 @@ class ControlRun:
     control, `first`: then a rank that is lost later on leaves what had passed before it a verdict.
     """
 
-    def __init__(self, todo: Todo, tp: int, *, first: bool = False) -> None:
+    def __init__(self, todo: Todo, tp: int, *, first: bool = False, places: Places | None = None) -> None:
         options = todo.options
         self.todo, self.options, self.record, self.tp, self._first = todo, options, todo.record, tp, first
+        self.places = places or Places()
         self.dtype = control_dtype(options)
-        self._left = candidates(options, tp)
+        faults = candidates(options, tp)
+        self._left = self._own(faults) if options.case else [self._task(fault) for fault in faults]
+        self._sizes = list(BATCHES if options.case else (1,) * DRAWN)
         self._wanted = bool(self._left) or (options.fault_control and not options.fault)
-        self._clean: dict[Task, str] = {}
-        self._digest = ""
-        self._draws = DRAWN
+        self._clean: dict[Task, Left] = {}
+        self._spoilt: dict[Task, Left] = {}
+        self._tried: list[Task] = []
         self._cause: LaunchOutcome | None = None
         self._failure: LaunchOutcome | None = None  # why no fault could be tried
         self.target: Target | None = None
@@ -95,22 +106,26 @@ class ControlRun:
     def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
         """Remember what ranks left with the fault and without it, to tell whether it changed anything."""
         if task.fault:
-            self._digest = _digest(ranks, self.dtype)
+            self._spoilt[task] = Left.of(ranks, self.dtype, outputs=bool(task.place))
         elif self.target is not None and _twin(task) == _twin(self.target.tasks[-1]):
-            self._clean[_twin(task)] = _digest(ranks, self.dtype)
+            self._clean[_twin(task)] = Left.of(ranks, self.dtype, outputs=bool(self.options.case))
 
-    def settle(self, result: Result) -> None:
-        """The verdict on the fault."""
+    def settle(self, results: Sequence[Result]) -> None:
+        """The verdict on each task of the target: the first fault that changes this run is its control."""
         assert self.target is not None
-        task, clean = self.target.tasks[-1], self._clean.get(_twin(self.target.tasks[-1]))
-        # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
-        rejected = bool(set(rejections(result)) - {"reassembly"})
-        if self._digest == clean:
-            self._draw()
-        elif clean is None and not rejected:
-            self.target = replace(self.target, tasks=(replace(task, fault=""), task))
-        else:
-            self._record(task, result.seed, rejected, result.reason)
+        tasks, clean = self.target.tasks, self._clean.get(_twin(self.target.tasks[-1]))
+        for task, result in zip(tasks, results, strict=True):
+            # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
+            rejected = bool(set(rejections(result)) - {"reassembly"})
+            if not task.fault or (clean is not None and self._spoilt[task].is_as(clean)):
+                continue
+            if clean is None and not rejected:
+                self.target = replace(self.target, tasks=(replace(task, fault="", place="", rank=-1), *tasks))
+                return
+            if rejected or clean is None or not task.place or self._spoilt[task].off(clean) > PLAIN[self.dtype]:
+                self._record(task, result.seed, rejected, result.reason)
+                return
+        self._draw()
 
     def fail(self, outcome: LaunchOutcome) -> None:
         """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
@@ -120,7 +135,8 @@ class ControlRun:
         assert self.target is not None
         task = self.target.tasks[-1]
         passed = {self.todo.target_of(r) for _, r in self._passed()}
-        self._left = [fault for fault in self._left if (fault.component, fault.layer) in passed]
+        self._left = [task for task in self._left if (task.component, task.layer) in passed]
+        self._sizes = [1] * len(self._sizes)  # one that ends its ranks takes the others along
         self._draw()
         self._cause = self._cause or outcome  # the first: where no rank is started anew, others only say so
         if self.target is None:
@@ -128,21 +144,43 @@ class ControlRun:
             self._record(task, self.options.seed, False, f"its ranks ended: {self._cause.message}")
 
     def conclude(self) -> None:
-        """Take back what passed at this degree if the fault was not rejected; say so if there was none."""
+        """Take back what passed at this degree if no control was rejected, or none could be; say so if none fits."""
         controls = [control for control in self.record.controls if control.tp == self.tp and self.todo.holds(control)]
-        passed = self._passed()
-        if self._wanted and passed and not controls:
-            of = f" {self.todo.own[0]}" if self.todo.own else ""
-            self.record.notes.append(f"tp {self.tp}{of}: no fault that could be put in as a control changes this run")
+        if self._wanted and not controls and not self._tried:
+            if self._passed():
+                of = f" {self.todo.own[0]}" if self.todo.own else ""
+                self.record.notes.append(
+                    f"tp {self.tp}{of}: no fault that could be put in as a control changes this run"
+                )
+        elif self._wanted and not controls:
+            self._take_back(Status.VOID, self._unchanged())
         for control in controls:
             if not control.rejected:
                 status = failure_status(self._failure) if self._failure else Status.VOID
-                for i, result in passed:
-                    self.record.replace(i, replace(result, status=status, reason=self._verdict(control)))
+                self._take_back(status, self._verdict(control))
+        if self._wanted and self.places.blind:
+            self._take_back(
+                Status.VOID,
+                f"{' and '.join(self.places.flat)}, which hides every exchange of tokens or features: {DRAW}",
+            )
+
+    def _take_back(self, status: Status, reason: str) -> None:
+        for i, result in self._passed():
+            self.record.replace(i, replace(result, status=status, reason=reason, worst=None))
+
+    def _unchanged(self) -> str:
+        """Why no fault that was put in could be seen, and what to do."""
+        tried = " and ".join(dict.fromkeys(task.fault for task in self._tried))
+        places = list(dict.fromkeys(task.place for task in self._tried if task.place))
+        tried += f" in {', '.join(places[:SHOWN])}{', ...' if len(places) > SHOWN else ''}" if places else ""
+        why = "; ".join((tried, *self.places.flat))
+        advice = DRAW if self.options.case else "choose other weights or a larger input"
+        return f"no fault put in as a control changes this run ({why}), so that no mistake would show: {advice}"
 
     def _verdict(self, control: Control) -> str:
         """What a control that was not rejected says about a result that passed."""
-        fault = f"fault {control.fault}, put into {control.component} layer {control.layer} in {control.dtype}"
+        where = f"{control.place} of " if control.place else ""
+        fault = f"fault {control.fault}, put into {where}{control.component} layer {control.layer} in {control.dtype}"
         fault += f" on the first {control.tokens} tokens of each row" if control.tokens else ""
         if self._failure:  # the ranks' status, and not VOID: nothing that is wrong was accepted
             return f"passed, but no control could run, so it proves nothing: {fault}: {control.reason}"
@@ -153,14 +191,30 @@ class ControlRun:
         return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS and self.todo.holds(r)]
 
     def _draw(self) -> None:
+        """The next target: as many of the faults that are left as are tried in one start of the ranks."""
         self.target = None
-        if self._left and self._draws:
-            self._draws -= 1
-            fault = self._left.pop(0)
-            task = Task(component=fault.component, layer=fault.layer, draw=0)
-            tokens = TOKENS.get(fault.component, 0)
-            task = replace(task, fault=fault.name, dtype=self.dtype, tokens=tokens if tokens < self.options.seq else 0)
-            self.target = Target(name=fault.component, layer=fault.layer, tasks=(task,))
+        if self._left and self._sizes:
+            size = self._sizes.pop(0)
+            tasks, self._left = self._left[:size], self._left[size:]
+            self._tried += tasks
+            self.target = Target(name=tasks[0].component, layer=tasks[0].layer, tasks=tuple(tasks))
+
+    def _task(self, fault: Fault, **fields: Any) -> Task:
+        tokens = TOKENS.get(fault.component, 0)
+        tokens = tokens if tokens < self.options.seq else 0
+        task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
+        return replace(task, tokens=tokens, **fields)
+
+    def _own(self, faults: Sequence[Fault]) -> list[Task]:
+        """Each fault at each place, as many as will ever be tried."""
+        places = self.places.drawn(self.tp, Random(f"{self.options.seed} {self.tp} places"))
+        pairs = [
+            (faults[(i + turn) % len(faults)], place) for turn in range(len(faults)) for i, place in enumerate(places)
+        ]
+        return [
+            self._task(fault, place=place, rank=rank, number=number)
+            for number, (fault, (place, rank)) in enumerate(pairs[: sum(BATCHES)], 1)
+        ]
 
     def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
         component, layer = self.todo.own or (task.component, task.layer)
@@ -172,6 +226,7 @@ class ControlRun:
                 layer=layer,
                 dtype=self.dtype,
                 tokens=task.tokens,
+                place=_whose(task),
                 seed=seed,
                 rejected=rejected,
                 reason=reason,
@@ -183,7 +238,38 @@ class ControlRun:
 
 def _twin(task: Task) -> Task:
     """What two tasks share that differ in the fault and in the dtypes they are run in."""
-    return replace(task, fault="", dtype="")
+    return replace(task, fault="", dtype="", place="", rank=-1, number=0)
+
+
+def _whose(task: Task) -> str:
+    """Where a task's fault is put in, "" for one that has its own place."""
+    return f"{task.place} of {'every rank' if task.rank < 0 else f'rank {task.rank}'}" if task.place else ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What ranks left that is judged: a digest of every such tensor and every schedule, and each rank's outputs."""
+
+    digest: str
+    outputs: Mapping[str, torch.Tensor]
+
+    @staticmethod
+    def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
+        """The outputs are kept only if asked for."""
+        start = f"{dtype}.locked.output."
+        kept = {f"{r} {n}": x for r, left in ranks.items() for n, x in left.tensors.items() if n.startswith(start)}
+        return Left(_digest(ranks, dtype), kept if outputs else {})
+
+    def is_as(self, other: Left) -> bool:
+        """Whether no bit differs."""
+        return self.digest == other.digest
+
+    def off(self, other: Left) -> float:
+        """The largest relative L2 difference of a rank's output; infinite if one has another shape or is not there."""
+        if any(self.outputs.get(name, torch.empty(0)).shape != x.shape for name, x in other.outputs.items()):
+            return float("inf")
+        pairs = [(self.outputs[name].double(), x.double()) for name, x in other.outputs.items()]
+        return max(((x - y).norm() / y.norm().clamp(min=1e-300)).item() for x, y in pairs)
 
 
 def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:

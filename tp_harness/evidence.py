@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .case import Case
+from .dtensors import from_facts
 from .gather import RankOutput
 from .oracle import Expectation
+from .placements import Placement
 from .routing import Router
 from .weights import Checkpoint
+
+
+def as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
+    """The case with the placements of the DTensors that ranks had: of parameters it does not place, and of all taps."""
+    if 0 not in ranks:
+        return case
+    facts = ranks[0].facts[dtype]
+    taps = {name: placement for name, placement in from_facts(facts["placed"]).items() if name in case.taps}
+    plan: dict[str, Placement] = {}
+    for held in facts["parameters"].values():
+        plan |= from_facts(held.get("placed", {}))
+    return replace(case, plan=plan | dict(case.plan), taps=dict(case.taps) | taps) if plan or taps else case
 
 
 @dataclass(frozen=True, kw_only=True)

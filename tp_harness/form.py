@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .dtensors import agree, from_facts
 from .evidence import Evidence
 from .gather import output_names, router_names
 from .placements import shape_only
@@ -39,6 +40,8 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
         oracle = evidence.expectation.oracle.outputs[i]
         expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)
         dtype = getattr(torch, evidence.dtype)
+        if otherwise := _placed_otherwise(evidence, i, name):
+            return Status.SHAPE, otherwise
         bad = _reference_form(name, oracle) or next(
             filter(
                 None,
@@ -51,6 +54,16 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
         if bad:
             return bad
     return _router_form(evidence)
+
+
+def _placed_otherwise(evidence: Evidence, index: int, name: str) -> str:
+    """What to say of ranks that returned a DTensor whose placement is not the one that the case says."""
+    said, ndim = evidence.case.outputs[index], evidence.expectation.oracle.outputs[index].ndim
+    for rank, output in evidence.ranks.items():
+        read = from_facts(output.facts[evidence.dtype]["placed"]).get(name)
+        if read is not None and not agree(said, read, ndim, evidence.tp):
+            return f"{name} of rank {rank} is a DTensor placed as {read}, where `output` of its Case says {said}"
+    return ""
 
 
 def _router_form(evidence: Evidence) -> tuple[Status, str] | None:

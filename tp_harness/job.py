@@ -22,7 +22,8 @@ class Task:
     """One component at one layer with one draw of weights and inputs, in one dtype or ("") all of the job's.
 
     `fault` names the mistake that ranks put into it; nobody else looks at it, so that it is judged as if it were none.
-    `tokens` is how many of each row's tokens it is run on, the first ones, or 0 for all.
+    If it can be put in anywhere, `place` says where and `rank` on which rank (-1: all); `number` tells tasks apart that
+    differ in these alone. `tokens` is how many of each row's tokens it is run on, the first ones, or 0 for all.
     """
 
     component: str
@@ -31,11 +32,15 @@ class Task:
     fault: str = ""
     dtype: str = ""
     tokens: int = 0
+    place: str = ""
+    rank: int = -1
+    number: int = 0
 
     @property
     def key(self) -> str:
         """Names the task's files."""
-        parts = (f"t{self.tokens}" if self.tokens else "", self.fault, self.dtype)
+        number = str(self.number) if self.number else ""
+        parts = (f"t{self.tokens}" if self.tokens else "", self.fault, number, self.dtype)
         return ".".join((f"{self.component}.{self.layer}.d{self.draw}", *filter(None, parts)))
 
     @property

@@ -23,6 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .dtensors import is_dtensor_type
 from .group import Group
 from .result import Collective, Forwards
 
@@ -94,6 +95,9 @@ def _matmul_flops(x: torch.Tensor, _y: torch.Tensor, *, out_val: torch.Tensor) -
 _FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.matmul: _matmul_flops}
 
 
+_PLAIN = torch.Tensor.__torch_dispatch__  # of a tensor that does not dispatch by itself
+
+
 class FlopCount(TorchDispatchMode):
     """Counts floating-point operations inside its `with` block in `flops`, by the formulas of torch's flop counter.
 
@@ -117,6 +121,10 @@ class FlopCount(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(map(is_dtensor_type, types)):
+            return NotImplemented  # DTensor's own dispatch is next: what it does with this rank's data comes back here
+        if func.namespace == "prim" or any(getattr(kind, "__torch_dispatch__", _PLAIN) is not _PLAIN for kind in types):
+            return func(*args, **(kwargs or {}))  # without data: DTensor asks which shapes there will be
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is None:
             with self:  # in inference mode a linear or einsum arrives here whole

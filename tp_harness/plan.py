@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from .case import Case
+from .dtensors import agree, is_dtensor, placement_of
+from .dtensors import local as local_data
 from .errors import UnknownNameError, UsageError, doing
 from .group import NO_PROCESS_GROUP, Group, use_group
 from .guess import Placed, by_shapes
 from .marks import marked
 from .placements import Placement, PlacementError, Replicate, shape_only
+from .rehearsal import UnrehearsedError, gloo_is_fake, of_torch_distributed, told_by_others
 from .result import Collective
 from .state import weights_of
 
@@ -144,38 +148,95 @@ def _first_shard(placement: Placement, name: str, full: torch.Tensor, size: int)
     return shard
 
 
-def check_plan(case: Case, shapes: Mapping[str, Sequence[int]], tp: int) -> nn.Module:
+def check_plan(
+    case: Case, shapes: Mapping[str, Sequence[int]], tp: int, *, lingering: bool = False
+) -> tuple[nn.Module, dict[str, Placement]]:
     """Build a rank's module at this degree and place every parameter; call it inside `stand_in_group`.
-
-    Returns:
-        The module.
 
     Args:
         case: the case at degree `tp`.
         shapes: full name -> full shape of every tensor of the reference.
         tp: the degree.
+        lingering: a module of another degree made groups in this process, which the case may have kept.
+
+    Returns:
+        The module, and the placement of each of its parameters and buffers.
 
     Raises:
         PlanError: a parameter without placement, with another local shape, or unknown to the reference.
         PlacementError: a parameter that does not divide.
+        UnrehearsedError: it failed in torch.distributed, or after it had been given results of other ranks, who are not
+            there, or with groups of another degree: it may go well in the ranks, which check the same.
     """
     _check_collectives(case, tp)
-    with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
-        module = case.make(case.sharded)
-    if not isinstance(module, nn.Module):
-        raise PlanError(f"sharded of {case.name} makes a {type(module).__name__}; a torch.nn.Module is needed.")
-    local = weights_of(module, f"the sharded module of {case.name}")
+    local: Mapping[str, torch.Tensor] = {}
+    with told_by_others() as calls:
+        try:
+            with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
+                module = case.make(case.sharded)
+            if not isinstance(module, nn.Module):
+                raise PlanError(f"sharded of {case.name} makes a {type(module).__name__}; a torch.nn.Module is needed.")
+            local = weights_of(module, f"the sharded module of {case.name}")
+            return module, _placements(case, local, shapes, tp)
+        except Exception as error:
+            declared = isinstance(error, UsageError) and any(map(is_dtensor, local.values()))  # whatever others hold
+            if tp > 1 and not declared and (lingering or calls or of_torch_distributed(error)):
+                raise UnrehearsedError(
+                    f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
+                ) from error
+            raise
+
+
+def _placements(
+    case: Case, local: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], tp: int
+) -> dict[str, Placement]:
+    check_names(case, local, shapes)
+    case = replace(case, plan=planned(case, local, tp))
+    return {
+        name: local_placement(case, name, shapes[case.prefix + name], local_data(tensor).shape, tp)
+        for name, tensor in local.items()
+    }
+
+
+def check_names(case: Case, local: Mapping[str, torch.Tensor], known: Iterable[str]) -> None:
+    """Whether plan, sharded module and reference speak of the same parameters.
+
+    Args:
+        case: whose plan and prefix.
+        local: the state of a rank's module.
+        known: the full names of the reference's.
+
+    Raises:
+        PlanError: a name of the plan that the module lacks, or one of the module's that the reference lacks.
+    """
     for name in case.plan:
         if name not in local:
             raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")
-    for name, tensor in local.items():
-        if case.prefix + name not in shapes:
+    known = list(known)
+    for name in local:
+        if case.prefix + name not in known:
             raise PlanError(
                 f"{case.name}: the sharded module has a parameter {name} that the reference does not have; "
-                f"the reference has {', '.join(shapes)}."
+                f"the reference has {', '.join(known)}."
             )
-        local_placement(case, name, shapes[case.prefix + name], tensor.shape, tp)
-    return module
+
+
+def planned(case: Case, local: Mapping[str, torch.Tensor], size: int) -> dict[str, Placement]:
+    """The plan, with the placement of every DTensor that it does not name.
+
+    Raises:
+        PlanError: it places a DTensor otherwise than that is placed.
+        DTensorError: a DTensor that cannot be read.
+    """
+    plan = dict(case.plan)
+    for name, tensor in local.items():
+        read = placement_of(f"{name} of {case.name}", tensor)
+        if read is not None and not agree(plan.setdefault(name, read), read, tensor.ndim, size):
+            raise PlanError(
+                f"the plan of {case.name} places {name} as {plan[name]}, but the sharded module holds a DTensor "
+                f"that is placed as {read}: correct one of them, or leave {name} out of the plan."
+            )
+    return plan
 
 
 def check_submodules(case: Case, side: str, module: nn.Module) -> None:
@@ -209,7 +270,7 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
     """Let a module be built as rank 0 of `tp` without any other rank.
 
     With `real`, torch.distributed itself answers as if initialised (its "fake" backend), for modules that ask
-    it directly; collectives then give nothing useful, and a constructor needs none.
+    it directly and make groups of their own; collectives then give nothing useful, and few constructors need any.
 
     Raises:
         PlanError: without `real`, for a module that asks torch.distributed.
@@ -223,7 +284,8 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
 
         torch.distributed.init_process_group("fake", rank=0, world_size=tp, store=FakeStore())
         try:
-            yield
+            with gloo_is_fake():
+                yield
         finally:
             torch.distributed.destroy_process_group()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from . import dtensors
 from .case import Case, Tensors
 from .casts import cast, cast_tensor
 from .device import Device, GraphFinding
@@ -28,7 +30,7 @@ from .module_state import remembered
 from .modules.nki import with_nki
 from .outputs import digest, put_aside, write_output
 from .placements import Replicate, same_bits
-from .plan import local_placement
+from .plan import check_names, check_submodules, local_placement, planned
 from .recorder import CollectiveRecorder
 from .result import Collective, Forwards, to_json
 from .routing import Lock, routing
@@ -40,6 +42,7 @@ from .weights import Checkpoint
 NOTHING: dict[str, Any] = {
     "aside": {},
     "parameters": {},
+    "placed": {},
     "collectives": [],
     "forwards": to_json(Forwards(wall_s=(), cpu_s=(), collective_s=(), warm=False)),
     "flops": None,
@@ -87,7 +90,8 @@ def _run(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts of one dtype: locked to the oracle's routing, and unlocked where that would differ."""
     memory, watch = PeakMemory(), Stopwatch(group, group.cpu_seconds)
-    case = injected(task.fault, job.subject.case(task, dtype=dtype, tp=group.size))
+    case = job.subject.case(task, dtype=dtype, tp=group.size)
+    case = injected(task.fault, case, task.place, task.rank)
     full_inputs, locks = read_inputs(job.inputs_path(task))
     full_inputs = tuple(of_rows(x, task.tokens) for x in full_inputs)
     inputs = tuple(map(device.put, shard_inputs(case, full_inputs, getattr(torch, dtype), group)))
@@ -100,11 +104,14 @@ def _run(
         module = with_nki(module)
     restore = remembered(module) if job.repeats or job.unlocked else None
 
+    read = dtensors.Reader()
+
     def call() -> Tensors:
         if restore:
             restore()  # every forward begins with what the first one began with
         with doing(f"forward of {case.name} in {dtype}"):
-            return as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
+            outputs = as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
+        return tuple(read(f"output.{i}", output) for i, output in enumerate(outputs))
 
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
         return _record_calls(case, group, call)
@@ -115,7 +122,10 @@ def _run(
 
     def locked() -> dict[str, torch.Tensor]:
         nonlocal calls
-        with tapping(module, case.watched if job.taps else {}) as taps, routing(module, case.routers, locks) as routed:
+        with (
+            tapping(module, case.watched if job.taps else {}, read) as taps,
+            routing(module, case.routers, locks) as routed,
+        ):
             outputs, calls = watch.time(forward)
         unlocked_routers.extend(routed.unlocked)
         if job.repeats and device.eager:
@@ -142,6 +152,7 @@ def _run(
     return tensors, {
         "aside": aside,
         "parameters": parameters,
+        "placed": dtensors.to_facts(read.placements),
         "collectives": to_json(watch.timed(calls)),
         "forwards": to_json(watch.forwards(warm=job.repeats > 0, eager=device.eager)),
         "flops": flops,
@@ -164,17 +175,23 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
     with doing(f"sharded of {case.name}, called without arguments"):
         module = case.make(case.sharded, dtype)
     local = weights_of(module, side)
+    check_names(case, local, checkpoint.names)
+    if not case.lazy:
+        check_submodules(case, "sharded module", module)
+    case = replace(case, plan=planned(case, local, group.size))
     full = {name: checkpoint.tensor(case.prefix + name) for name in local}
     shards: dict[str, torch.Tensor] = {}
     for name, tensor in full.items():
-        placement = local_placement(case, name, tensor.shape, local[name].shape, group.size)
+        placement = local_placement(case, name, tensor.shape, dtensors.local(local[name]).shape, group.size)
         with doing(f"shard of {placement}, called for {name}"):
-            shards[name] = placement.shard(tensor, group.rank, group.size)
+            shards[name] = dtensors.as_placed(placement.shard(tensor, group.rank, group.size), local[name])
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in shards}
     load_weights(module, shards, side, assign=case.lazy)
-    held = {name: _held(tensor, full[name]) for name, tensor in weights_of(module, side).items()}
+    held = {name: _held(dtensors.local(tensor), full[name]) for name, tensor in weights_of(module, side).items()}
+    for name, placement in dtensors.placements(local).items():
+        held[name] |= {"placed": dtensors.to_facts({name: placement})}
     for name, buffer in () if case.lazy else buffers.items():
-        held[name]["rebuilt"] = same_bits(buffer, module.get_buffer(name))
+        held[name]["rebuilt"] = same_bits(dtensors.local(buffer), dtensors.local(module.get_buffer(name)))
     module = (module if case.lazy else cast(module, dtype)).eval()
     with doing(f"edit of {case.name}"):
         case.edit(module, group)

@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import Collective, Exchange
+from .dtensors import is_dtensor_type
 from .group import collective
 
 # How the dispatcher's names begin -> ours; another name is its own kind.
@@ -61,6 +62,8 @@ class CollectiveRecorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(map(is_dtensor_type, types)):
+            return NotImplemented  # DTensor's own dispatch is next: what it calls comes back here
         name = func.overloadpacket.__name__.strip("_")
         if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
             names = (argument.name for argument in func._schema.arguments)

@@ -219,6 +219,7 @@ class Control:
     rejected: bool
     reason: str
     tokens: int = 0
+    place: str = ""  # where, if the fault can be put in anywhere: "up.weight of rank 3"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .dtensors import like, whole
 from .errors import UsageError
 from .ranking_calls import Ranked, RankingCalls, last_choice, scores_of
 from .taps import CHOSEN, LOGITS, SCORES, Source, same_choice, tap_name
@@ -211,7 +212,8 @@ class _Observer:
         self._note(flat if self.own is None or other else self.own)
         if other and self.own is None:
             self.record.unlocked.append(self.router.name)
-        return None if inside or self.lock is None else self.lock.of(output, self._columns())
+        locked = None if inside or self.lock is None else self.lock.of(whole(output), self._columns())
+        return None if locked is None else like(locked, output)
 
     def _note(self, own: torch.Tensor) -> None:
         """Its own choice, and the scores and groups by which it was made."""
@@ -268,7 +270,7 @@ def _flat(tap: str, value: object, *, whole_numbers: bool) -> torch.Tensor:
     what = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
     if not isinstance(value, torch.Tensor) or not value.ndim or whole_numbers == value.is_floating_point():
         raise TypeError(f"{tap} of a router is {what}; {kind} are needed")
-    return value.detach().reshape(-1, value.shape[-1])
+    return whole(value).detach().reshape(-1, value.shape[-1])
 
 
 def _first(locked: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from .backends import Backend, RunningJob, Session
 from .control import ControlRun, failure_status
 from .errors import blame, described, is_theirs
-from .evidence import Evidence
+from .evidence import Evidence, as_placed
 from .explain import explain
 from .faults.choice import with_fault_s_target
 from .gather import Awaited, RankOutput, read_outputs, remove_outputs
@@ -26,7 +26,7 @@ from .launch import LaunchOutcome
 from .material import Material, Progress, Target
 from .options import OWN, Resolved
 from .own_cases import log_suffix, named
-from .preparations import prepare
+from .preparation import prepare
 from .record import RunRecord
 from .result import Result, Status
 from .room import available_memory, lacks_for_taps
@@ -86,7 +86,7 @@ class DegreeRun:
         self.todo = Todo(
             options=self.options, record=record, own=(self.own.label, self.own.layer) if self.own else None
         )
-        self.control = ControlRun(self.todo, tp, first=not session.starts_anew)
+        self.control = ControlRun(self.todo, tp, first=not session.starts_anew, places=material.places)
         self.log_dir = Path()
         self.name = f"tp{tp}" + (log_suffix(record.options["case"], self.own.spec) if self.own else "")
 
@@ -172,7 +172,7 @@ class DegreeRun:
                 return done, outcome
             drawn = [self._judge(job, task) for task in target.tasks]
             if target is self.control.target:
-                self.control.settle(drawn[-1][0])
+                self.control.settle([results[0] for results in drawn])
             else:
                 self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
         assert outcome is not None  # the last target waited for it
@@ -189,7 +189,7 @@ class DegreeRun:
 
     def _evidence(self, job: Job, task: Task, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
         return Evidence(
-            case=job.subject.case(task, dtype=dtype, tp=self.tp),
+            case=as_placed(job.subject.case(task, dtype=dtype, tp=self.tp), dtype, ranks),
             tp=self.tp,
             dtype=dtype,
             expectation=self.material.expectation(task),

@@ -14,8 +14,9 @@ from .faults import Fault
 from .gather import read_outputs, remove_outputs
 from .job import Job, Task
 from .judge import judge
-from .material import Preparation, Progress
+from .material import Progress
 from .options import Resolved
+from .preparation import Preparation
 from .result import Status
 from .texttable import TextTable
 

@@ -6,7 +6,7 @@ until somebody listens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,9 +28,15 @@ def tap_key(dtype: str, name: str) -> str:
     return f"{dtype}.tap.{name}"
 
 
+def _as_it_is(name: str, output: torch.Tensor) -> torch.Tensor:
+    return output
+
+
 @contextmanager
-def tapping(module: nn.Module, sources: Mapping[str, Source]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record tensors by tap name; submodules that the module has not are left out.
+def tapping(
+    module: nn.Module, sources: Mapping[str, Source], read: Callable[[str, torch.Tensor], torch.Tensor] = _as_it_is
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Record tensors by tap name, as `read(name, tensor)`; submodules that the module has not are left out.
 
     Yields a dict that is filled when the block ends, in the order of first calls. A submodule called several times
     gives its outputs joined along dimension 0. Enter it before a lock of routers, which would otherwise be what is
@@ -42,7 +48,7 @@ def tapping(module: nn.Module, sources: Mapping[str, Source]) -> Iterator[dict[s
 
     def listen(name: str, source: str, at: int | None) -> torch.utils.hooks.RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            value = output if at is None else output[at]
+            value = read(name, output if at is None else output[at])
             calls.setdefault(name, []).append(value.detach().clone())  # a reduction may overwrite its input
 
         return known[source].register_forward_hook(hook)

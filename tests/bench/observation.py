@@ -20,7 +20,7 @@ from tp_harness.launch import agent
 sys.path.append(str(Path(__file__).parents[1]))
 from living import marked
 
-from tp_harness import api, cli, material, resume, table
+from tp_harness import api, cli, preparation, resume, table
 from tp_harness.workfolder import lock_folder
 
 LOADED = (agent, api, resume, table)  # here, so that no fork has to, and so that files may be edited meanwhile
@@ -101,7 +101,7 @@ def _verify(fault: Fault, home: Path) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ["TMPDIR"] = tempfile.tempdir = str(home / "tmp")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    material.SHM = home / "shm"
+    preparation.SHM = home / "shm"
     Injection(fault, home).install()
     options = [word for component in COMPONENTS for word in ("--component", component)]
     options += ["--tp", f"1,{fault.tp}", "--draws", "1", "--dtype", "float32", "--out", str(home / "out")]

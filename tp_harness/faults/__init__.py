@@ -1,7 +1,7 @@
 """The faults that the harness is tried on, by name. To add one: an entry in a file beside this one.
 
 A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of built-in
-components, in the order of the data; `GENERIC` two that any module with parameters can have; `GRAPH` those of the
+components, in the order of the data; `GENERIC` two that any module can have; `GRAPH` those of the
 compiled path, to which most backends are blind.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from ..case import Case
 from ..errors import UsageError
 from . import attention, embedding, experts, generic, graph, norm, runtime
-from .fault import Fault
+from .fault import EVERY, Fault
 
 FAULTS: tuple[Fault, ...] = (
     *embedding.FAULTS,
@@ -26,7 +26,7 @@ GENERIC: tuple[Fault, ...] = generic.FAULTS
 GRAPH: tuple[Fault, ...] = graph.FAULTS
 BY_NAME: Mapping[str, Fault] = {fault.name: fault for fault in (*FAULTS, *GENERIC, *GRAPH)}
 
-__all__ = ["BY_NAME", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_fault", "injected"]
+__all__ = ["BY_NAME", "EVERY", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_fault", "injected"]
 
 
 def find_fault(name: str) -> Fault:
@@ -42,6 +42,12 @@ def find_fault(name: str) -> Fault:
     return BY_NAME[name]
 
 
-def injected(name: str, case: Case) -> Case:
-    """The case with the fault in it; with the empty name, the case."""
-    return find_fault(name).apply(case) if name else case
+def injected(name: str, case: Case, place: str = "", rank: int = EVERY) -> Case:
+    """The case with the fault in it; with the empty name, the case.
+
+    `place` and `rank` say where a fault is put in that any module can have; see `generic.spoilt`.
+    """
+    if not name:
+        return case
+    fault = find_fault(name)
+    return generic.spoilt(case, fault.spoil, place, rank) if fault.spoil else fault.apply(case)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from ..case import Case
 from ..config import InferenceConfig
 from ..errors import UsageError
+
+Spoil = Callable[[torch.Tensor], torch.Tensor]
+EVERY = -1  # in the place of a rank: all of them
 
 Active = Callable[[InferenceConfig, int], bool]
 
@@ -41,6 +46,7 @@ class Fault:
         heavy: it copies the experts' weights, which a run that is not about faults has no room for.
         faint: so near to what rounding does that it may pass on few tokens or at other sizes; no control.
         signature: the name that diagnosis gives to it, if it has one.
+        spoil: of a fault that any module can have: what becomes of one tensor of a rank; see `generic.spoilt`.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Fault:
     heavy: bool = False
     faint: bool = False
     signature: str | None = None
+    spoil: Spoil | None = None
 
     def __post_init__(self) -> None:
         if not self.flags or not self.cause.endswith("."):

@@ -1,53 +1,89 @@
-"""Mistakes that any module with parameters can have: what the control of a user's case is made of."""
+"""Mistakes that any module can have: what the control of a user's case is made of.
+
+They are made in what ranks load, before anything is computed from it, so that they act whatever a module makes of its
+parameters afterwards; or, for a module that loads nothing, in what it is given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..case import Case
-from ..group import Group
-from ..placements import Replicate
-from .fault import Fault, always
-from .ways import edits, put
+from ..dtensors import as_placed, local
+from ..group import current_group
+from .fault import EVERY, Fault, Spoil, always
+
+INPUT = "input "  # and its number: what a place is called that is no parameter
 
 
-def _spoilt(case: Case, spoil: Any) -> Case:
-    """The last rank computes with a spoilt copy of a parameter: the first one that the plan shards, or the largest."""
-    planned = [name for name, placement in case.plan.items() if not isinstance(placement, Replicate)]
+def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case:
+    """The case with something spoilt in its sharded module.
 
-    def edit(module: Any, group: Group) -> None:
-        sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-        if group.rank == group.size - 1:
-            name = next((name for name in planned if name in sizes), max(sizes, key=sizes.__getitem__, default=""))
-            if name:
-                put(module, name, spoil(module.get_parameter(name)))
+    Args:
+        case: a user's.
+        spoil: a rank's tensor -> the same in another form, of the same shape and dtype.
+        place: the name of a parameter or buffer, "input 0" and so on, or "" for every parameter and buffer.
+        rank: whose; EVERY for the ones of all ranks.
+    """
 
-    return edits(edit)(case)
+    def sharded() -> nn.Module:
+        module = case.sharded()
+        if rank in (EVERY, current_group().rank):
+            (_spoil_input if place.startswith(INPUT) else _spoil_loaded)(module, place, spoil)
+        return module
+
+    return replace(case, sharded=sharded)
+
+
+def _spoil_loaded(module: Any, place: str, spoil: Spoil) -> None:
+    """A parameter with several names is spoilt under each, or else loading the next name would mend it."""
+    owners = dict(module.named_parameters(remove_duplicate=False))
+    names = {name for name, owner in owners.items() if owner is owners.get(place)} | {place}
+    load = module.load_state_dict
+
+    def spoilt_load(values: dict[str, torch.Tensor], *rest: Any, **named: Any) -> Any:
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        spoils = {name: value for name, value in tensors.items() if not place or name in names}
+        changed = {name: as_placed(spoil(local(value)), value) for name, value in spoils.items()}
+        return load(values | changed, *rest, **named)
+
+    module.load_state_dict = spoilt_load
+
+
+def _spoil_input(module: nn.Module, place: str, spoil: Spoil) -> None:
+    index = int(place.removeprefix(INPUT))
+
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(spoil(x) if i == index else x for i, x in enumerate(inputs))
+
+    module.register_forward_pre_hook(hook)
 
 
 def _rolled(x: torch.Tensor) -> torch.Tensor:
     return x.flatten().roll(1).view(x.shape)
 
 
+def _generic(name: str, number: int, cause: str, spoil: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
+    return Fault(
+        name=name,
+        number=number,
+        component="case",
+        cause=cause,
+        apply=lambda case: spoilt(case, spoil),
+        spoil=spoil,
+        active=always,
+        flags=("output.0",),
+    )
+
+
 FAULTS = (
-    Fault(
-        name="shard-rolled",
-        number=0,
-        component="case",
-        cause="The last rank's shard of a parameter is one element off.",
-        apply=lambda case: _spoilt(case, _rolled),
-        active=always,
-        flags=("output.0",),
-    ),
-    Fault(
-        name="part-dropped",
-        number=39,
-        component="case",
-        cause="The last rank's shard of a parameter is zero, so that its part is missing.",
-        apply=lambda case: _spoilt(case, torch.zeros_like),
-        active=always,
-        flags=("output.0",),
+    _generic("shard-rolled", 0, "A rank's shard of a parameter is one element off.", _rolled),
+    _generic(
+        "part-dropped", 39, "A rank's shard of a parameter is zero, so that its part is missing.", torch.zeros_like
     ),
 )
