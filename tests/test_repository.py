@@ -23,7 +23,7 @@ ORDER = (
     "tilefile checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case rehearsal case_file plan components job room faults launch measure outputs "
     "rank backends influence threads oracle places own_cases material preparation gather evidence compare "
-    "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain "
+    "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain agree "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs control "
     "table report run_notes run served nxd nxd_traced nxd_build testing api listing pytest_plugin commands cli "
@@ -31,7 +31,7 @@ ORDER = (
 )
 TORCH_FREE = (
     "config config_rope config_file options verdict schedule calls result restore record resume todo table "
-    "preflight errors version commands cli neuron_env changes comparison comparison_text texttable standings "
+    "preflight errors version commands cli neuron_env agree changes comparison comparison_text texttable standings "
     "report neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings doctor.show "
     "commands.doctor packing cores launch.tp_test pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger "
     "pytest_plugin.worker pytest_plugin.tenant"

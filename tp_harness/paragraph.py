@@ -121,6 +121,8 @@ def _causes(failure: Failure) -> list[str]:
 
 def diagnosis_text(result: Result) -> list[str]:
     """Every cause that reproduces the first wrong tensor, or that none is known."""
+    if result.as_float32 and not result.diagnosis:
+        return [f"cause as in float32: {cause.name}: {cause.sentence}" for cause in result.as_float32]
     if not result.diagnosis:
         tried = (
             f": none of {result.hypotheses} guesses at known mistakes gives these numbers" if result.hypotheses else ""

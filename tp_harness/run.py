@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .agree import agreed
 from .backends import Backend, RunningJob, Session
 from .control import ControlRun, failure_status
 from .errors import blame, described, is_theirs
@@ -47,6 +48,9 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
     targets = options.targets if options.case else Todo(options=options, record=record).targets
     if targets:
         _verify(replace(options, targets=targets), backend, record, progress)
+    for i, result in enumerate(agreed(record.results)):
+        if result != record.results[i]:
+            record.replace(i, result)
     record.notes += run_notes(options, backend, record.results)
     record.finished = True
     record.save()

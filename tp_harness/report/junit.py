@@ -69,6 +69,7 @@ def _details(record: RunRecord, result: Result) -> list[str]:
     if result.first_divergence:
         lines.append(f"first wrong tensor: {divergence_text(result.first_divergence)}")
     lines += [f"cause: {cause.name}: {cause.sentence}" for cause in result.diagnosis]
+    lines += [f"cause as in float32: {cause.name}: {cause.sentence}" for cause in result.as_float32]
     lines += [f"log of {label}: {path}" for label, path in view.logs(record, result)[:1]]
     lines.append(f"repeat: {view.command(record, result)}")
     return [*lines, result.traceback] if result.traceback else lines
