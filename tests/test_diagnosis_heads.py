@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_diagnosis import one_thread  # noqa: F401  (a fixture of all tests here)
 from test_diagnosis_own import Patch, explained
 from torch import nn
 
@@ -79,6 +80,62 @@ def test_a_mistake_in_an_own_attention_is_named(
 ) -> None:
     wrong, cause, text = MISTAKES[name]
     [named] = diagnosis(tmp_path, monkeypatch, module, wrong)
+    assert (named.name, text in named.sentence) == (cause, True), named.sentence
+
+
+class Viewed(nn.Module):
+    """Attention whose plan says nothing of heads: what the module views its projections as does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        self.heads, self.kv = HEADS // self.group.size, KV // self.group.size
+        self.q, self.out = nn.Linear(HIDDEN, self.heads * DIM), nn.Linear(self.heads * DIM, HIDDEN, bias=False)
+        self.k, self.v = (nn.Linear(HIDDEN, self.kv * DIM) for _ in range(2))
+        self.context, self.norm = nn.Identity(), nn.Parameter(torch.empty(DIM))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x).view(*x.shape[:2], self.heads, DIM).transpose(1, 2)
+        k, v = (p(x).view(*x.shape[:2], self.kv, DIM).transpose(1, 2) for p in (self.k, self.v))
+        q = q * torch.rsqrt(q.square().mean(-1, keepdim=True) + 1e-6) * self.norm
+        k, v = self.shared_out(k), self.shared_out(v)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale())
+        return self.group.all_reduce(self.out(self.context(y.transpose(1, 2).flatten(2))))
+
+    def shared_out(self, y: torch.Tensor) -> torch.Tensor:
+        return y.repeat_interleave(self.heads // self.kv, 1)
+
+    def scale(self) -> float:
+        return 1 / sqrt(DIM)
+
+
+VIEWED: dict[str, Placement] = {f"{p}.{name}": Shard(0) for p in "qkv" for name in ("weight", "bias")}
+SLIPS: dict[str, tuple[dict[str, Any], dict[str, Placement], str, str]] = {
+    "kv-tiled": (TILED, {}, "kv heads in turn", "take its 2 key and value heads in turn"),
+    "kv-tiled-and-tapped": (TILED, {"context": Shard(-1)}, "kv heads in turn", "key and value heads in turn"),
+    "scale-of-local-heads": (
+        {"scale": lambda m: m.heads**-0.5 if m.group.size > 1 else 1 / sqrt(DIM)}, {},
+        "scores scaled", "are sqrt(head_dim / local heads) = 0.866 times",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_plan_need_not_speak_of_heads(tmp_path: Path, monkeypatch: Patch, name: str) -> None:
+    wrong, taps, cause, text = SLIPS[name]
+    case = Case(
+        name="own",
+        reference=Viewed,
+        sharded=Viewed,
+        inputs=lambda generator: (torch.randn(2, 9, HIDDEN, generator=generator),),
+        plan=VIEWED | {"out.weight": Shard(1)},
+        taps=taps,
+    )
+    slips = lambda patch: [patch.setattr(Viewed, method, slip) for method, slip in wrong.items()]  # noqa: E731
+    result = explained(tmp_path, monkeypatch, case, TP, slips)
+    assert result.first_divergence is not None
+    assert result.first_divergence.tensor == ("context" if taps else "output.0")
+    [named] = result.diagnosis
     assert (named.name, text in named.sentence) == (cause, True), named.sentence
 
 

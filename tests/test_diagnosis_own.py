@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import sabotage as by
 import torch
 from ladder import Ladder
-from test_diagnosis import BLANK
+from test_diagnosis import BLANK, one_thread  # noqa: F401  (a fixture of all tests here)
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -71,6 +72,15 @@ OWN: dict[str, tuple[Finish, set[str]]] = {
         lambda m, part, bias: (m.group.all_reduce(part) + bias).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
         {"features permuted"},
     ),
+    "log-of-ranks": (lambda m, part, bias: m.group.all_reduce(part) + bias + log(m.group.size), {"log tp"}),
+    "one-more": (lambda m, part, bias: m.group.all_reduce(part) + bias + 1, {"constant added"}),
+    "one-more-for-some": (lambda m, part, bias: m.group.all_reduce(part) + bias + (part[..., :1] > 0), set()),
+    "gathered-along-tokens": (
+        lambda m, part, bias: torch.cat((m.group.all_reduce(part) + bias).chunk(m.group.size, -1), 1).reshape(
+            part.shape
+        ),
+        {"gathered elsewhere"},
+    ),
     "nothing-known": (lambda m, part, bias: m.group.all_reduce(part) + bias.square(), set()),
 }
 
@@ -118,6 +128,16 @@ class Pairs(Fused):
         super().__init__(halves=False)
 
 
+def pairs_of(m: Fused, y: torch.Tensor) -> torch.Tensor:
+    gate, up = (y[..., ::2], y[..., 1::2]) if m.group.size > 1 else y.chunk(2, -1)
+    return torch.relu(gate) * up
+
+
+def halves_of(m: Fused, y: torch.Tensor) -> torch.Tensor:
+    gate, up = y.chunk(2, -1) if m.group.size > 1 else (y[..., ::2], y[..., 1::2])
+    return torch.relu(gate) * up
+
+
 HALVES = StridedShard(0, 2)
 FUSED: dict[str, tuple[type[Fused], Placement, dict[str, Any], str, str]] = {
     "halves-cut-as-one": (Fused, Shard(0), {}, "cut otherwise", "fused as StridedShard(dim=0, stride=2), cut by"),
@@ -129,6 +149,14 @@ FUSED: dict[str, tuple[type[Fused], Placement, dict[str, Any], str, str]] = {
     "pairs-exchanged": (
         Pairs, Shard(0, 2), {"activate": lambda m, gate, up: torch.relu(up) * gate}, "fused parts exchanged",
         "every pair of fused the other way round",
+    ),
+    "halves-read-as-pairs": (
+        Fused, HALVES, {"activate": lambda m, *y: pairs_of(m, torch.cat(y, -1))}, "fused parts exchanged",
+        "the module reads fused as pairs, which holds halves",
+    ),
+    "pairs-read-as-halves": (
+        Pairs, Shard(0, 2), {"activate": lambda m, *y: halves_of(m, torch.stack(y, -1).flatten(-2))},
+        "fused parts exchanged", "the module reads fused as halves, which holds pairs",
     ),
     "residual-on-every-rank": (
         Fused, HALVES, {"finish": lambda m, x, part: m.group.all_reduce(x + part)}, "residual x tp",
@@ -155,3 +183,93 @@ def test_fused_parameters_and_residuals(tmp_path: Path, monkeypatch: Patch, name
     )
     [named] = result.diagnosis
     assert (named.name, text in named.sentence) == (cause, True), named.sentence
+
+
+class Sequence(nn.Module):
+    """x + relu(x A) B, where ranks have some of the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        self.up, self.down = (
+            nn.Linear(*n, bias=False) for n in ((12, 64 // self.group.size), (64 // self.group.size, 12))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = self.group.all_gather(x, 1)
+        return self.own(x, whole) + self.group.reduce_scatter(self.down(torch.relu(self.up(whole))), 1)
+
+    def own(self, x: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("own", "causes"),
+    [
+        (lambda m, x, whole: whole[:, : x.shape[1]], {"residual of other rank"}),
+        (lambda m, x, whole: whole[:, 1 : x.shape[1] + 1], set()),
+    ],
+    ids=["slice-of-rank-0", "another-slice"],
+)
+def test_a_residual_of_another_rank(tmp_path: Path, monkeypatch: Patch, own: Any, causes: set[str]) -> None:
+    case = Case(
+        name="own",
+        reference=Sequence,
+        sharded=Sequence,
+        inputs=lambda generator: (torch.randn(2, 24, 12, generator=generator),),
+        input_placements=(Shard(1),),
+        output=Shard(1),
+        plan={"up.weight": Shard(0), "down.weight": Shard(1)},
+    )
+    result = explained(tmp_path, monkeypatch, case, 4, lambda patch: patch.setattr(Sequence, "own", own))
+    assert {cause.name for cause in result.diagnosis} == causes
+
+
+class Quantised(nn.Module):
+    """Codes of rows, times the scale of each row's group: a rank's rows are of any group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        rows = slice(self.group.rank * 32 // self.group.size, (self.group.rank + 1) * 32 // self.group.size)
+        source = torch.Generator().manual_seed(1)
+        self.register_buffer("codes", torch.randint(-8, 8, (32, 12), generator=source, dtype=torch.int8)[rows])
+        self.register_buffer("of", (torch.randperm(32, generator=source) // 4)[rows])
+        self.scale = nn.Parameter(torch.empty(8 // (self.group.size if self.cut else 1), 12))
+
+    cut = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.group.all_reduce(x @ (self.codes.to(x.dtype) * self.scale[self.index()]))
+
+    def index(self) -> torch.Tensor:
+        return self.of
+
+
+class CutScales(Quantised):
+    cut = True
+
+    def index(self) -> torch.Tensor:
+        return self.of % len(self.scale)
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        (CutScales.index, ["shard instead of whole"]),
+        (lambda m: m.of.clamp(max=len(m.scale) - 1), ["shard instead of whole"]),
+        (lambda m: (m.of + 1) % len(m.scale), []),
+    ],
+    ids=["modulo", "clamped", "another-group"],
+)
+def test_what_every_rank_needs_whole_is_cut(tmp_path: Path, monkeypatch: Patch, index: Any, named: list[str]) -> None:
+    case = Case(
+        name="own",
+        reference=Quantised,
+        sharded=CutScales,
+        inputs=lambda generator: (torch.randn(2, 24, 32, generator=generator),),
+        input_placements=(Shard(2),),
+        plan={"codes": Shard(0), "of": Shard(0), "scale": Shard(0)},
+    )
+    result = explained(tmp_path, monkeypatch, case, 4, lambda patch: patch.setattr(CutScales, "index", index))
+    assert [cause.name for cause in result.diagnosis] == named

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from .compare import distance
-from .diagnosis import SIGNATURES, Signature, as_output, diagnose, is_known, site_of
+from .diagnosis import SIGNATURES, Signature, Site, as_output, diagnose, is_known, site_of
 from .evidence import Evidence
-from .localise import first_divergence
+from .localise import divergences, first_divergence
 from .oracle import Tapped
 from .placements import Placement, PlacementError, Replicate, Shard
 from .result import Divergence, Result
@@ -33,21 +33,42 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
     if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):
         return replace(result, notes=(*result.notes, RANDOM))
-    evidence, found, notes = _placed(evidence, tapped)
+    try:
+        evidence, first, notes = _placed(evidence, tapped)
+    except PlacementError as error:  # a user's, of a tap
+        return replace(result, notes=(*result.notes, f"what went wrong first was not found out: {error}"))
     result = replace(result, notes=(*result.notes, *notes))
-    if found is None:
+    if first is None:
         return result
-    divergence, traced = found
+    divergence, traced = first
     if traced is None or divergence.kind not in NUMBERS:
         return replace(result, first_divergence=divergence)
     site = site_of(evidence, tapped, traced, divergence.ranks)
     leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
-    causes, tried = diagnose(site, leaves, signatures)
-    output = as_output(site) if not causes and site.target != "output" else None
-    if output:
-        causes, more = diagnose(output, [output.target], signatures)
-        tried += more
-    return replace(result, first_divergence=divergence, diagnosis=causes, hypotheses=tried)
+    found = diagnose(site, leaves, signatures)
+    for place in _own_places(evidence, tapped, site):
+        if not found.causes:
+            found = diagnose(place, [place.target], signatures).after(found)
+    return replace(
+        result,
+        first_divergence=divergence,
+        diagnosis=found.causes,
+        alternatives=found.alternatives,
+        refuted=found.refuted,
+        hypotheses=found.tried,
+    )
+
+
+def _own_places(evidence: Evidence, tapped: Tapped, site: Site) -> Iterator[Site]:
+    """Where an own module may tell what is wrong: its first wrong tensor, and then its outputs that are wrong."""
+    if is_known(tapped.reference):
+        return
+    if site.target != "output":
+        yield as_output(site)
+    for divergence, traced in divergences(evidence, tapped):
+        output = traced and traced.name.startswith("output.") and traced.name != site.traced.name
+        if traced and output and divergence.kind in NUMBERS:
+            yield as_output(site_of(evidence, tapped, traced, divergence.ranks))
 
 
 def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, First, list[str]]:

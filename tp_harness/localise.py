@@ -9,7 +9,7 @@ Not covered: which rank of a sum over ranks is wrong (diagnosis may tell), and w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,18 +30,23 @@ NAN = float("nan")
 
 def first_divergence(evidence: Evidence, tapped: Tapped) -> tuple[Divergence, Traced | None] | None:
     """The first tensor out of its limit, and the tensor itself unless its shape is wrong; None when all are within."""
+    return next(divergences(evidence, tapped), None)
+
+
+def divergences(evidence: Evidence, tapped: Tapped) -> Iterator[tuple[Divergence, Traced | None]]:
+    """All tensors out of their limits, in order of execution; nothing after one whose shape is wrong."""
     after = ""
     try:
         for traced in trace(evidence, tapped):
             found = _divergence(evidence, traced)
             if found:
                 token = _token(evidence, tapped, traced, found.index)
-                return replace(found, after=after, token=token), traced
-            after = traced.name
+                yield replace(found, after=after, token=token), traced
+            else:
+                after = traced.name
     except ShapeError as error:
         wrong = _divergent(error.name, "shape", (error.rank,), detail=str(error))
-        return replace(wrong, after=after), None
-    return None
+        yield replace(wrong, after=after), None
 
 
 def _divergence(evidence: Evidence, traced: Traced) -> Divergence | None:
@@ -73,6 +78,8 @@ def _not_finite(traced: Traced) -> Divergence | None:
 def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:
     """Replicas that differ, or values out of the limit; `ranks` are those that are wrong."""
     odd = _odd_replicas(traced)
+    if not odd and torch.equal(traced.full.to(torch.float64), traced.expected.to(torch.float64)):
+        return None  # also of numbers that have no error to compare with: all zero, or whole ones
     gates = _gates(evidence, traced, traced.full, traced.expected, traced.baseline)
     if not odd and all(gate.passed for gate in gates):
         return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
@@ -141,12 +141,61 @@ def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
     return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
 
 
-def run_with(tapped: Tapped, case: Case, dtype: str, parameters: Mapping[str, torch.Tensor]) -> Run:
-    """The single-core reference in a dtype, with some parameters changed, its own routing and all taps."""
-    reference = copy.deepcopy(tapped.reference)
-    for name, values in parameters.items():
-        reference.get_parameter(name).data = values.detach().clone()
-    return _run(case, reference, tapped.inputs, getattr(torch, dtype), locks=None, taps=True)
+def run_with(
+    tapped: Tapped,
+    case: Case,
+    dtype: str,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    outputs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    watched: AbstractContextManager[object] | None = None,
+    given: Callable[[str, torch.Tensor], object] | None = None,
+) -> Run:
+    """The single-core reference in a dtype with something changed, with the oracle's routing and all taps.
+
+    Args:
+        tapped: the reference, and what it is called with.
+        case: whose reference it is.
+        dtype: of the run.
+        tensors: other values of parameters and buffers, by name.
+        outputs: what becomes of the output of a submodule, by name.
+        watched: entered while the reference runs.
+        given: told the name and the first input of every submodule that is called.
+    """
+    locks = _locks(case, tapped.oracle)
+
+    def changed(module: nn.Module) -> ExitStack:
+        stack = ExitStack()
+        for name, change in (outputs or {}).items():
+            hook = module.get_submodule(name).register_forward_hook(lambda _m, _i, y, change=change: change(y))
+            stack.callback(hook.remove)
+        for name, submodule in module.named_modules() if given else ():
+            tell = lambda _m, inputs, name=name: _tell(given, name, inputs)  # noqa: E731
+            stack.callback(submodule.register_forward_pre_hook(tell).remove)
+        stack.enter_context(watched or nullcontext())
+        return stack
+
+    with _holding(tapped.reference, tensors):
+        return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks, taps=True, within=changed)
+
+
+@contextmanager
+def _holding(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let parameters and buffers have other values meanwhile."""
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+    before = {name: held[name].data for name in tensors}
+    try:
+        for name, values in tensors.items():
+            held[name].data = values.detach().clone()
+        yield
+    finally:
+        for name, values in before.items():
+            held[name].data = values
+
+
+def _tell(given: Callable[[str, torch.Tensor], object] | None, name: str, inputs: tuple[object, ...]) -> None:
+    if given and inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].is_floating_point():
+        given(name, inputs[0])
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -199,6 +248,7 @@ def _run(
     locks: Mapping[str, Lock] | None,
     *,
     taps: bool = False,
+    within: Callable[[nn.Module], AbstractContextManager[object]] = lambda _module: nullcontext(),
 ) -> Run:
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with doing(called):
@@ -206,6 +256,7 @@ def _run(
     given = tuple(cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
     with (
         doing(called),
+        within(module),
         tapping(module, case.watched if taps else {}) as tapped,
         routing(module, case.routers, locks, watch=not case.lazy) as routed,
     ):

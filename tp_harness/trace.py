@@ -1,11 +1,12 @@
 """Tensors of all ranks beside what they must be, in order of execution: the taps of a case, then its outputs.
 
-Not covered: a tap that only one side has (a kernel hides it) is passed over.
+Not covered: a tap that only one side has (a kernel hides it), or that is empty, is passed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,8 @@ import torch
 from .evidence import Evidence
 from .gather import join
 from .oracle import Tapped
-from .placements import Partial, Placement, Replicate
+from .outputs import digest
+from .placements import Partial, Placement, PlacementError, Replicate
 from .taps import tap_key
 
 
@@ -49,15 +51,33 @@ class Traced:
         return isinstance(self.placement, Partial)
 
     @cached_property
+    def agreed(self) -> bool:
+        """Whether all ranks must hold the same, and do."""
+        same = isinstance(self.placement, Replicate) and len({digest(shard) for shard in self.shards}) == 1
+        return same and len(self.shards) > 1
+
+    @cached_property
     def full(self) -> torch.Tensor:
-        """All ranks' as one tensor; summands added in float64, the first copy of replicas standing for all."""
+        """All ranks' as one tensor; summands added in float64, the first copy of replicas standing for all.
+
+        Raises:
+            PlacementError: the placement cannot join them.
+        """
         if self.summed:
             return torch.stack([shard.to(torch.float64) for shard in self.shards]).sum(dim=0)
-        return join(self.placement, list(self.shards)).full
+        with _placing(self.placement, self.name):
+            return join(self.placement, list(self.shards)).full
 
     def shard_of(self, full: torch.Tensor, rank: int) -> torch.Tensor:
-        """A rank's part of a full tensor; of a sum over ranks, the whole."""
-        return full if self.summed else self.placement.shard(full, rank, self.tp)
+        """A rank's part of a full tensor; of a sum over ranks, the whole.
+
+        Raises:
+            PlacementError: the placement cannot cut it.
+        """
+        if self.summed:
+            return full
+        with _placing(self.placement, self.name):
+            return self.placement.shard(full, rank, self.tp)
 
     def whole_index(self, rank: int, index: int) -> tuple[int, ...]:
         """Where in the full tensor the element is whose flat index in the rank's shard is `index`."""
@@ -66,15 +86,28 @@ class Traced:
         return tuple(int(i) for i in np.unravel_index(flat, tuple(self.expected.shape)))
 
 
+@contextmanager
+def _placing(placement: Placement, name: str) -> Iterator[None]:
+    """A user's placement may raise anything."""
+    try:
+        yield
+    except PlacementError:
+        raise
+    except Exception as error:
+        raise PlacementError(f"{placement} of {name} raised {type(error).__name__}: {error}") from error
+
+
 def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
     """Every tensor that both sides have, in order, outputs last.
 
     Raises:
         ShapeError: on reaching a tensor of another shape than a shard of the reference's.
+        PlacementError: on reaching one whose placement cannot cut it.
     """
     for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
         key, placement = tap_key(evidence.dtype, name), _placement(evidence, name)
-        if placement and all(key in rank.tensors for rank in evidence.ranks.values()):
+        empty = tapped.oracle.taps[name].numel() == 0
+        if placement and not empty and all(key in rank.tensors for rank in evidence.ranks.values()):
             shards = [evidence.ranks[rank].tensors[key] for rank in sorted(evidence.ranks)]
             yield _traced(name, placement, shards, tapped.oracle.taps[name], tapped.baseline.taps[name])
     for i, placement in enumerate(evidence.case.outputs):
@@ -103,8 +136,11 @@ def _traced(
     """Tokens of a shard may be flattened: (tokens, ...) where the reference has (batch, seq, ...)."""
     formed = []
     for rank, shard in enumerate(shards):
-        form = placement.shard(expected, rank, len(shards)).shape
+        with _placing(placement, name):
+            form = placement.shard(expected, rank, len(shards)).shape
         if shard.numel() != form.numel() or shard.shape[-1:] != form[-1:]:
             raise ShapeError(name, rank, shard.shape, form)
         formed.append(shard.reshape(form))
+    if expected.dtype == torch.bool:  # which has no difference
+        expected, baseline = expected.to(torch.int64), baseline.to(torch.int64)
     return Traced(name=name, placement=placement, shards=tuple(formed), expected=expected, baseline=baseline)

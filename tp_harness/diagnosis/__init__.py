@@ -9,10 +9,15 @@ from .common import COMMON
 from .cuts import CUTS
 from .experts import EXPERTS
 from .heads import HEADS
+from .indices import INDICES
 from .norm import NORM
 from .outputs import OUTPUTS
-from .signature import Guess, Signature, diagnose
+from .parts import PARTS
+from .places import PLACES
+from .shares import SHARES
+from .signature import Diagnosis, Guess, Signature, diagnose
 from .site import Site, UnavailableError, as_output, is_known, site_of
+from .summands import SUMMANDS
 from .sums import SUMS
 from .vocabulary import VOCABULARY
 
@@ -24,6 +29,11 @@ SIGNATURES: tuple[Signature, ...] = (
     *SUMS,
     *VOCABULARY,
     *OUTPUTS,
+    *SUMMANDS,
+    *PARTS,
+    *PLACES,
+    *INDICES,
+    *SHARES,
     *CUTS,
     *HEADS,
     *COMMON,
@@ -31,6 +41,7 @@ SIGNATURES: tuple[Signature, ...] = (
 
 __all__ = [
     "SIGNATURES",
+    "Diagnosis",
     "Guess",
     "Signature",
     "Site",

@@ -12,6 +12,7 @@ from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 MOST_ROWS = 2048  # each is compared with each
+LEAST_NUMBERS = 8  # of fewer, a factor found from them says nothing
 
 
 def scaled(site: Site) -> float:
@@ -34,7 +35,7 @@ def divided_by_tp(site: Site) -> Iterator[Guess]:
 
 def by_a_factor(site: Site) -> Iterator[Guess]:
     """Any other factor."""
-    factor = scaled(site)
+    factor = scaled(site) if site.right.numel() >= LEAST_NUMBERS else 1.0
     if abs(factor - 1) > 1e-6 and factor:
         yield Guess(site.right * factor, f"{factor:.6g}")
 
@@ -99,6 +100,17 @@ def axes_swapped(site: Site) -> Iterator[Guess]:
     yield Guess(right.reshape(seq, batch, *right.shape[2:]).transpose(0, 1), "read as (sequence, batch)")
 
 
+def gathered_elsewhere(site: Site) -> Iterator[Guess]:
+    """Ranks' blocks of features that were stacked or joined along another dimension, and read as if along the last."""
+    right, parts = site.right, blocks(site, "right")
+    if not isinstance(site.traced.placement, Replicate) or right.ndim < 2:
+        raise UnavailableError
+    yield Guess(torch.stack(parts, dim=-1).reshape(right.shape), "rank by rank in turn")
+    for dim in range(right.ndim - 1):
+        yield Guess(torch.cat(parts, dim=dim).reshape(right.shape), f"one after the other along dimension {dim}")
+        yield Guess(torch.stack(parts, dim=dim).reshape(right.shape), f"stacked along dimension {dim}")
+
+
 def rows_of_first(site: Site) -> Iterator[Guess]:
     """Every row of the batch has the first one's values."""
     right = site.right
@@ -122,6 +134,8 @@ def stale_tokens(site: Site) -> Iterator[Guess]:
 def zeros(site: Site) -> Iterator[Guess]:
     """Features that are 0 in every token, and should not be."""
     right, seen = site.right, site.traced.full
+    if right.ndim < 2:
+        raise UnavailableError
     empty = (seen == 0).flatten(0, -2).all(dim=0) & (right != 0).flatten(0, -2).any(dim=0)
     if empty.any() and not empty.all():
         first, last = int(empty.nonzero()[0]), int(empty.nonzero()[-1])
@@ -143,7 +157,7 @@ def block_mapping(site: Site) -> list[int]:
 def blocks(site: Site, which: str) -> list[torch.Tensor]:
     """One block per rank: its shard or, in a whole tensor, its share of the features."""
     traced = site.traced
-    if traced.summed or site.tp == 1 or not traced.expected.is_floating_point():
+    if traced.summed or site.tp == 1 or not traced.expected.is_floating_point() or not traced.expected.ndim:
         raise UnavailableError
     if not isinstance(traced.placement, Replicate):
         shards = traced.shards if which == "seen" else site.shards(site.right)
@@ -190,6 +204,12 @@ COMMON = (
     ),
     Signature(name="scaled", sentence="it is {detail} times what it should be", guess=by_a_factor, level=2),
     Signature(name="blocks permuted", sentence="the ranks' blocks are permuted: {detail}", guess=permuted, level=1),
+    Signature(
+        name="gathered elsewhere",
+        sentence="the ranks' blocks of features are gathered {detail}, and read as if along the last dimension",
+        on=("output",),
+        guess=gathered_elsewhere,
+    ),
     Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
     Signature(
         name="row 0 everywhere", sentence="every row of the batch has row 0's values", guess=rows_of_first, level=1

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from math import sqrt
+from math import isclose, sqrt
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..placements import KVHeads, QKVHeads, Shard
-from .cuts import by_owner, own_parameters, rerun
+from .own import by_owner, cut_tensors, made, own_parameters, own_tensors, rerun
 from .signature import Guess, Signature
-from .site import Site, UnavailableError
+from .site import Site
+from .watch import seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,31 +34,51 @@ class Heads:
 
 
 def heads_of(site: Site) -> Iterator[Heads]:
-    """The heads that an own module's plan may mean: key and value heads say how large one is, not which are queries.
+    """The heads that an own module's plan may mean, or else those into which the reference views its tensors.
 
     Raises:
-        UnavailableError: it cuts no key and value heads.
+        UnavailableError: neither says anything of key and value heads.
     """
-    parameters, plan = own_parameters(site), site.evidence.case.plan
-    fused = {name: placement for name, placement in plan.items() if isinstance(placement, QKVHeads)}
-    cut = {name: placement for name, placement in plan.items() if isinstance(placement, Shard)}
+    plan = site.evidence.case.plan
+    fused = next((placement for placement in plan.values() if isinstance(placement, QKVHeads)), None)
     apart = next((placement for placement in plan.values() if isinstance(placement, KVHeads)), None)
     if fused:
-        one = next(iter(fused.values()))
-        kv, head_dim, counts = one.num_key_value_heads, one.head_dim, {one.num_attention_heads}
+        yield _with_queries(site, fused.num_attention_heads, fused.num_key_value_heads, fused.head_dim)
     elif apart:
         kv, head_dim = apart.num_heads, apart.unit
-        rows = {parameters[name].shape[0] for name, placement in cut.items() if placement.dim == 0}
+        rows = {
+            own_tensors(site)[name].shape[0]
+            for name, cut in cut_tensors(site).items()
+            if isinstance(cut, Shard) and cut.dim == 0
+        }
         counts = {elements // head_dim for elements in rows if elements and elements % (kv * head_dim) == 0}
+        yield from (_with_queries(site, count, kv, head_dim) for count in sorted(counts))
     else:
-        raise UnavailableError
-    for count in sorted(counts):
-        queries = dict.fromkeys(fused, (0, head_dim))
-        for name, placement in cut.items():
-            unit, rest = divmod(parameters[name].shape[placement.dim], count)
+        yield from _viewed(site)
+
+
+def _viewed(site: Site) -> Iterator[Heads]:
+    views = seen(site).heads
+    for (count, head_dim), (kv, other) in product(views, views):
+        if head_dim == other and kv <= count and count % kv == 0:
+            heads = _with_queries(site, count, kv, head_dim)
+            if heads.queries:
+                yield heads
+
+
+def _with_queries(site: Site, count: int, kv: int, head_dim: int) -> Heads:
+    """What has the query heads: fused projections first along dimension 0, others along the dimension that is cut."""
+    tensors, queries = own_tensors(site), dict[str, tuple[int, int]]()
+    fused = [sum(sizes) for sizes in seen(site).parts if sizes[0] == count * head_dim]
+    for name, placement in cut_tensors(site).items():
+        dim = getattr(placement, "dim", 0)
+        if isinstance(placement, QKVHeads) or (dim == 0 and len(tensors[name]) in fused):
+            queries[name] = 0, head_dim
+        elif isinstance(placement, Shard):
+            unit, rest = divmod(tensors[name].shape[dim], count)
             if rest == 0 and unit in (1, head_dim):  # a number per head, as sinks are, or a projection
-                queries[name] = placement.dim, unit
-        yield Heads(queries=queries, num_attention_heads=count, num_key_value_heads=kv, head_dim=head_dim)
+                queries[name] = dim, unit
+    return Heads(queries=queries, num_attention_heads=count, num_key_value_heads=kv, head_dim=head_dim)
 
 
 def in_turn(site: Site) -> Iterator[Guess]:
@@ -66,7 +90,7 @@ def in_turn(site: Site) -> Iterator[Guess]:
         order = own.transpose(1, 2).flatten()
         if not torch.equal(order, own.flatten()):
             changed = {name: _reordered(parameters[name], *at, order) for name, at in heads.queries.items()}
-            yield rerun(site, changed, str(held))
+            yield from made(site, partial(rerun, changed=changed), str(held))
 
 
 def _reordered(parameter: torch.Tensor, dim: int, unit: int, order: torch.Tensor) -> torch.Tensor:
@@ -78,17 +102,47 @@ def _reordered(parameter: torch.Tensor, dim: int, unit: int, order: torch.Tensor
 
 
 def scores_scaled(site: Site) -> Iterator[Guess]:
-    """Scores that lack their scale, have it twice, or have that of another head_dim."""
+    """Scores that lack their scale, have it twice, or have one made of another number."""
     parameters = own_parameters(site)
     for heads in heads_of(site):
-        factors = {"sqrt(head_dim)": sqrt(heads.head_dim), "sqrt(tp)": sqrt(site.tp)}
-        factors |= {f"1 / {text}": 1 / factor for text, factor in factors.items()}
         rows = heads.num_attention_heads * heads.head_dim
         projections = {name: at for name, at in heads.queries.items() if at == (0, heads.head_dim)}
-        for names, (text, factor) in product(by_owner(projections).values(), factors.items()):
-            if factor != 1:
-                changed = {name: _scaled(parameters[name], rows, factor) for name in names}
-                yield rerun(site, changed, f"{text} = {factor:.4g}")
+        for names, (text, factor) in product(by_owner(projections).values(), _factors(site, heads).items()):
+            changed = {name: _scaled(parameters[name], rows, factor) for name in names}
+            yield from made(site, partial(rerun, changed=changed), f"{text} = {factor:.4g}")
+        for text, factor in _factors(site, heads).items():  # whatever norm the queries go through
+            yield from made(site, partial(rerun, watched=Rescaled(factor)), f"{text} = {factor:.4g}")
+
+
+def _factors(site: Site, heads: Heads) -> dict[str, float]:
+    """By what scores may be wrong."""
+    dim, local = heads.head_dim, heads.num_attention_heads / site.tp
+    factors = {"sqrt(head_dim)": sqrt(dim), "sqrt(tp)": sqrt(site.tp)}
+    factors |= {f"1 / {text}": 1 / factor for text, factor in factors.items()}
+    widths = {shape[1] for shape in (own_tensors(site)[name].shape for name in heads.queries) if len(shape) > 1}
+    factors["sqrt(head_dim / local heads)"] = sqrt(dim / local)
+    factors["sqrt(head_dim / heads)"] = sqrt(dim / heads.num_attention_heads)
+    for width in sorted(widths):
+        factors[f"sqrt(head_dim x local heads / {width})"] = sqrt(dim * local / width)
+        factors[f"sqrt(head_dim / {width})"] = sqrt(dim / width)
+    return {text: factor for text, factor in factors.items() if not isclose(factor, 1)}
+
+
+class Rescaled(TorchFunctionMode):
+    """Lets torch's attention scale its scores by `factor` more."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, attention with another scale."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            kwargs = kwargs | {"scale": self.factor * (kwargs.get("scale") or args[0].shape[-1] ** -0.5)}
+        return func(*args, **kwargs)
 
 
 def _scaled(parameter: torch.Tensor, rows: int, factor: float) -> torch.Tensor:

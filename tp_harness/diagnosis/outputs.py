@@ -6,18 +6,20 @@ Where the summands of every rank are known (a tap `partial`), those of a reducti
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 
 import torch
 
 from ..outputs import digest
-from ..placements import Replicate
+from ..placements import Partial, Replicate
+from .common import LEAST_NUMBERS
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 
 
 def biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
     """Replicated vectors as long as a token is wide: what a module may add to its output."""
-    width = site.traced.expected.shape[-1]
+    width = next(reversed(site.traced.expected.shape), 1)
     for name, parameter in site.tapped.reference.named_parameters():
         placement = site.evidence.case.plan.get(name, Replicate())
         if parameter.shape == (width,) and isinstance(placement, Replicate):
@@ -69,11 +71,36 @@ def residual_dropped(site: Site) -> Iterator[Guess]:
     yield from (Guess(site.right - x) for x in _alike(site))
 
 
+def residual_of_rank_0(site: Site) -> Iterator[Guess]:
+    """A slice of an input in the place of a rank's own, where tokens are cut."""
+    if site.tp == 1 or isinstance(site.traced.placement, (Replicate, Partial)):
+        raise UnavailableError
+    for x in _alike(site):
+        right, own = site.shards(site.right), site.shards(x)
+        for of, text in ((lambda _rank: 0, "0"), (lambda rank: (rank + 1) % site.tp, "r + 1")):
+            if own[0].shape == own[-1].shape:
+                yield Guess([y - own[r] + own[of(r)] for r, y in enumerate(right)], text)
+
+
 def _alike(site: Site) -> Iterator[torch.Tensor]:
     """The inputs in the form of what is wrong: what a module may add to its branch."""
     for x in site.tapped.inputs:
         if x.is_floating_point() and x.shape == site.right.shape:
             yield x.to(torch.float64)
+
+
+def log_added(site: Site) -> Iterator[Guess]:
+    """The logarithm of a sum that is as many times too large as there are ranks."""
+    if site.tp > 1:
+        yield Guess(site.right + log(site.tp), "is added to")
+        yield Guess(site.right - log(site.tp), "is missing from")
+
+
+def constant_added(site: Site) -> Iterator[Guess]:
+    """Any other number, the same for every element."""
+    number = (site.traced.full.to(torch.float64) - site.traced.expected).mean().item()
+    if number and site.right.numel() >= LEAST_NUMBERS:
+        yield Guess(site.right + number, f"{number:.6g}")
 
 
 def summands_left(site: Site) -> Iterator[Guess]:
@@ -140,6 +167,25 @@ OUTPUTS = (
         sentence="the input is added {detail}: by every rank before the reduction",
         on=("output",),
         guess=residual_times_tp,
+    ),
+    Signature(
+        name="residual of other rank",
+        sentence="rank r adds rank {detail}'s slice of the input instead of its own",
+        on=("output",),
+        guess=residual_of_rank_0,
+    ),
+    Signature(
+        name="log tp",
+        sentence="log {tp} {detail} every element: the logarithm of a sum that counts every rank's whole, or of a mean",
+        on=("output",),
+        guess=log_added,
+    ),
+    Signature(
+        name="constant added",
+        sentence="{detail} is added to every element",
+        on=("output",),
+        guess=constant_added,
+        level=2,
     ),
     Signature(name="residual dropped", sentence="the input is not added", on=("output",), guess=residual_dropped),
     Signature(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import sqrt
 from typing import NamedTuple
 
 import torch
@@ -16,23 +17,28 @@ import torch
 from .. import compare, verdict
 from ..placements import PlacementError
 from ..result import Cause, Distance, Gate
-from .replay import carry
+from .replay import Value, carry
 from .site import Site, UnavailableError
 
 EXPLAINED = 0.9  # the least share of the squared error: the rest, at most a third of the error, is rounding
 AMPLIFIED = 8.0  # a mistake may carry rounding this many times further than the right code
+INERT = 1e-6  # share of the squared error by which what a mistake gives differs from what is right
 EQUALLY = 2.0  # of several that reproduce the numbers, those with up to this many times the least residual are named
 
 
 class Guess(NamedTuple):
     """A wrong tensor: full, or one per rank; `detail` says which of the mistake's forms made it.
 
-    `seen` is what it is compared with, where that is not the tensor itself (the sum over ranks, say).
+    `seen` is what it is compared with, where that is not the tensor itself (the sum over ranks, say). `remake` makes
+    the value again for another site; without it, the signature is asked for all its guesses again. `level` takes the
+    place of the signature's.
     """
 
-    value: torch.Tensor | Sequence[torch.Tensor]
+    value: Value
     detail: str = ""
     seen: torch.Tensor | None = None
+    remake: Callable[[Site], Value] | None = None
+    level: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +82,40 @@ class Tried(NamedTuple):
     guess: Guess
     partly: bool = False  # made on the wrong ranks alone
 
+    @property
+    def level(self) -> int:
+        """See `Signature.level`."""
+        return self.signature.level if self.guess.level is None else self.guess.level
+
 
 def shifted(letter: str, step: int) -> str:
     """`r + 1`, `r - 1`."""
     return f"{letter} {'-' if step < 0 else '+'} {abs(step)}"
 
 
-def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> tuple[tuple[Cause, ...], int]:
-    """The signatures that reproduce the wrong tensor, nearest first, and how many guesses were tried.
+class Diagnosis(NamedTuple):
+    """What became of the signatures: `causes` are told, nearest first; `alternatives` fit too, but say less.
+
+    `refuted`: the names of those whose guesses differ from what is right and from what was seen; `tried`: how many
+    guesses there were.
+    """
+
+    causes: tuple[Cause, ...] = ()
+    alternatives: tuple[Cause, ...] = ()
+    refuted: tuple[str, ...] = ()
+    tried: int = 0
+
+    def after(self, earlier: Diagnosis) -> Diagnosis:
+        """With what was found out at an earlier place, where no cause was found."""
+        refuted = dict.fromkeys((*earlier.refuted, *self.refuted))
+        fitting = {cause.name for cause in (*self.causes, *self.alternatives)}
+        return self._replace(
+            refuted=tuple(name for name in refuted if name not in fitting), tried=earlier.tried + self.tried
+        )
+
+
+def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> Diagnosis:
+    """The signatures that reproduce the wrong tensor.
 
     Args:
         site: where the first wrong tensor is.
@@ -92,16 +124,27 @@ def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature])
     """
     partly = () if site.traced.summed or len(site.wrong) == site.tp else (True,)
     tries = (t._replace(partly=p) for t in _guesses(site, leaves, signatures) for p in (False, *partly))
-    fits = [(tried, _fit(tried)) for tried in tries]
-    found = [(tried, fit) for tried, fit in fits if fit and fit.reproduces]
-    lowest = min((tried.signature.level for tried, _ in found), default=0)
-    causes = [_cause(tried, fit) for tried, fit in found if tried.signature.level == lowest]
-    causes.sort(key=lambda cause: cause.residual)
+    fits = [(tried, fit) for tried in tries if (fit := _placed_fit(tried))]
+    found = [(tried, fit) for tried, fit in fits if fit.reproduces]
+    lowest = min((tried.level for tried, _ in found), default=0)
+    causes = _named(found, lambda tried: tried.level == lowest)
+    told = {cause.name for cause in causes}
+    fitting = {tried.signature.name for tried, _ in found}
+    acting = dict.fromkeys(tried.signature.name for tried, fit in fits if abs(fit.explained) > INERT)
+    return Diagnosis(
+        causes=causes,
+        alternatives=_named(found, lambda tried: tried.signature.name not in told),
+        refuted=tuple(name for name in acting if name not in fitting),
+        tried=len(fits),
+    )
+
+
+def _named(found: Sequence[tuple[Tried, Fit]], which: Callable[[Tried], bool]) -> tuple[Cause, ...]:
+    """The nearest of those that are meant, and the others that are about as near, each name once."""
+    causes = [_cause(tried, fit) for tried, fit in found if which(tried)]
+    causes.sort(key=lambda cause: float(f"{cause.residual:.2g}"))  # the same numbers: in the order of trying
     near = [cause for cause in causes if cause.residual <= EQUALLY * causes[0].residual]
-    named: dict[str, Cause] = {}
-    for cause in near:
-        named.setdefault(cause.name, cause)
-    return tuple(named.values()), len(fits)
+    return tuple({cause.name: cause for cause in reversed(near)}.values())[::-1]
 
 
 def _guesses(site: Site, leaves: Iterable[str], signatures: Sequence[Signature]) -> Iterator[Tried]:
@@ -127,14 +170,23 @@ def _cause(tried: Tried, fit: Fit) -> Cause:
     )
 
 
+def _placed_fit(tried: Tried) -> Fit | None:
+    try:
+        return _fit(tried)
+    except PlacementError:  # a user's cannot cut the guess
+        return None
+
+
 def _fit(tried: Tried) -> Fit | None:
     """What the ranks hold against a guess, all ranks as one; None where the guess has another size."""
     place, guess = tried.place, tried.guess
     sides = _sides(place, guess, partly=tried.partly)
-    mismatch = _mismatch(place.at(place.target))
-    if sides is None or mismatch == 0.0:
+    if sides is None:
         return None
     actual, guessed = sides
+    mismatch = _mismatch(place.at(place.target), len(actual))
+    if mismatch == 0.0:
+        return None
     left = (actual - guessed).sum(dim=0) if place.traced.summed else actual - guessed
     explained = 1 - (left.norm() / mismatch).square().item()
     fit = Fit(_gates(place, actual, guessed, None), explained)
@@ -162,6 +214,8 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
         value = value.reshape(traced.expected.shape)
         if traced.summed:  # what a rank's summand must be is not known, the sum is
             seen, value = [traced.full], [value]
+        elif traced.agreed and not partly:  # one stands for all
+            seen, value = seen[:1], [value]
         else:
             value = place.at(place.target).shards(value)
     if partly:
@@ -178,15 +232,23 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
 
 def _rounded(tried: Tried) -> torch.Tensor | None:
     """The same guess made of rounded values: a mistake may carry rounding further than the right code does."""
-    place = replace(tried.place, rounded=True)
-    guess = next(islice(tried.signature.guess(place), tried.number, None), None)
+    place, remake = replace(tried.place, rounded=True), tried.guess.remake
+    try:
+        if remake:
+            guess: Guess | None = tried.guess._replace(value=remake(place))
+        else:
+            guess = next(islice(tried.signature.guess(place), tried.number, None), None)
+    except (UnavailableError, PlacementError):
+        return None
     sides = guess and _sides(place, guess, partly=tried.partly)
     return sides[1] if sides else None
 
 
-def _mismatch(place: Site) -> float:
-    """The norm of all ranks' errors; of summands, that of their sum."""
+def _mismatch(place: Site, count: int) -> float:
+    """The norm of the errors of as many ranks as are compared; of summands, that of their sum."""
     traced = place.traced
+    if traced.agreed:
+        return sqrt(count) * (traced.shards[0].to(torch.float64) - traced.expected).norm().item()
     if traced.summed:
         return (traced.full - traced.expected).norm().item()
     pairs = zip(traced.shards, place.shards(traced.expected), strict=True)

@@ -5,8 +5,9 @@ All values are float64. What is not known here raises `UnavailableError`, and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ class Site:
     A signature speaks of `leaf`: the same, unless tensors just before the wrong one were not tapped, in which a mistake
     may lie, too. `wrong` are the ranks that hold it wrong. `rounded`: the values before it are the single-core
     reference's in the dtype under test instead of the oracle's, so that a signature shows how far rounding moves what
-    its mistake makes.
+    its mistake makes. `memo` holds what several signatures need and is costly to compute.
     """
 
     evidence: Evidence
@@ -52,6 +53,7 @@ class Site:
     target: str
     wrong: tuple[int, ...]
     rounded: bool = False
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tp(self) -> int:
@@ -161,12 +163,10 @@ def is_known(reference: nn.Module) -> bool:
     return _maker(reference, 0) != UNKNOWN
 
 
-def as_output(site: Site) -> Site | None:
-    """The place seen as the output of an unknown module, whose taps may be named anything; None if it is known."""
-    if is_known(site.tapped.reference) or site.traced.summed:
-        return None
+def as_output(site: Site) -> Site:
+    """The place seen as the output of an unknown module, whose taps may be named anything."""
     owner, leaf = UNKNOWN
-    return replace(site, owner=owner, leaf=leaf, target=leaf)
+    return replace(site, owner=owner, leaf=leaf, target=leaf, memo={})
 
 
 def _maker(reference: nn.Module, output: int) -> tuple[str, str]:

@@ -1,0 +1,143 @@
+"""An own module seen from a signature: its tensors, what the plan cuts of them, and the reference run with changes.
+
+What ranks compute with a mistake in it is often what the reference computes when something in it is changed: a
+parameter in another order, a part of it zero, the output of a submodule several times as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+
+from ..oracle import run_with
+from ..outputs import digest
+from ..placements import Placement, PlacementError, Replicate
+from .replay import Value
+from .signature import Guess
+from .site import Site, UnavailableError, is_known
+
+MOST_ELEMENTS = 1 << 22  # of the reference: each guess is a forward of it
+MOST_WORK = 1 << 31  # elements of all these forwards together
+RUNS = 4000  # of a small one
+SAME = 1e-9  # relative: two float64 results of the same sums in another order
+
+T = TypeVar("T")
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def own_tensors(site: Site) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a module of the user's, by name; the names that share one each have it.
+
+    Raises:
+        UnavailableError: a module of gpt-oss, which has signatures of its own, or one that is large.
+    """
+    reference = site.tapped.reference
+    tensors = dict(reference.named_parameters(remove_duplicate=False)) | dict(reference.named_buffers())
+    if is_known(reference) or sum(x.numel() for x in tensors.values()) > MOST_ELEMENTS:
+        raise UnavailableError
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def own_parameters(site: Site) -> dict[str, torch.Tensor]:
+    """Those that are floating-point numbers with dimensions."""
+    return {name: x for name, x in own_tensors(site).items() if x.is_floating_point() and x.ndim and x.numel()}
+
+
+def cut_tensors(site: Site) -> dict[str, Placement]:
+    """The placements of the tensors that the plan cuts, in the order of the reference."""
+    tensors, plan = own_tensors(site), site.evidence.case.plan
+    placed = {name: plan[name] for name in tensors if name in plan and tensors[name].ndim and tensors[name].numel()}
+    return {name: placement for name, placement in placed.items() if not isinstance(placement, Replicate)}
+
+
+def by_owner(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What is said of parameters, by the submodule that has them, or the parameter if that is the module itself."""
+    owned: dict[str, dict[str, T]] = {}
+    for name, value in named.items():
+        owned.setdefault(name.rpartition(".")[0] or name, {})[name] = value
+    return owned
+
+
+def groups(named: Mapping[str, T]) -> list[dict[str, T]]:
+    """What may be treated alike: all that a submodule has, each by itself, and all together."""
+    latest = dict(reversed(list(named.items())))  # what comes last is nearest to the sum
+    found = [*({name: value} for name, value in latest.items()), *by_owner(latest).values(), dict(named)]
+    return [group for i, group in enumerate(found) if group and group not in found[:i]]
+
+
+def held(site: Site, name: str, placement: Placement) -> list[torch.Tensor]:
+    """For each rank, which elements of a tensor it holds, as flat positions in the form of its shard.
+
+    Raises:
+        UnavailableError: a placement that does not say so.
+    """
+    key = f"held {name} {placement}"
+    if key not in site.memo:
+        shape = own_tensors(site)[name].shape
+        positions = torch.arange(shape.numel()).view(shape)
+        try:
+            site.memo[key] = [placement.shard(positions, rank, site.tp) for rank in range(site.tp)]
+        except Exception as error:  # a user's placement may do anything; what it raises was said before the ranks ran
+            raise UnavailableError from error
+    found: list[torch.Tensor] = site.memo[key]
+    return found
+
+
+def only(tensor: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor with zeros outside of these flat positions."""
+    kept = torch.zeros(tensor.numel(), dtype=torch.bool)
+    for some in positions:
+        kept[some.flatten()] = True
+    return torch.where(kept.view(tensor.shape), tensor, torch.zeros_like(tensor))
+
+
+def classes(site: Site) -> list[list[int]]:
+    """Ranks that hold the same bits; in a tensor that is cut, each by itself."""
+    if not isinstance(site.traced.placement, Replicate):
+        return [[rank] for rank in range(site.tp)]
+    found: dict[str, list[int]] = {}
+    for rank, shard in enumerate(site.traced.shards):
+        found.setdefault(digest(shard), []).append(rank)
+    return list(found.values())
+
+
+def rerun(
+    site: Site,
+    changed: Mapping[str, torch.Tensor] | None = None,
+    outputs: Mapping[str, Change] | None = None,
+    watched: AbstractContextManager[object] | None = None,
+    given: Callable[[str, torch.Tensor], object] | None = None,
+) -> torch.Tensor:
+    """The tensor in question, as the reference gives it with some tensors or outputs of submodules changed.
+
+    Raises:
+        UnavailableError: the reference cannot be run so, or has been run often enough.
+    """
+    size = max(1, sum(x.numel() for x in own_tensors(site).values()))
+    runs = site.memo.setdefault("runs", [0])
+    runs[0] += 1
+    if runs[0] > min(RUNS, MOST_WORK // size):
+        raise UnavailableError
+    dtype, case = site.evidence.dtype if site.rounded else "float64", site.evidence.case
+    try:
+        run = run_with(site.tapped, case, dtype, changed or {}, outputs=outputs, watched=watched, given=given)
+    except Exception as error:  # a user's module may check what it is given
+        raise UnavailableError from error
+    name = site.traced.name
+    return (run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])]).to(torch.float64)
+
+
+def made(site: Site, how: Callable[[Site], Value], detail: str = "") -> Iterator[Guess]:
+    """The guess that `how` makes, if it can, which can be made again of rounded values."""
+    try:
+        yield Guess(how(site), detail, remake=how)
+    except (UnavailableError, PlacementError):
+        return
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two float64 results differ by rounding at most."""
+    return a.shape == b.shape and bool((a - b).norm() <= SAME * torch.maximum(a.norm(), b.norm()))
