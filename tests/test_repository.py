@@ -22,7 +22,7 @@ ORDER = (
     "symptoms placements dtensors casts marks guess group module_state device excerpt recorder state torchfile "
     "tilefile checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case rehearsal case_file plan components job room faults launch measure outputs "
-    "rank backends influence threads oracle places own_cases material preparation gather evidence compare "
+    "rank backends influence threads oracle changed_run places own_cases material preparation gather evidence compare "
     "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain agree "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs control "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
@@ -104,24 +104,26 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
-        oracle = _run(case, reference, inputs, torch.float64, locks=None)
-    locks = _locks(case, oracle)
+        oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
+    locks = locks_of(case, oracle)
     write_inputs(job.inputs_path(task), inputs, locks)
 
     def run_baselines() -> dict[str, Run]:
-        return {dtype: _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes}
+        return {
+            dtype: run_reference(cases[dtype], reference, inputs, getattr(torch, dtype), locks) for dtype in job.dtypes
+        }
 
     def run_tapped(dtype: str) -> Tapped:
         runs = (
-            _run(case, reference, inputs, torch.float64, locks, taps=True),
-            _run(cases[dtype], reference, inputs, getattr(torch, dtype), locks, taps=True),
+            run_reference(case, reference, inputs, torch.float64, locks, taps=True),
+            run_reference(cases[dtype], reference, inputs, getattr(torch, dtype), locks, taps=True),
         )
         return Tapped(reference=reference, inputs=inputs, oracle=runs[0], baseline=runs[1])
 
     def nearby(dtype: str, number: int) -> tuple[Run, Run]:
         moved = _moved(case, inputs, generator(seed, f"{task.key}.nearby{number}"))
-        exact = _run(case, reference, moved, torch.float64, locks=None)
-        return exact, _run(cases[dtype], reference, moved, getattr(torch, dtype), _locks(case, exact))
+        exact = run_reference(case, reference, moved, torch.float64, locks=None)
+        return exact, run_reference(cases[dtype], reference, moved, getattr(torch, dtype), locks_of(case, exact))
 
     @cache
     def run_nearby(dtype: str) -> tuple[tuple[Run, Run], ...]:
@@ -138,64 +140,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
     """The single-core reference in a dtype, with its own routing."""
-    return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
-
-
-def run_with(
-    tapped: Tapped,
-    case: Case,
-    dtype: str,
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    outputs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
-    watched: AbstractContextManager[object] | None = None,
-    given: Callable[[str, torch.Tensor], object] | None = None,
-) -> Run:
-    """The single-core reference in a dtype with something changed, with the oracle's routing and all taps.
-
-    Args:
-        tapped: the reference, and what it is called with.
-        case: whose reference it is.
-        dtype: of the run.
-        tensors: other values of parameters and buffers, by name.
-        outputs: what becomes of the output of a submodule, by name.
-        watched: entered while the reference runs.
-        given: told the name and the first input of every submodule that is called.
-    """
-    locks = _locks(case, tapped.oracle)
-
-    def changed(module: nn.Module) -> ExitStack:
-        stack = ExitStack()
-        for name, change in (outputs or {}).items():
-            hook = module.get_submodule(name).register_forward_hook(lambda _m, _i, y, change=change: change(y))
-            stack.callback(hook.remove)
-        for name, submodule in module.named_modules() if given else ():
-            tell = lambda _m, inputs, name=name: _tell(given, name, inputs)  # noqa: E731
-            stack.callback(submodule.register_forward_pre_hook(tell).remove)
-        stack.enter_context(watched or nullcontext())
-        return stack
-
-    with _holding(tapped.reference, tensors):
-        return _run(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks, taps=True, within=changed)
-
-
-@contextmanager
-def _holding(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let parameters and buffers have other values meanwhile."""
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-    before = {name: held[name].data for name in tensors}
-    try:
-        for name, values in tensors.items():
-            held[name].data = values.detach().clone()
-        yield
-    finally:
-        for name, values in before.items():
-            held[name].data = values
-
-
-def _tell(given: Callable[[str, torch.Tensor], object] | None, name: str, inputs: tuple[object, ...]) -> None:
-    if given and inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].is_floating_point():
-        given(name, inputs[0])
+    return run_reference(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -240,7 +185,7 @@ def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
 
 
 @torch.inference_mode()
-def _run(
+def run_reference(
     case: Case,
     reference: nn.Module,
     inputs: Tensors,
@@ -250,6 +195,17 @@ def _run(
     taps: bool = False,
     within: Callable[[nn.Module], AbstractContextManager[object]] = lambda _module: nullcontext(),
 ) -> Run:
+    """One run in a dtype.
+
+    Args:
+        case: whose reference it is.
+        reference: holds the weights; it is cast as the case says.
+        inputs: floating-point ones are cast.
+        dtype: of the run.
+        locks: what each router shall choose; None leaves it its own choice.
+        taps: record the tensors that the case names.
+        within: gives what is entered while the cast reference runs.
+    """
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with doing(called):
         module = case.reference_in(reference, dtype)
@@ -295,7 +251,7 @@ def _moved(case: Case, inputs: Tensors, source: torch.Generator) -> Tensors:
     return tuple(_round(x * factor) for x, factor in zip(inputs, factors, strict=True))
 
 
-def _locks(case: Case, oracle: Run) -> dict[str, Lock]:
+def locks_of(case: Case, oracle: Run) -> dict[str, Lock]:
     """What every router shall choose."""
     experts = {router.name: oracle.routing[oracle.rules[router.name][0]].shape[-1] for router in case.routers}
     return {router.chosen: Lock(oracle.routing[router.chosen], experts[router.name]) for router in case.routers}

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from ..oracle import run_with
+from ..changed_run import run_with
 from ..outputs import digest
 from ..placements import Placement, PlacementError, Replicate
 from .replay import Value
