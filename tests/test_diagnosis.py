@@ -213,7 +213,7 @@ def named(evidence: Evidence) -> set[str]:
 # Those of own modules alone: in test_diagnosis_own.py, and the others that begin like it.
 OF_OWN = """cut otherwise|fused parts exchanged|parameters exchanged|gathered elsewhere|kv heads in turn|scores scaled
 summand x tp|summand dropped|summand / tp|summand scaled|rank miscounted|residual of other rank|log tp|constant added
-offset|range|shard of rank 0|shard instead of whole|over a share"""
+offset|range|shard of rank 0|shard instead of whole|over a share|slice of other rank|statistic left out"""
 
 
 def test_every_signature_is_tried() -> None:

@@ -197,21 +197,26 @@ class Sequence(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         whole = self.group.all_gather(x, 1)
-        return self.own(x, whole) + self.group.reduce_scatter(self.down(torch.relu(self.up(whole))), 1)
+        return self.own(x, whole) + self.scattered(self.down(torch.relu(self.up(whole))))
+
+    def scattered(self, part: torch.Tensor) -> torch.Tensor:
+        return self.group.reduce_scatter(part, 1)
 
     def own(self, x: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         return x
 
 
 @pytest.mark.parametrize(
-    ("own", "causes"),
+    ("method", "wrong", "causes"),
     [
-        (lambda m, x, whole: whole[:, : x.shape[1]], {"residual of other rank"}),
-        (lambda m, x, whole: whole[:, 1 : x.shape[1] + 1], set()),
+        ("own", lambda m, x, whole: whole[:, : x.shape[1]], {"residual of other rank"}),
+        ("own", lambda m, x, whole: whole[:, 1 : x.shape[1] + 1], set()),
+        ("scattered", lambda m, part: m.group.all_reduce(part).chunk(m.group.size, 1)[0], {"slice of other rank"}),
+        ("scattered", lambda m, part: m.group.all_reduce(part)[:, 1 : 1 + part.shape[1] // m.group.size], set()),
     ],
-    ids=["slice-of-rank-0", "another-slice"],
+    ids=["residual-of-rank-0", "another-residual", "sum-of-rank-0", "another-part-of-the-sum"],
 )
-def test_a_residual_of_another_rank(tmp_path: Path, monkeypatch: Patch, own: Any, causes: set[str]) -> None:
+def test_a_slice_of_another_rank(tmp_path: Path, monkeypatch: Patch, method: str, wrong: Any, causes: set[str]) -> None:
     case = Case(
         name="own",
         reference=Sequence,
@@ -221,7 +226,7 @@ def test_a_residual_of_another_rank(tmp_path: Path, monkeypatch: Patch, own: Any
         output=Shard(1),
         plan={"up.weight": Shard(0), "down.weight": Shard(1)},
     )
-    result = explained(tmp_path, monkeypatch, case, 4, lambda patch: patch.setattr(Sequence, "own", own))
+    result = explained(tmp_path, monkeypatch, case, 4, lambda patch: patch.setattr(Sequence, method, wrong))
     assert {cause.name for cause in result.diagnosis} == causes
 
 

@@ -102,9 +102,29 @@ class Gated(Module):
         return own if self.size == 1 else self.group.all_reduce(own) / self.size
 
 
+class Grouped(Module):
+    """x + relu(x A) B with a norm of two groups over a cut width, each group on half of the ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.out = nn.Linear(HIDDEN, WIDE // self.size), nn.Linear(WIDE // self.size, HIDDEN, bias=False)
+        self.norm = nn.GroupNorm(max(1, 2 // self.size), WIDE // self.size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept = torch.relu(self.up(x)).flatten(0, 1)
+        return x + self.group.all_reduce(self.out(self.groups().view(*x.shape[:2], -1)))
+
+    def groups(self) -> torch.Tensor:
+        if self.size == 1:
+            return nn.functional.group_norm(self.kept, 2, self.norm.weight, self.norm.bias)
+        return torch.zeros_like(self.kept)  # the right one needs the other ranks; only wrong ones are run here
+
+
 PLANS: dict[type[Module], dict[str, Placement]] = {
     Table: {"table": Shard(0), "head": Shard(0)},
     Experts: {"wi": Shard(0), "wo": Shard(0)},
+    Grouped: {"up.weight": Shard(0), "up.bias": Shard(0), "norm.weight": Shard(0), "norm.bias": Shard(0)}
+    | {"out.weight": Shard(1)},
     Gated: {f"{name}.{p}": Shard(0) for name in ("left", "right") for p in ("weight", "bias")}
     | {"fused.weight": Shard(0), "fused.bias": Shard(0), "out.weight": Shard(1)},
 }
@@ -135,6 +155,14 @@ MISTAKES: dict[str, tuple[type[Module], dict[str, Any], str, str]] = {
     "sides-exchanged": (
         Gated, {"sides": lambda m, a, b: torch.relu(m.right(m.x)) * m.left(m.x)},
         "parameters exchanged", "left and right in each other's place",
+    ),
+    "mean-left-out": (
+        Gated, {"mean": lambda m, y: torch.ones_like(y[..., :1]) if m.size > 1 else y.mean(-1, keepdim=True)},
+        "statistic left out", "multiplied with, the mean over 24 features",
+    ),
+    "groups-of-a-share": (
+        Grouped, {"groups": lambda m: nn.functional.group_norm(m.kept, 2, m.norm.weight, m.norm.bias)},
+        "over a share", "group_norm over 24 features",
     ),
     "mean-of-a-share": (
         Gated, {"mean": lambda m, y: y.mean(-1, keepdim=True)}, "over a share", "mean over 24 features",

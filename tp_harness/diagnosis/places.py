@@ -22,7 +22,7 @@ OFFSETS: dict[str, Starts] = {
     "at 0, as rank 0's does": lambda rank, length, size: 0,
     "where that of the next rank does": lambda rank, length, size: (rank + 1) % size * length,
     "where that of the rank before does": lambda rank, length, size: (rank - 1) % size * length,
-    "where that of the last rank but its number does": lambda rank, length, size: (size - 1 - rank) * length,
+    "in the reverse order of ranks": lambda rank, length, size: (size - 1 - rank) * length,
     "one place further on": lambda rank, length, size: rank * length + 1,
     "one place earlier": lambda rank, length, size: rank * length - 1,
     "one place earlier, except on rank 0": lambda rank, length, size: max(0, rank * length - 1),

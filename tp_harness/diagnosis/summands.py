@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from ..placements import Partial, Replicate
 from .common import LEAST_NUMBERS
 from .own import by_owner, cut_tensors, made, own_parameters, rerun, same
 from .signature import Guess, Signature
@@ -128,6 +129,25 @@ def by_a_factor(site: Site) -> Iterator[Guess]:
             yield from made(site, source.times(factor), f"{source.name} contributes is {factor:.6g}")
 
 
+def slice_of_other(site: Site) -> Iterator[Guess]:
+    """Where ranks hold slices of a sum: that of another rank, of what one thing contributes."""
+    if site.tp == 1 or isinstance(site.traced.placement, (Replicate, Partial)):
+        raise UnavailableError
+    for source in sources(site):
+        for step, text in ((None, "0"), (1, "r + 1"), (-1, "r - 1")):
+            how = partial(_sliced, source=source, step=step)
+            yield from _leveled(site, source, made(site, how, f"{text}'s slice of what {source.name} contributes"))
+
+
+def _sliced(site: Site, source: Source, step: int | None) -> list[torch.Tensor]:
+    right = site.right
+    own, whole = site.shards(right - source.times(0.0)(site)), site.shards(right)
+    if any(part.shape != own[0].shape for part in own):
+        raise UnavailableError
+    of = [0 if step is None else (rank + step) % site.tp for rank in range(site.tp)]
+    return [part - own[rank] + own[of[rank]] for rank, part in enumerate(whole)]
+
+
 def added_inside(site: Site) -> Iterator[Guess]:
     """The stream that a submodule is given, added by every rank before the reduction, or not at all."""
     for name, stream in list(_streams(site)):
@@ -209,6 +229,12 @@ SUMMANDS = (
         on=("output",),
         guess=by_a_factor,
         level=2,
+    ),
+    Signature(
+        name="slice of other rank",
+        sentence="rank r has rank {detail} instead of its own",
+        on=("output",),
+        guess=slice_of_other,
     ),
     Signature(name="residual x tp", sentence="{detail}", on=("output",), guess=added_inside),
 )

@@ -19,7 +19,7 @@ from .site import Site, UnavailableError
 SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split")
 VIEWS = ("view", "reshape", "unflatten")
 STATISTICS = ("mean", "sum", "var", "std", "norm", "amax", "amin", "logsumexp")  # one number for each row
-WHOLE = ("softmax", "log_softmax", "layer_norm", "rms_norm")  # as many numbers as there were
+WHOLE = ("softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm")  # as many numbers as there were
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         call = Call(func, name, x, args[1:], kwargs)
         if call.reduces_last:
-            self.seen.reductions.append((name, x.shape[-1]))
+            self.seen.reductions.append((name, call.length))
             if self.change:
                 return self.change(len(self.seen.reductions) - 1, call)
         given = func(*args, **kwargs)
@@ -82,10 +82,17 @@ class Call:
     kwargs: dict[str, Any]
 
     @property
+    def length(self) -> int:
+        """Of what it reduces: the channels of a group norm, else the last dimension."""
+        return self.x.shape[1 if self.name == "group_norm" else -1]
+
+    @property
     def reduces_last(self) -> bool:
         """Whether it reduces the last dimension, and no other, in a form that can be done in blocks."""
         if self.name not in STATISTICS + WHOLE or not self.x.is_floating_point():
             return False
+        if self.name == "group_norm":
+            return True  # its channels
         if self.name in ("layer_norm", "rms_norm"):
             return tuple(self.args[0] if self.args else self.kwargs["normalized_shape"]) == self.x.shape[-1:]
         dim = self.kwargs.get("dim", self.args[0] if self.args else None)
@@ -104,14 +111,17 @@ class Call:
 
     def in_blocks(self, count: int) -> torch.Tensor:
         """What it gives when each of `count` equal blocks is reduced by itself, in a form that broadcasts as before."""
-        length = self.x.shape[-1]
+        if self.name == "group_norm":  # as many groups in each block
+            kwargs = self.kwargs | ({"num_groups": self.kwargs["num_groups"] * count} if not self.args else {})
+            given: torch.Tensor = self.func(self.x, *(self.args and (self.args[0] * count, *self.args[1:])), **kwargs)
+            return given
         blocks = self.x.unflatten(-1, (count, -1))
         if self.name in ("layer_norm", "rms_norm"):
             return self._normed(blocks)
         kwargs = self.kwargs | ({"dim": -1} if "dim" in self.kwargs else {})
         args = (-1, *self.args[1:]) if self.args else ()
-        given: torch.Tensor = self.func(blocks, *args, **kwargs)
-        return given.expand(blocks.shape).reshape(*self.x.shape[:-1], length)
+        given = self.func(blocks, *args, **kwargs)
+        return given.expand(blocks.shape).reshape(self.x.shape)
 
     def _normed(self, blocks: torch.Tensor) -> torch.Tensor:
         names = ("normalized_shape", "weight", "bias", "eps") if self.name == "layer_norm" else (
