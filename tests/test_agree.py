@@ -107,9 +107,17 @@ def test_float32_speaks_for_bfloat16() -> None:
     assert other.diagnosis == ()
 
 
+def test_float32_speaks_of_the_same_draw_if_it_can() -> None:
+    """Each dtype tells of its worst draw, which may be another; the module is the same."""
+    [*_, other] = agreed([wrong(2, "offset"), wrong(2, "range", seed=1), wrong(2, dtype="bfloat16", seed=1)])
+    assert [c.name for c in other.as_float32] == ["range"]
+    [_, other] = agreed([wrong(2, "offset"), wrong(2, dtype="bfloat16", seed=1)])
+    assert [c.name for c in other.as_float32] == ["offset"]
+
+
 def test_float32_speaks_for_the_same_run_alone() -> None:
     differing: list[dict[str, Any]] = [
-        {"seed": 1}, {"layer": 1}, {"component": "other"}, {"fault": "mean"}, {"status": Status.SHAPE},
+        {"layer": 1}, {"component": "other"}, {"fault": "mean"}, {"status": Status.SHAPE},
     ]  # fmt: skip
     for fields in differing:
         assert agreed([wrong(2, "range"), wrong(2, dtype="bfloat16", **fields)])[1].as_float32 == ()

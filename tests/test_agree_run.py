@@ -99,6 +99,11 @@ def test_all_degrees_agree_on_a_cause(
     assert read_run(record.folder).results == record.results
 
 
+def test_bfloat16_allows_a_cause_the_rounding_of_sums_that_the_verdict_allows(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "TWICE", (2, 4), dtypes=("bfloat16",))
+    assert causes(record.results) == [("times tp",)] * 2
+
+
 def test_what_float32_found_is_told_where_bfloat16_finds_nothing(tmp_path: Path) -> None:
     record = record_of(tmp_path, "COARSE", (1, 2))
     [single, half] = [result for result in record.results if result.tp == 2]

@@ -52,11 +52,12 @@ def _any_factor(result: Result) -> tuple[Cause, ...]:
 
 
 def _of_float32(result: Result, results: Iterable[Result]) -> tuple[Cause, ...]:
-    """What float32 found at the same degree with the same draw."""
+    """What float32 found at the same degree: with the same draw if it is the one that was told, or with another."""
     if result.diagnosis or result.dtype == "float32" or result.status is not Status.MISMATCH:
         return ()
-    same = (r for r in results if r.dtype == "float32" and _case(r) == _case(result) and r.tp == result.tp)
-    return next((r.diagnosis for r in same if r.seed == result.seed and _first(r)), ())
+    same = [r for r in results if r.dtype == "float32" and _case(r) == _case(result) and r.tp == result.tp]
+    same.sort(key=lambda r: r.seed != result.seed)
+    return next((r.diagnosis for r in same if _first(r)), ())
 
 
 def _same(one: Result, other: Result) -> bool:

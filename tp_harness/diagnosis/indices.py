@@ -77,5 +77,6 @@ INDICES = (
         sentence="ranks look things up in their shard of {detail} where they need all of it",
         on=("output",),
         guess=in_a_shard,
+        level=1,  # any mistake that keeps a rank to its own features can look like it
     ),
 )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .. import compare, verdict
+from ..limits import sums_in
 from ..placements import PlacementError
 from ..result import Cause, Distance, Gate
 from .replay import Value, carry
@@ -269,7 +270,7 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
         base = _wider(base, distance(rounded, guessed))
     if evidence.dtype == "float32":
         return verdict.float32_gates(traced.name, found, base, evidence.reduction, evidence.case.depth)
-    ratio = verdict.bfloat16_gate(traced.name, found, base)
+    ratio = verdict.bfloat16_gate(traced.name, found, base, sums_in(evidence))
     limit = ratio.limit * base.rel_l2
     return (Gate(metric=f"rel_L2 of {traced.name}", value=found.rel_l2, limit=limit, reason=ratio.reason),)
 
