@@ -38,8 +38,7 @@ _EXIT_CODES = (
 
 def exit_code(statuses: list[Status]) -> int:
     """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when nothing passed)."""
-    found = (code for code, group in _EXIT_CODES if group.intersection(statuses))
-    return next(found, 0 if Status.PASS in statuses else 4)
+    return next((code for code, group in _EXIT_CODES if group & set(statuses)), 0 if Status.PASS in statuses else 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +251,9 @@ class Result:
     fault: str = ""  # the mistake that was put in on purpose
     hypotheses: int = 0  # known mistakes that were tried on the first divergence
     extent: str = ""  # what of the model the component was run with, "" for all: "2 of 24 layers"
-    alternatives: tuple[Cause, ...] = ()  # other known mistakes that reproduce the numbers, and say less of them
-    refuted: tuple[str, ...] = ()  # names of those that would act here, and give other numbers
-    as_float32: tuple[Cause, ...] = ()  # what float32 found of the same weights and inputs, where this dtype found none
+    alternatives: tuple[Cause, ...] = ()  # others that reproduce the numbers, and say less of them
+    refuted: tuple[str, ...] = ()  # names of known mistakes that would act here, and give other numbers
+    as_float32: tuple[Cause, ...] = ()  # what float32 found at the same degree, where this dtype found none
 
     @property
     def never_ran(self) -> bool:
