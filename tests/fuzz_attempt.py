@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 from unittest import mock
 
-from tp_harness import backends, cli, material
+from tp_harness import backends, cli, preparation
 
 HANG_SECONDS = 120  # until an input counts as hanging and the program is ended with its stack
 
@@ -91,8 +91,8 @@ def no_ranks(folder: Path, *, weights: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder) if sys.version_info >= (3, 11) else contextlib.nullcontext())
         stack.enter_context(mock.patch.object(backends, "choose_backend", chosen))
-        stack.enter_context(mock.patch.object(material, "SHM", folder))
+        stack.enter_context(mock.patch.object(preparation, "SHM", folder))
         if not weights:
             for step in ("write_checkpoint", "write_tiles", "expect"):
-                stack.enter_context(mock.patch.object(material, step, reach))
+                stack.enter_context(mock.patch.object(preparation, step, reach))
         yield

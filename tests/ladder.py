@@ -140,8 +140,9 @@ class Ladder:
         dtypes: tuple[str, ...] = ("float32", "bfloat16"),
         init: str = "discriminating",
         seed: int = 0,
+        repeats: int = 0,
     ) -> None:
-        chosen = options(targets=targets, model=model, dtypes=dtypes, init=init, seed=seed)
+        chosen = options(targets=targets, model=model, dtypes=dtypes, init=init, seed=seed, repeats=repeats)
         self.material: Material = Preparation(chosen).material(folder, lambda _text: None)
 
     def target(self, name: str, layer: int) -> Target:

@@ -92,7 +92,10 @@ def test_a_process_outlives_three_hundred_requests(
 
 def test_where_c_code_keeps_the_lock_the_second_signal_is_heard(log: Path, ended: list[subprocess.Popen[str]]) -> None:
     ended.append(running(log, "keep_the_lock"))
+    while " in keep_the_lock\n" not in ask(ended[0], log, INSIST):
+        time.sleep(0.01)  # it is not there yet
+    written = log.read_text()
     ended[0].send_signal(ASK)
     time.sleep(0.1)
-    assert log.read_text() == ""
+    assert log.read_text() == written
     assert " in keep_the_lock\n" in ask(ended[0], log, INSIST)

@@ -124,5 +124,7 @@ def test_16_bit_sums_are_found_in_the_recorded_calls() -> None:
 
 
 def test_flip_limit_is_four_times_the_larger_error() -> None:
-    assert verdict.flip_limit(1e-3, 10.0, 96) == pytest.approx(4e-3)
-    assert verdict.flip_limit(0.0, 10.0, 96) == pytest.approx(4 * math.sqrt(96) * 2**-24 * 10)
+    """As a fraction of the scores at stake; sums in 16 bits before the router widen it as they widen all limits."""
+    assert verdict.flip_limit(1e-3, 96) == pytest.approx(4e-3)
+    assert verdict.flip_limit(0.0, 96) == pytest.approx(4 * math.sqrt(96) * 2**-24)
+    assert verdict.flip_limit(1e-3, 96, verdict.Sums(3.0, "why")) == pytest.approx(8e-3)

@@ -72,9 +72,12 @@ def test_taps_that_are_off_cost_nothing(ladder: Ladder, monkeypatch: Patch) -> N
     """No hook is set, and a rank writes nothing more."""
     asked: list[tuple[str, ...]] = []
     honest = tapping
-    monkeypatch.setattr(
-        "tp_harness.rank.tapping", lambda module, names: (asked.append(tuple(names)), honest(module, names))[1]
-    )
+
+    def spied(module: Any, names: Any, read: Any) -> Any:
+        asked.append(tuple(names))
+        return honest(module, names, read)
+
+    monkeypatch.setattr("tp_harness.rank.tapping", spied)
     left = ladder.evidence("mlp", 2).ranks[0].tensors
     assert set(asked) == {()}
     assert not [name for name in left if ".tap." in name]

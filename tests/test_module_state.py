@@ -135,6 +135,6 @@ def test_a_module_that_keeps_something_is_repeated_from_where_it_began(
         inputs=lambda generator: (torch.randn(4, 8, generator=generator),),
     )
     monkeypatch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    result = Ladder(tmp_path, targets=(("own", 0),), dtypes=("float32",)).run("own", 2, repeats=3)
+    result = Ladder(tmp_path, targets=(("own", 0),), dtypes=("float32",), repeats=3).run("own", 2, repeats=3)
     assert result.status is status
     assert status is Status.PASS or "the module keeps something from call to call" in result.reason

@@ -91,7 +91,7 @@ def test_c():
             r"test_it.py::test_a  PASS \d+\.\d s  FAILED \d+\.\d s  -$",
             r"test_it.py::test_b  - +- +CRASH \d+\.\d s$",
             r"test_it.py::test_c  - +- +SKIPPED 0\.0 s$",
-            r"1 PASS, 1 FAILED, 1 CRASH, 1 SKIPPED$",
+            r"1 PASS, 1 CRASH, 1 FAILED, 1 SKIPPED$",
             r"32 virtual cores: \d+\.\d core-seconds held within \d+\.\d s, ideal packing \d+\.\d s; longest wait ",
             r".*/artifacts/.*/run.json",
         ],

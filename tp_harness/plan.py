@@ -12,7 +12,7 @@ from torch import nn
 from .case import Case
 from .dtensors import agree, is_dtensor, placement_of
 from .dtensors import local as local_data
-from .errors import UnknownNameError, UsageError, doing
+from .errors import UnknownNameError, UsageError, described, doing
 from .group import NO_PROCESS_GROUP, Group, use_group
 from .guess import Placed, by_shapes
 from .marks import marked
@@ -181,9 +181,7 @@ def check_plan(
         except Exception as error:
             declared = isinstance(error, UsageError) and any(map(is_dtensor, local.values()))  # whatever others hold
             if tp > 1 and not declared and (lingering or calls or of_torch_distributed(error)):
-                raise UnrehearsedError(
-                    f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-                ) from error
+                raise UnrehearsedError(described(error).partition(" | ")[0].rstrip(".")) from error
             raise
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -37,6 +38,8 @@ from .routing import Lock, routing
 from .state import load_weights, weights_of
 from .taps import tap_key, tapping
 from .weights import Checkpoint
+
+STATEFUL = "stateful"
 
 # The facts of a dtype whose program never ran.
 NOTHING: dict[str, Any] = {
@@ -102,19 +105,22 @@ def _run(
     module = device.put(module)
     if job.kernels == "nki":
         module = with_nki(module)
-    restore = remembered(module) if job.repeats or job.unlocked else None
-
+    restore = (lambda: None) if case.lazy or not (job.repeats or job.unlocked) else remembered(module)
+    stateful = bool(job.repeats) and is_stateful(job.inputs_path(task))
     read = dtensors.Reader()
 
     def call() -> Tensors:
-        if restore:
-            restore()  # every forward begins with what the first one began with
         with doing(f"forward of {case.name} in {dtype}"):
             outputs = as_tuple(module(*(x.clone() for x in inputs)))  # a module may write to its inputs
         return tuple(read(f"output.{i}", output) for i, output in enumerate(outputs))
 
     def forward() -> tuple[Tensors, tuple[Collective, ...]]:
         return _record_calls(case, group, call)
+
+    def again() -> tuple[Tensors, tuple[Collective, ...]]:
+        if stateful:  # it begins with what the first one began with
+            restore()
+        return forward()
 
     calls: tuple[Collective, ...] = ()
     first: list[str] = []  # the outputs that are judged
@@ -134,6 +140,7 @@ def _run(
         return _named(f"{dtype}.locked", outputs, routed.tensors) | tapped
 
     def unlocked() -> dict[str, torch.Tensor]:
+        restore()
         with routing(module, case.routers) as routed:
             outputs = call()
         return _named(f"{dtype}.unlocked", outputs, routed.tensors)
@@ -145,10 +152,10 @@ def _run(
     flops, changed = None, None
     if job.repeats:
         with routing(module, case.routers, locks):
-            device.warm_up(forward)
-            again = watch.repeat(lambda: device.finish(forward()), job.repeats)
-            changed = [i for i, x in enumerate(again[: len(first)]) if digest(x) != first[i]]
-            flops = count_flops(forward) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
+            device.warm_up(again)
+            last = watch.repeat(lambda: device.finish(again()), job.repeats)
+            changed = [i for i, x in enumerate(last[: len(first)]) if digest(x) != first[i]]
+            flops = count_flops(again) if job.kernels == "torch" else None  # kernels do not pass torch's dispatcher
     return tensors, {
         "aside": aside,
         "parameters": parameters,
@@ -216,12 +223,18 @@ def token_rows(case: Case, full_inputs: Tensors, tokens: int, group: Group) -> t
     return None
 
 
-def write_inputs(path: Path, inputs: Tensors, locks: Mapping[str, Lock]) -> None:
-    """Write the full inputs, and what every router shall choose by tap name."""
+def write_inputs(path: Path, inputs: Tensors, locks: Mapping[str, Lock], *, stateful: bool = False) -> None:
+    """Write the full inputs, what every router shall choose by tap name, and whether the reference keeps a state."""
     tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(inputs)}
     for name, lock in locks.items():
         tensors |= {f"lock.{name}": lock.chosen.contiguous(), f"experts.{name}": torch.tensor(lock.experts)}
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={STATEFUL: "yes"} if stateful else None)
+
+
+def is_stateful(path: Path) -> bool:
+    """Whether the reference gives other outputs when it is called again, and so may a rank's module."""
+    with safe_open(path, framework="pt") as file:
+        return STATEFUL in (file.metadata() or {})
 
 
 def read_inputs(path: Path) -> tuple[Tensors, Mapping[str, Lock]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .errors import described
 from .recorder import CollectiveRecorder
 from .result import Collective
 
@@ -41,7 +42,7 @@ def of_torch_distributed(error: BaseException) -> bool:
     while trace:
         files.append(Path(trace.tb_frame.f_code.co_filename))
         trace = trace.tb_next
-    return any(folder in file.parents for file in files) or "INTERNAL ASSERT FAILED" in str(error)  # the store's
+    return any(folder in file.parents for file in files) or "INTERNAL ASSERT FAILED" in described(error)  # the store's
 
 
 @contextmanager
