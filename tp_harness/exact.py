@@ -79,13 +79,19 @@ def reassembly_check(evidence: Evidence) -> Check:
 
 
 def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
-    """Whether the placement is a lossless cut of a tensor this long: tried on the indices along its dimension."""
+    """Whether the placement is a lossless cut of a tensor of this shape: tried on the numbers of its elements.
+
+    One of ours cuts one dimension, whose numbers are enough.
+    """
     if not full.ndim:
         return True
-    dim = getattr(placement, "dim", 0) % full.ndim
-    index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
+    if type(placement).__module__ == Placement.__module__:
+        dim = getattr(placement, "dim", 0) % full.ndim
+        index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
+    else:
+        index = torch.arange(full.numel()).view(full.shape)
     try:
-        with doing(f"join of {placement}, called with the shards of the numbers along dimension {dim},"):
+        with doing(f"join of {placement}, called with the shards of the numbers of {list(full.shape)} elements,"):
             return same_bits(placement.join(placement.split(index, tp)), index)
     except ReplicaError:  # it takes for replicas what it cuts apart
         return False

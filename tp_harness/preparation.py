@@ -62,7 +62,10 @@ def prepare(options: Resolved, *, copies: int, process_group: bool) -> tuple[Pre
         except UsageError as error:
             refused.setdefault(str(error), []).append(own.label)
     if refused:
-        whose = {text: f"{', '.join(names)}: " if len(cases) > 1 else "" for text, names in refused.items()}
+        named = {
+            text: f"{', '.join(names)}: " for text, names in refused.items() if not text.startswith(f"{names[0]}: ")
+        }
+        whose = {text: named.get(text, "") if len(cases) > 1 else "" for text in refused}
         raise UsageError(" ".join(f"{names}{text}" for text, names in whose.items()))
     return tuple(found)
 
