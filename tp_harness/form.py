@@ -12,6 +12,11 @@ from .gather import output_names, router_names
 from .placements import shape_only
 from .result import Status
 
+RANDOM = (
+    "the reference draws random numbers (dropout, say) and gives other outputs when it is run again, so that nothing "
+    "can be compared with it: draw them from a torch.Generator that the module has, seeded alike everywhere"
+)
+
 
 def presence(evidence: Evidence) -> tuple[Status, str] | None:
     """Every rank, every output."""
@@ -35,7 +40,9 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
 
 
 def form(evidence: Evidence) -> tuple[Status, str] | None:
-    """Shape, dtype, finiteness on both sides; never empty, never an all-zero oracle."""
+    """Shape, dtype, finiteness on both sides; never empty, never an all-zero oracle, nor one of chance."""
+    if evidence.expectation.random:
+        return Status.VOID, RANDOM
     for i, name in enumerate(output_names(evidence.case)):
         oracle = evidence.expectation.oracle.outputs[i]
         expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)

@@ -12,6 +12,7 @@ from torch import nn
 
 from .case import Case, Tensors
 from .casts import cast_tensor
+from .compare import distance
 from .errors import UsageError, doing
 from .excerpt import of_flat, of_rows
 from .influence import idle
@@ -26,6 +27,7 @@ from .threads import idle_cores
 from .top_k import Groups
 from .weights import Checkpoint, TensorSpec
 
+REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again
 
 
@@ -71,6 +73,7 @@ class Expectation:
     run_tapped: Callable[[str], Tapped]  # by dtype; called after a mismatch only
     run_nearby: Callable[[str], tuple[tuple[Run, Run], ...]]  # by dtype: oracle and baseline at inputs near the task's
     run_idle: Callable[[], Mapping[str, torch.Tensor]]  # see influence.py
+    random: bool = False  # whether the reference draws numbers that make it give other outputs when it is run again
 
     @cached_property
     def baselines(self) -> Mapping[str, Run]:
@@ -104,7 +107,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
-        oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
+        oracle, random = _oracle(case, reference, inputs)
     locks = locks_of(case, oracle)
     stateful = bool(job.repeats) and not case.lazy and _changes_itself(case, reference, inputs)
     write_inputs(job.inputs_path(task), inputs, locks, stateful=stateful)
@@ -136,7 +139,19 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         run_tapped=run_tapped,
         run_nearby=run_nearby,
         run_idle=partial(idle, case, reference, inputs),
+        random=random,
     )
+
+
+def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[Run, bool]:
+    """The float64 run, and whether numbers that torch drew in it make another run a different one."""
+    before = torch.get_rng_state()
+    oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
+    if same_bits(before, torch.get_rng_state()):
+        return oracle, False
+    again = run_reference(case, reference, inputs, torch.float64, locks=None)
+    pairs = zip(again.outputs, oracle.outputs, strict=True)
+    return oracle, any(distance(x, y, 1).rel_l2 > REPEATS for x, y in pairs)
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
