@@ -28,6 +28,7 @@ class MoE(nn.Module):
     choose: Any
     on_ranks: Any = None
     returned = False
+    chunks = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +42,13 @@ class MoE(nn.Module):
         self.down = nn.Parameter(torch.zeros(EXPERTS, local, HIDDEN))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for at, chunk in enumerate(x.chunk(self.chunks)):
+            self.at = self.router.at = at
+            parts.append(self.of_chunk(chunk))
+        return torch.cat(parts)
+
+    def of_chunk(self, x: torch.Tensor) -> torch.Tensor:
         choose = type(self).on_ranks if self.group.size > 1 and type(self).on_ranks else type(self).choose
         if self.returned:
             _, weight, chosen = self.router(self.gate(x), self.correction, choose)
@@ -58,6 +66,8 @@ class MoE(nn.Module):
 
 class Returning(nn.Module):
     """A router as libraries have them: logits, weights and expert numbers are returned."""
+
+    at = 0  # the number of its call
 
     def forward(self, logits: torch.Tensor, correction: torch.Tensor, choose: Any) -> tuple[torch.Tensor, ...]:
         self.correction = correction
@@ -84,6 +94,11 @@ def in_groups(mask: float) -> Any:
 def skipping(choose: Any) -> Any:
     """The same, but the first expert of each pair is the next one."""
     return lambda module, logits: (choose(module, logits) + (torch.arange(K) == 0)) % EXPERTS
+
+
+def skipping_at(at: int, choose: Any) -> Any:
+    """The same, in one chunk of the tokens only."""
+    return lambda module, logits: (skipping(choose) if module.at == at else choose)(module, logits)
 
 
 def padded(value: float) -> Any:
@@ -127,7 +142,8 @@ WRONG: dict[str, Any] = {  # beside `skipping`
 
 def verdicts(folder: Path, patch: Patch, form: Any, on_ranks: Any = None, **fields: Any) -> dict[str, Result]:
     """By dtype, of ranks that choose as `on_ranks` does, or as the reference."""
-    module = type("Own", (MoE,), {"choose": form, "on_ranks": on_ranks, "returned": fields.pop("returned", False)})
+    of_module = {name: fields.pop(name) for name in ("returned", "chunks") if name in fields}
+    module = type("Own", (MoE,), {"choose": form, "on_ranks": on_ranks, **of_module})
     case = Case(
         name="own",
         reference=module,

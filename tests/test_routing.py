@@ -21,6 +21,7 @@ from own_routers import (
     corrected,
     in_groups,
     skipping,
+    skipping_at,
     topped,
     verdicts,
 )
@@ -58,6 +59,19 @@ def test_a_wrong_choice_is_a_mismatch(
     found = verdicts(tmp_path, monkeypatch, FORMS[form], wrong, returned=returned, routing=routing)
     assert {dtype: r.status for dtype, r in found.items()} == dict.fromkeys(found, Status.MISMATCH)
     assert found["float32"].worst is None or returned, "no element is to blame for a choice"
+
+
+@pytest.mark.parametrize(
+    "router", ["", Router("router", outputs=("logits", "weights", "chosen")), Router("router", outputs=("logits",))]
+)
+def test_a_router_may_be_given_its_tokens_in_chunks(tmp_path: Path, monkeypatch: Patch, router: Any) -> None:
+    fields = {"routing": (router,), "returned": router != "", "chunks": 3}
+    form = FORMS["groups-masked-by-infinity"]
+    found = verdicts(tmp_path / "right", monkeypatch, form, **fields)
+    assert {dtype: (r.status, r.reason) for dtype, r in found.items() if r.status is not Status.PASS} == {}
+    for at in range(3):
+        found = verdicts(tmp_path / str(at), monkeypatch, form, skipping_at(at, form), **fields)
+        assert {r.status for r in found.values()} == {Status.MISMATCH}
 
 
 def test_a_choice_that_no_call_shows_needs_its_scores(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -86,7 +86,7 @@ class Probe:
         """Whether the module as it is now gives something else than at first, by more than rounding."""
         try:
             with torch.no_grad():
-                return any(_differ(x, rest) for x, rest in zip(self.run(), self._rest, strict=True))
+                return any(differ(x, rest) for x, rest in zip(self.run(), self._rest, strict=True))
         except Exception:  # whatever it raises with other values: they do something
             return True
 
@@ -115,7 +115,8 @@ def _scale(x: torch.Tensor) -> float:
     return x.square().mean().sqrt().item() or 1.0
 
 
-def _differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
+def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
+    """Whether two runs in float64 gave different tensors, by more than rounding."""
     if x.shape != rest.shape or not x.is_floating_point():
         return x.shape != rest.shape or not torch.equal(x, rest)
     other = x != rest  # where both are infinite they are equal, and their difference is nan

@@ -12,10 +12,9 @@ from torch import nn
 
 from .case import Case, Tensors
 from .casts import cast_tensor
-from .compare import distance
 from .errors import UsageError, doing
 from .excerpt import of_flat, of_rows
-from .influence import idle
+from .influence import differ, idle
 from .job import Job, Task
 from .placements import same_bits
 from .rank import as_tuple, write_inputs
@@ -27,7 +26,6 @@ from .threads import idle_cores
 from .top_k import Groups
 from .weights import Checkpoint, TensorSpec
 
-REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again
 
 
@@ -150,8 +148,7 @@ def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[Run, boo
     if same_bits(before, torch.get_rng_state()):
         return oracle, False
     again = run_reference(case, reference, inputs, torch.float64, locks=None)
-    pairs = zip(again.outputs, oracle.outputs, strict=True)
-    return oracle, any(distance(x, y, 1).rel_l2 > REPEATS for x, y in pairs)
+    return oracle, any(map(differ, again.outputs, oracle.outputs))
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:

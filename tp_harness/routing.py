@@ -91,11 +91,15 @@ class Lock(NamedTuple):
     experts: int
     rows: torch.Tensor | None = None
 
-    def of(self, own: torch.Tensor, columns: int | None) -> torch.Tensor | None:
-        """The choice in the form of a router's own; None where that has another form, which the verdict says."""
+    def of(self, own: torch.Tensor, columns: int | None, seen: int = 0) -> torch.Tensor | None:
+        """The choice in the form of a router's own; None where that has another form, which the verdict says.
+
+        `seen` tokens were routed by calls before, where a router is given its tokens in chunks.
+        """
         if columns not in (None, self.experts):
             return None
-        choices = (self.chosen, self.chosen if self.rows is None else self.chosen[self.rows])
+        of_rank = self.chosen if self.rows is None else self.chosen[self.rows]
+        choices = (self.chosen, of_rank, of_rank[seen : seen + own.shape[:-1].numel()])
         fit = (x for x in choices if x.numel() == own.numel() and x.shape[-1:] == own.shape[-1:])
         return next((x.view(own.shape) for x in fit), None)
 
@@ -104,8 +108,8 @@ class Lock(NamedTuple):
 class Routed:
     """What routers did.
 
-    `tensors` by tap name, tokens flattened; `groups` those that were recognised, by router; `unlocked` the routers
-    whose choice could not be replaced where it differed.
+    `tensors` by tap name, tokens flattened, those of a router's calls in order; `groups` those that were recognised,
+    by router; `unlocked` the routers whose choice could not be replaced where it differed.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -183,6 +187,7 @@ class _Observer:
     def enter(self, stack: ExitStack) -> None:
         """Register what listens, until the stack is closed."""
         known = dict(self.module.named_modules())
+        stack.callback(self.module.register_forward_pre_hook(self._forget).remove)
         if self.watch or self.router.outputs:
             owner = known[self.router.name]
             stack.callback(owner.register_forward_pre_hook(self._begin).remove)
@@ -196,8 +201,7 @@ class _Observer:
             value = output if at is None else output[at] if isinstance(output, (tuple, list)) else None
             flat = _flat(tap, value, whole_numbers=tap == self.router.chosen)
             if tap != self.router.chosen:
-                self.record.tensors[tap] = flat
-                return None
+                return self._add(tap, flat)
             return self._chosen(output, flat, inside=at is not None)
 
         return hook
@@ -207,27 +211,43 @@ class _Observer:
 
         A choice that was replaced inside a call and is returned as another one is what the router makes of it.
         """
-        locked = self.lock.of(flat, None) if self.lock else None
+        seen = self._tokens(self.router.chosen)
+        locked = self.lock.of(flat, None, seen) if self.lock else None
         other = inside and locked is not None and not same_choice(flat, locked).all()
         self._note(flat if self.own is None or other else self.own)
         if other and self.own is None:
             self.record.unlocked.append(self.router.name)
-        locked = None if inside or self.lock is None else self.lock.of(whole(output), self._columns())
+        locked = None if inside or self.lock is None else self.lock.of(whole(output), self._columns(), seen)
         return None if locked is None else like(locked, output)
 
     def _note(self, own: torch.Tensor) -> None:
         """Its own choice, and the scores and groups by which it was made."""
-        self.record.tensors[self.router.chosen] = own
-        if self.watch and self.router.scores not in self.record.tensors:
+        self._add(self.router.chosen, own)
+        returned = self.router.outputs and self.router.scores in self.router.sources
+        if self.watch and not returned and self._tokens(self.router.scores) < self._tokens(self.router.chosen):
             calls, self.calls = self.calls, []
             found = scores_of(calls, own)
             self.calls = []  # what `scores_of` sorted was seen too
             if found:
-                self.record.tensors[self.router.scores], self.record.groups[self.router.name] = found
+                self._add(self.router.scores, found[0])
+                self.record.groups[self.router.name] = found[1]
+
+    def _forget(self, _module: nn.Module, _inputs: object) -> None:
+        """A further forward of the whole module is recorded in the place of the one before."""
+        for tap in (self.router.logits, self.router.scores, self.router.chosen):
+            self.record.tensors.pop(tap, None)
+
+    def _add(self, tap: str, flat: torch.Tensor) -> None:
+        """What a call of the router gives, behind what its calls before gave."""
+        before = self.record.tensors.get(tap)
+        self.record.tensors[tap] = flat if before is None else torch.cat((before, flat))
+
+    def _tokens(self, tap: str) -> int:
+        """Of how many tokens it was seen in this forward."""
+        return len(self.record.tensors.get(tap, ()))
 
     def _columns(self) -> int | None:
-        logits = self.record.tensors.get(self.router.logits)
-        return None if logits is None else logits.shape[-1]
+        return next((x.shape[-1] for tap, x in self.record.tensors.items() if tap == self.router.logits), None)
 
     def _begin(self, _module: nn.Module, _inputs: object) -> None:
         self.calls, self.own = [], None
@@ -253,7 +273,7 @@ class _Observer:
             return None
         k = self.lock.chosen.shape[-1]
         best = call.indices[..., :k]
-        locked = self.lock.of(best, None)
+        locked = self.lock.of(best, None, self._tokens(self.router.chosen))
         if locked is None or call.indices.shape[-1] not in (k, self.lock.experts):
             return None
         self.own = best.detach().reshape(-1, k).clone()
