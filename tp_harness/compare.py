@@ -14,6 +14,7 @@ import torch
 from .result import Distance, Worst
 
 MASKED = 1e4  # times the median: an entry so far below it is masked
+MOST = torch.finfo(torch.bfloat16).max  # the largest number of any dtype counts as this one, and infinity too
 
 
 def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distance:
@@ -53,7 +54,7 @@ def largest(distances: Iterable[Distance]) -> Distance:
 
 def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, dim: int | None) -> Worst:
     """The element farthest from the oracle. Its rank is the first owner where `dim` is cut over ranks, else 0."""
-    error = (actual.to(torch.float64) - oracle.to(torch.float64)).abs()
+    error = (bounded(actual) - bounded(oracle)).abs()
     index = largest_index(error)
     parts = 1 if dim is None else min(tp, error.shape[dim])  # fewer parts than ranks: neighbours hold replicas
     rank = 0 if dim is None else index[dim] * parts // error.shape[dim] * (tp // parts)
@@ -86,6 +87,27 @@ def without_masks(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Te
     bound = -MASKED * max(1.0, finite.median().item()) if finite.numel() else -MASKED
     masked = torch.stack([x.to(torch.float64) < bound for x in (oracle, *others)]).all(dim=0)
     return tuple(x.masked_fill(masked, 0.0) for x in (oracle, *others)) if masked.any() else (oracle, *others)
+
+
+def without_constants(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors with 0 in all of them where each is exactly right and far larger than the other entries.
+
+    Such are the masks that a module leaves in its outputs (-inf, torch.finfo(dtype).min, -1e9): beside them no other
+    error would be seen.
+    """
+    if not (oracle.abs() > MASKED).any():
+        return (oracle, *others)
+    right = bounded(oracle)
+    size = right[right.abs() < MOST].abs()
+    constant = right.abs() > MASKED * max(1.0, size.median().item() if size.numel() else 0.0)
+    exact = (bounded(x) == bounded(right.to(x.dtype)) for x in others)
+    constant &= torch.stack((constant, *exact)).all(dim=0)
+    return tuple(bounded(x).masked_fill(constant, 0.0) for x in (oracle, *others))
+
+
+def bounded(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64, where what masks has the same value in each dtype."""
+    return x.to(torch.float64).clamp(-MOST, MOST)
 
 
 def _block_norms(x: torch.Tensor, blocks: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .compare import without_constants
 from .faults import FAULTS, GENERIC, Fault
 from .faults.choice import config_at
 from .gather import RankOutput
@@ -268,7 +269,7 @@ class Left:
         """The largest relative L2 difference of a rank's output; infinite if one has another shape or is not there."""
         if any(self.outputs.get(name, torch.empty(0)).shape != x.shape for name, x in other.outputs.items()):
             return float("inf")
-        pairs = [(self.outputs[name].double(), x.double()) for name, x in other.outputs.items()]
+        pairs = [without_constants(x.double(), self.outputs[name].double())[::-1] for name, x in other.outputs.items()]
         return max(((x - y).norm() / y.norm().clamp(min=1e-300)).item() for x, y in pairs)
 
 

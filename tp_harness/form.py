@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .compare import MOST
 from .dtensors import agree, from_facts
 from .evidence import Evidence
 from .gather import output_names, router_names
@@ -46,13 +47,16 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
     for i, name in enumerate(output_names(evidence.case)):
         oracle = evidence.expectation.oracle.outputs[i]
         expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)
-        dtype = getattr(torch, evidence.dtype)
+        dtype, masked = getattr(torch, evidence.dtype), bool((oracle <= -MOST).any())
         if otherwise := _placed_otherwise(evidence, i, name):
             return Status.SHAPE, otherwise
         bad = _reference_form(name, oracle) or next(
             filter(
                 None,
-                (_rank_form(name, r, x, expected[r], dtype) for r, x in enumerate(evidence.shards(name))),
+                (
+                    _rank_form(name, r, x, (expected[r], dtype), masked=masked)
+                    for r, x in enumerate(evidence.shards(name))
+                ),
             ),
             None,
         )
@@ -98,22 +102,25 @@ def _reference_form(name: str, oracle: torch.Tensor) -> tuple[Status, str] | Non
         return Status.VOID, f"{name} of the reference is empty: there is nothing to compare"
     if oracle.numel() == 1:
         return Status.VOID, f"{name} of the reference is one number, which proves little: return what it is made of"
-    if not torch.isfinite(oracle).all():
-        return Status.NONFINITE, f"{name} of the float64 reference has {_first_nonfinite(oracle)}"
+    if odd := _nonfinite(oracle, masked=True):
+        return Status.NONFINITE, f"{name} of the float64 reference has {odd}"
+    if not (oracle > -MOST).any():
+        return Status.VOID, f"{name} of the reference is masked everywhere: it proves nothing"
     if not oracle.any():
         return Status.VOID, f"{name} of the reference is zero everywhere: it proves nothing"
     return None
 
 
 def _rank_form(
-    name: str, rank: int, shard: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
+    name: str, rank: int, shard: torch.Tensor, right: tuple[torch.Tensor, torch.dtype], *, masked: bool
 ) -> tuple[Status, str] | None:
+    expected, dtype = right
     if shard.shape != expected.shape:
         return Status.SHAPE, _shape_message(name, rank, shard, expected)
     if shard.dtype != dtype:
         return Status.SHAPE, f"{name} of rank {rank} is {shard.dtype}, where {dtype} was run"
-    if not torch.isfinite(shard).all():
-        return Status.NONFINITE, f"{name} of rank {rank} has {_first_nonfinite(shard)}"
+    if odd := _nonfinite(shard, masked=masked):
+        return Status.NONFINITE, f"{name} of rank {rank} has {odd}"
     return None
 
 
@@ -146,6 +153,8 @@ def _fitting(evidence: Evidence, index: int, name: str) -> str:
     return ""
 
 
-def _first_nonfinite(tensor: torch.Tensor) -> str:
-    index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-    return f"{tensor[tuple(index)].item()} at {index}"
+def _nonfinite(tensor: torch.Tensor, *, masked: bool) -> str:
+    """The first element that is not finite, "" if all are; -inf is none where the output is `masked` by it."""
+    odd = ~torch.isfinite(tensor) & ~(tensor.isneginf() & masked)
+    index = tuple(odd.nonzero()[0].tolist()) if odd.any() else ()
+    return f"{tensor[index].item()} at {list(index)}" if odd.any() else ""

@@ -21,6 +21,7 @@ from .routing import routing
 MOST_ELEMENTS = 1 << 22  # of all parameters; more would take longer than what it tells is worth
 MOST_RUNS = 120  # of the module with something changed; what is not tried by then counts as reached
 NOISE = 1e-10  # relative L2: float64 rounds far below it, even in sums of large numbers that cancel
+MASK = torch.finfo(torch.bfloat16).max  # what is larger masks an output, and is no measure of the others
 SHOWN = 6
 
 Change = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
@@ -120,7 +121,7 @@ def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
     if x.shape != rest.shape or not x.is_floating_point():
         return x.shape != rest.shape or not torch.equal(x, rest)
     other = x != rest  # where both are infinite they are equal, and their difference is nan
-    return not ((x - rest)[other].norm() <= NOISE * rest[rest.isfinite()].norm())  # a nan differs
+    return not ((x - rest)[other].norm() <= NOISE * rest[rest.abs() < MASK].norm())  # a nan differs
 
 
 def _gradients(

@@ -24,8 +24,10 @@ def limits(
         pairs: what it must be, in float64, and what the single-core reference gives in the dtype under test; and
             perhaps both again at other inputs. The reference's largest error counts.
     """
-    actual = compare.distance(full, pairs[0][0], evidence.tp)
-    base = compare.largest(compare.distance(single, oracle, evidence.tp) for oracle, single in pairs)
+    oracle, single, full = compare.without_constants(*pairs[0], full)
+    actual = compare.distance(full, oracle, evidence.tp)
+    others = (compare.without_constants(*pair) for pair in pairs[1:])
+    base = compare.largest(compare.distance(y, x, evidence.tp) for x, y in ((oracle, single), *others))
     if evidence.dtype == "float32":
         return verdict.float32_gates(name, actual, base, evidence.reduction, evidence.case.depth)
     return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
