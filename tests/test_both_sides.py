@@ -1,11 +1,13 @@
-"""What is changed alike on both sides before they are compared: casts, eval, inference mode, loaded buffers.
+"""What is changed alike on both sides before they are compared: casts, eval, no gradients, loaded buffers.
 
 docs/case.md lists these places; for each, a mistake that could hide there is put in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from tp_harness import components
 from tp_harness.case import Case
 from tp_harness.casts import cast
 from tp_harness.group import Group, current_group
-from tp_harness.placements import Shard
+from tp_harness.placements import Placement, Shard
 from tp_harness.result import Result, Status
 
 Patch = pytest.MonkeyPatch
@@ -44,14 +46,20 @@ class Rotating(nn.Module):
         return out * self.slopes.repeat_interleave(2).to(x.dtype) + self.quantised.to(x.dtype).sum()
 
 
-def verdicts(folder: Path, patch: Patch, edit: Any = None, module: type[nn.Module] = Rotating) -> dict[str, Result]:
+def verdicts(
+    folder: Path,
+    patch: Patch,
+    edit: Any = None,
+    module: type[nn.Module] = Rotating,
+    plan: Mapping[str, Placement] = MappingProxyType({"up.weight": Shard(0)}),
+) -> dict[str, Result]:
     """By dtype, of ranks whose module is changed by `edit(module, group)` after it was loaded."""
     folder.mkdir(exist_ok=True)
     case = Case(
         name="own",
         reference=module,
         sharded=module,
-        plan={"up.weight": Shard(0)},
+        plan=plan,
         inputs=lambda generator: (torch.randn(2, 6, 8, generator=generator),),
         **({"edit": edit} if edit else {}),
     )
@@ -158,3 +166,30 @@ def test_factories_with_an_argument_dtype_are_given_it(tmp_path: Path, monkeypat
     assert {ladder.run("own", 2, dtype).status for dtype in ("float32", "bfloat16")} == {Status.PASS}
     assert {dtype for size, dtype in asked if size == 1} == {torch.float64, torch.float32, torch.bfloat16}
     assert {dtype for size, dtype in asked if size == 2} == {torch.float32, torch.bfloat16}
+
+
+class Forces(nn.Module):
+    """The output is a gradient: the negative slope of an energy, of which each rank has some summands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        self.up, self.energy = nn.Linear(8, 16 // self.group.size), nn.Linear(16 // self.group.size, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(torch.tanh(self.up(at))).sum(), at)
+        return self.group.all_reduce(-slope)
+
+
+def half_of_them(module: Any, group: Group) -> None:
+    if group.rank:
+        module.energy.weight *= 1.5
+
+
+@pytest.mark.parametrize(("edit", "status"), [(None, Status.PASS), (half_of_them, Status.MISMATCH)])
+def test_a_module_may_take_gradients_itself(tmp_path: Path, monkeypatch: Patch, edit: Any, status: Status) -> None:
+    plan = {"up.weight": Shard(0), "up.bias": Shard(0), "energy.weight": Shard(1)}
+    found = verdicts(tmp_path, monkeypatch, edit, Forces, plan)
+    assert {r.status for r in found.values()} == {status}

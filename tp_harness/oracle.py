@@ -197,7 +197,7 @@ def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
     return reference.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run_reference(
     case: Case,
     reference: nn.Module,
@@ -264,7 +264,7 @@ def _moved(case: Case, inputs: Tensors, source: torch.Generator) -> Tensors:
     return tuple(_round(x * factor) for x, factor in zip(inputs, factors, strict=True))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _changes_itself(case: Case, reference: nn.Module, inputs: Tensors) -> bool:
     """Whether a further call of the same module gives other outputs."""
     module = case.reference_in(reference, torch.float64)

@@ -70,7 +70,7 @@ def run_job(
     device = device or Device()
     job, config_hash = read_job(path)
     checkpoints = [Checkpoint(map(Path, paths)) for paths in job.weights]
-    with use_group(group), torch.inference_mode():
+    with use_group(group), torch.no_grad():
         for task in job.tasks:
             begin(job.subject.step(task))
             facts: dict[str, Any] = {"rank": group.rank, "core": core, "config_hash": config_hash, "aside": {}}

@@ -184,7 +184,7 @@ class ShardedModule:
 def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
     """What a rank executes: build the module, then answer calls until the other end is closed."""
     group = TorchGroup()
-    with socket.socket(socket.AF_UNIX) as link, use_group(group), torch.inference_mode():
+    with socket.socket(socket.AF_UNIX) as link, use_group(group), torch.no_grad():
         link.connect(address)
         link.sendall(struct.pack("<Q", rank))
         module: nn.Module | None = None
