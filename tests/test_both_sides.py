@@ -193,3 +193,19 @@ def test_a_module_may_take_gradients_itself(tmp_path: Path, monkeypatch: Patch, 
     plan = {"up.weight": Shard(0), "up.bias": Shard(0), "energy.weight": Shard(1)}
     found = verdicts(tmp_path, monkeypatch, edit, Forces, plan)
     assert {r.status for r in found.values()} == {status}
+
+
+class Upcast(Rotating):
+    """float32 is returned in every dtype, as language models do with their logits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y if x.dtype == torch.float64 else y.float()
+
+
+@pytest.mark.parametrize(("edit", "status"), [(None, Status.PASS), (other_slope, Status.MISMATCH)])
+def test_outputs_may_have_the_dtype_that_the_reference_gives_them(
+    tmp_path: Path, monkeypatch: Patch, edit: Any, status: Status
+) -> None:
+    found = verdicts(tmp_path, monkeypatch, edit, Upcast)
+    assert {dtype: r.status for dtype, r in found.items()} == dict.fromkeys(found, status)
