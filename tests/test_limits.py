@@ -98,10 +98,11 @@ def test_few_elements_widen_the_bfloat16_limit_and_say_so(elements: int, limit: 
     assert (f"only {elements} elements" in right.reason) == (limit > 1.2)
 
 
+@pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter", "reduce"])
 @pytest.mark.parametrize("planned", [True, False])
 @pytest.mark.parametrize("ranks", [2, 8, 32])
-def test_sums_in_16_bits_widen_the_bfloat16_limit_and_say_so(ranks: int, planned: bool) -> None:
-    sums = verdict.sums_of((call(), call("reduce_scatter", ranks, "bfloat16")), planned=planned)
+def test_sums_in_16_bits_widen_the_bfloat16_limit_and_say_so(ranks: int, planned: bool, kind: str) -> None:
+    sums = verdict.sums_of((call(), call(kind, ranks, "bfloat16")), planned=planned)
     gate = verdict.bfloat16_gate("y", errors(3e-3), errors(3e-3), sums)
     assert gate.limit == pytest.approx(1.2 * math.sqrt(1 + ranks / 2))
     assert f"sums over {ranks} ranks in 16 bits" in gate.reason
