@@ -16,11 +16,17 @@ settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)
-def files_of_cases_are_forgotten() -> Iterator[None]:
+def files_of_cases_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test's files may have the names of another's."""
     yield
     if own_cases := sys.modules.get("tp_harness.own_cases"):
         own_cases._FOLDERS.clear()
+    base = str(tmp_path_factory.getbasetemp())
+    if any(folder.startswith(base) for folder in sys.path):
+        sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None)).startswith(base):
+                del sys.modules[name]
 
 
 @pytest.fixture
