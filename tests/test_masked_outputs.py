@@ -23,10 +23,13 @@ MASKS = (-math.inf, LOWEST, -1e30, -1e9, -1e5, 1e9)
 
 
 class Scores(nn.Module):
-    """Scores of tokens beside each other, later ones masked; ranks may scale them or mask one diagonal less."""
+    """Scores of tokens beside each other, later ones masked; ranks may scale them or mask one diagonal less.
+
+    With a `window`, those that lie farther back are masked too.
+    """
 
     mask: float | str
-    scale, later = 1.0, 0
+    scale, later, window = 1.0, 0, TOKENS
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +41,8 @@ class Scores(nn.Module):
         y = self.group.all_reduce(self.down(torch.relu(self.up(x))) - self.down.bias) + self.down.bias
         scores = y @ x.mT * (self.scale if ranks else 1.0)
         value = torch.finfo(x.dtype).min if isinstance(self.mask, str) else self.mask
-        return scores.masked_fill(torch.ones_like(scores).triu(1 + self.later * ranks).bool(), value)
+        seen = torch.ones_like(scores).tril(self.later * ranks).triu(1 - self.window).bool()
+        return scores.masked_fill(~seen, value)
 
 
 def verdicts(folder: Path, patch: pytest.MonkeyPatch, mask: float | str, **mistake: float) -> dict[str, Result]:
@@ -57,12 +61,15 @@ def verdicts(folder: Path, patch: pytest.MonkeyPatch, mask: float | str, **mista
     return {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
 
 
+@pytest.mark.parametrize("window", [TOKENS, 3])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_masks_are_no_mistake_and_hide_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: float | str) -> None:
-    found = verdicts(tmp_path / "right", monkeypatch, mask)
+def test_masks_are_no_mistake_and_hide_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: float | str, window: int
+) -> None:
+    found = verdicts(tmp_path / "right", monkeypatch, mask, window=window)
     assert {dtype: (r.status, r.reason) for dtype, r in found.items() if r.status is not Status.PASS} == {}
     for name, mistake in {"slight": {"scale": 1.001}, "plain": {"scale": 2.0}, "mask": {"later": 1}}.items():
-        found = verdicts(tmp_path / name, monkeypatch, mask, **mistake)
+        found = verdicts(tmp_path / name, monkeypatch, mask, window=window, **mistake)
         assert found["float32"].status is Status.MISMATCH
         assert found["bfloat16"].status is Status.MISMATCH or name == "slight"
         assert all(gate.value < math.inf for gate in found["float32"].gates), "a number that can be shown"
@@ -90,3 +97,9 @@ def test_a_large_number_that_is_not_exact_stays() -> None:
     kept = without_constants(oracle, near)
     assert [x.tolist() for x in kept] == [[1.0, 2.0, -1e9, 0.0, 3.0], [1.0, 2.0, -1e9 - 1.0, 0.0, 3.0]]
     assert without_constants(oracle, oracle)[0].tolist() == [1.0, 2.0, 0.0, 0.0, 3.0]
+
+
+def test_a_mask_may_be_rounded_otherwise() -> None:
+    oracle = torch.tensor([1.0, 2.0, -1e9 / 0.7, -math.inf, 3.0], dtype=torch.float64)
+    near = torch.nextafter(oracle.float(), torch.tensor(-math.inf))
+    assert without_constants(oracle, near)[0].tolist() == [1.0, 2.0, 0.0, 0.0, 3.0]

@@ -13,7 +13,7 @@ import torch
 
 from .result import Distance, Worst
 
-MASKED = 1e4  # times the median: an entry so far below it is masked
+MASKED = 1e4  # times the usual size of the others: an entry that is larger may be a mask
 MOST = torch.finfo(torch.bfloat16).max  # the largest number of any dtype counts as this one, and infinity too
 
 
@@ -77,32 +77,26 @@ def roll(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1).roll(1).view(x.shape)
 
 
-def without_masks(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors with 0 in all of them where each holds what masks an entry: -inf, or far below all others.
-
-    A mask has another value in each dtype (torch.finfo(dtype).min), and beside it no other error would be seen. An
-    entry that is masked in some of them only stays, and is as far off as can be.
-    """
-    finite = oracle[oracle.isfinite()].abs()
-    bound = -MASKED * max(1.0, finite.median().item()) if finite.numel() else -MASKED
-    masked = torch.stack([x.to(torch.float64) < bound for x in (oracle, *others)]).all(dim=0)
-    return tuple(x.masked_fill(masked, 0.0) for x in (oracle, *others)) if masked.any() else (oracle, *others)
-
-
 def without_constants(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors with 0 in all of them where each is exactly right and far larger than the other entries.
+    """The tensors with 0 in all of them where each is right and far larger than the entries that are not.
 
     Such are the masks that a module leaves in its outputs (-inf, torch.finfo(dtype).min, -1e9): beside them no other
-    error would be seen.
+    error would be seen, and there may be more of them than of other entries. Right is what rounds to the same number
+    of its dtype, or to the next one.
     """
     if not (oracle.abs() > MASKED).any():
         return (oracle, *others)
     right = bounded(oracle)
-    size = right[right.abs() < MOST].abs()
-    constant = right.abs() > MASKED * max(1.0, size.median().item() if size.numel() else 0.0)
-    exact = (bounded(x) == bounded(right.to(x.dtype)) for x in others)
-    constant &= torch.stack((constant, *exact)).all(dim=0)
+    same = torch.stack([_rounded_alike(x, right) for x in others]).all(dim=0)
+    size = right[right.abs() < MOST if same.all() else ~same].abs()
+    constant = same & (right.abs() > MASKED * max(1.0, size.median().item() if size.numel() else 0.0))
     return tuple(bounded(x).masked_fill(constant, 0.0) for x in (oracle, *others))
+
+
+def _rounded_alike(x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Where `x` is `right`, in float64, rounded to the dtype of `x`, or at most a unit in the last place off."""
+    rounded = bounded(right.to(x.dtype))
+    return (bounded(x) - rounded).abs() <= torch.finfo(x.dtype).eps * rounded.abs()
 
 
 def bounded(x: torch.Tensor) -> torch.Tensor:

@@ -104,9 +104,7 @@ def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
         if name in router.shown:
             full = evidence.of_router(router, name)
             pairs = [(oracle.routing[name], single.routing[name]) for oracle, single in (_own(evidence), *nearby)]
-            oracle, single, full = compare.without_masks(*pairs[0], full)
-            more = ((x, y) for x, y in (compare.without_masks(*pair) for pair in pairs[1:]))
-            gates += limits(evidence, name, full, (oracle, single), *more)
+            gates += limits(evidence, name, full, *pairs)
     return gates
 
 

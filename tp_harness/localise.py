@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from . import compare, verdict
+from . import verdict
 from .evidence import Evidence
 from .limits import limits
 from .oracle import Tapped
@@ -106,7 +106,6 @@ def _gates(
     """With whole heads as features, so that a block of features is what one rank holds."""
     heads = getattr(traced.placement, "dim", -1) == -2
     full, expected, baseline = (x.flatten(-2) if heads else x for x in (full, expected, baseline))
-    expected, baseline, full = compare.without_masks(expected, baseline, full)
     return limits(evidence, traced.name, full, (expected, baseline))
 
 
