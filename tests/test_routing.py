@@ -61,6 +61,25 @@ def test_a_wrong_choice_is_a_mismatch(
     assert found["float32"].worst is None or returned, "no element is to blame for a choice"
 
 
+def test_a_ranking_that_is_not_the_choice_hides_no_wrong_one(tmp_path: Path, monkeypatch: Patch) -> None:
+    def counting(choose: Any) -> Any:
+        """The same, but the right choice is made once more afterwards, for statistics of the load, say."""
+
+        def choose_and_count(module: Any, logits: torch.Tensor) -> torch.Tensor:
+            chosen: torch.Tensor = choose(module, logits)
+            corrected(module, logits).topk(K, -1)
+            return chosen
+
+        return choose_and_count
+
+    fields: dict[str, Any] = {"returned": True, "routing": (Router("router", outputs=("logits", "_", "chosen")),)}
+    right = FORMS["sigmoid-and-correction"]
+    found = verdicts(tmp_path / "right", monkeypatch, counting(right), **fields)
+    assert {r.status for r in found.values()} == {Status.PASS}
+    found = verdicts(tmp_path / "wrong", monkeypatch, counting(right), counting(topped), **fields)
+    assert {r.status for r in found.values()} == {Status.MISMATCH}
+
+
 @pytest.mark.parametrize(
     "router", ["", Router("router", outputs=("logits", "weights", "chosen")), Router("router", outputs=("logits",))]
 )

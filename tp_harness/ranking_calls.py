@@ -110,6 +110,13 @@ def last_choice(calls: Sequence[Ranked]) -> torch.Tensor | None:
     return None if not chosen or chosen[-1] is None else chosen[-1].reshape(-1, chosen[-1].shape[-1])
 
 
+def beginning_with(chosen: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """A whole order of experts (..., n) with the chosen ones (..., k) moved to its front."""
+    last = (order[..., None] == chosen[..., None, :]).any(-1)
+    rest = order.gather(-1, (~last).to(torch.uint8).argsort(dim=-1, descending=True, stable=True))
+    return torch.cat((chosen, rest[..., : order.shape[-1] - chosen.shape[-1]]), dim=-1)
+
+
 def _deciding(calls: Sequence[Ranked], chosen: torch.Tensor) -> int | None:
     """The last call whose best are the chosen ones."""
     tokens, k = chosen.shape

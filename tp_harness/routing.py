@@ -16,7 +16,7 @@ from torch import nn
 
 from .dtensors import like, whole
 from .errors import UsageError
-from .ranking_calls import Ranked, RankingCalls, last_choice, scores_of
+from .ranking_calls import Ranked, RankingCalls, beginning_with, last_choice, scores_of
 from .taps import CHOSEN, LOGITS, SCORES, Source, same_choice, tap_name
 from .top_k import ONE_GROUP, Groups, margins, top_k
 
@@ -181,7 +181,7 @@ class _Observer:
     def __init__(self, module: nn.Module, router: Router, record: Routed, lock: Lock | None, *, watch: bool) -> None:
         self.module, self.router, self.record, self.lock, self.watch = module, router, record, lock, watch
         self.calls: list[Ranked] = []
-        self.own: torch.Tensor | None = None  # its choice before it was replaced inside a call
+        self.replaced: list[tuple[torch.Tensor, torch.Tensor]] = []  # what a call gave instead, and its own choice
         self.mode: RankingCalls | None = None
 
     def enter(self, stack: ExitStack) -> None:
@@ -214,11 +214,19 @@ class _Observer:
         seen = self._tokens(self.router.chosen)
         locked = self.lock.of(flat, None, seen) if self.lock else None
         other = inside and locked is not None and not same_choice(flat, locked).all()
-        self._note(flat if self.own is None or other else self.own)
-        if other and self.own is None:
+        self._note(self._own(flat) if self.replaced and not other else flat)
+        if other and not self.replaced:
             self.record.unlocked.append(self.router.name)
-        locked = None if inside or self.lock is None else self.lock.of(whole(output), self._columns(), seen)
+        logits = self.record.tensors.get(self.router.logits)
+        columns = None if logits is None else logits.shape[-1]
+        locked = None if inside or self.lock is None else self.lock.of(whole(output), columns, seen)
         return None if locked is None else like(locked, output)
+
+    def _own(self, returned: torch.Tensor | None = None) -> torch.Tensor:
+        """Its choice in the replaced call that gave `returned`, or in the last: others may serve statistics."""
+        at = None if returned is None else returned.untyped_storage().data_ptr()
+        made = [own for given, own in self.replaced if given.untyped_storage().data_ptr() == at]
+        return made[0] if made else self.replaced[-1][1]
 
     def _note(self, own: torch.Tensor) -> None:
         """Its own choice, and the scores and groups by which it was made."""
@@ -246,11 +254,8 @@ class _Observer:
         """Of how many tokens it was seen in this forward."""
         return len(self.record.tensors.get(tap, ()))
 
-    def _columns(self) -> int | None:
-        return next((x.shape[-1] for tap, x in self.record.tensors.items() if tap == self.router.logits), None)
-
     def _begin(self, _module: nn.Module, _inputs: object) -> None:
-        self.calls, self.own = [], None
+        self.calls, self.replaced = [], []
         self.mode = RankingCalls(self._see)
         self.mode.__enter__()
 
@@ -259,7 +264,7 @@ class _Observer:
             self.mode.__exit__(None, None, None)
             self.mode = None
         if self.router.chosen not in self.router.sources:
-            chosen = last_choice(self.calls) if self.own is None else self.own
+            chosen = self._own() if self.replaced else last_choice(self.calls)
             if chosen is not None:
                 self._note(chosen)
 
@@ -276,8 +281,9 @@ class _Observer:
         locked = self.lock.of(best, None, self._tokens(self.router.chosen))
         if locked is None or call.indices.shape[-1] not in (k, self.lock.experts):
             return None
-        self.own = best.detach().reshape(-1, k).clone()
-        return locked if call.indices.shape[-1] == k else _first(locked, call.indices)
+        given = locked.clone() if call.indices.shape[-1] == k else beginning_with(locked, call.indices)
+        self.replaced.append((given, best.detach().reshape(-1, k).clone()))
+        return given
 
 
 def _flat(tap: str, value: object, *, whole_numbers: bool) -> torch.Tensor:
@@ -291,10 +297,3 @@ def _flat(tap: str, value: object, *, whole_numbers: bool) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or not value.ndim or whole_numbers == value.is_floating_point():
         raise TypeError(f"{tap} of a router is {what}; {kind} are needed")
     return whole(value).detach().reshape(-1, value.shape[-1])
-
-
-def _first(locked: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """A whole order of experts that begins with the locked ones."""
-    last = (order[..., None] == locked[..., None, :]).any(-1)
-    rest = order.gather(-1, (~last).to(torch.uint8).argsort(dim=-1, descending=True, stable=True))
-    return torch.cat((locked, rest[..., : order.shape[-1] - locked.shape[-1]]), dim=-1)
