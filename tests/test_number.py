@@ -9,7 +9,7 @@ import pytest
 from records import gate, ratio, result
 from report_pages import run_of
 
-from tp_harness.number import cell, measure, worst_output
+from tp_harness.number import cell, legend, measure, worst_output
 from tp_harness.report.charts import accuracy_charts
 from tp_harness.result import Check, Flip, Gate, Result, Status
 
@@ -50,6 +50,16 @@ def failed(*gates: Gate, dtype: str = "float32") -> Result:
 )
 def test_a_cell_shows_the_worst_number(found: Result, shown: tuple[str, str]) -> None:
     assert cell(found) == shown
+
+
+def test_the_legend_explains_the_dtypes_that_were_run() -> None:
+    exact, rounded = passed(gate(2e-7)), passed(ratio(1.0), dtype="bfloat16")
+    both, alone, only = legend((exact, rounded)), legend((exact,)), legend((rounded,))
+    assert "bfloat16" not in alone
+    assert "float32" not in only
+    assert "bfloat16: R, that error over" in both
+    assert "bfloat16: R, the relative L2 error against the float64 oracle over" in only
+    assert legend((result(status=Status.CRASH, gates=()),)) == ""
 
 
 def test_zero_has_a_word_where_one_is_given() -> None:

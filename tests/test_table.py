@@ -10,7 +10,7 @@ from pathlib import Path
 from records import gate, new_record, ratio, result
 from rich.console import Console
 
-from tp_harness.number import LEGEND
+from tp_harness.number import legend
 from tp_harness.record import RunRecord
 from tp_harness.result import Control, Status, Worst
 from tp_harness.table import print_summary, summary
@@ -59,7 +59,7 @@ def test_failures_say_what_where_and_which_log(tmp_path: Path) -> None:
     text = "\n".join(shown(record, width=250))
     assert text.endswith(
         f"""
-{LEGEND}
+{legend(record.results)}
 CRASH mlp: the ranks crashed at tp 8 in float32: rank 3 of 8 exited with code 9
   rank logs: runs/x/logs/tp8
 MISMATCH mlp: output.0 is wrong at tp 1 in float32

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .result import Gate, Result, Status
 from .verdict import RATIO_ALARM, nearest_gate
 
 WHOLE = ("rel_L2", "R")  # measured over a whole tensor
-LEGEND = (
-    "float32: rel_L2, the relative L2 error against the float64 oracle. bfloat16: R, that error over the error of one "
-    f"core in bfloat16; its limit is {RATIO_ALARM:g} unless it stands beside it. The worst output of all draws (of "
-    "weights and inputs)."
-)
+_ERROR = "the relative L2 error against the float64 oracle"
+
+
+def legend(results: Iterable[Result]) -> str:
+    """What the numbers of these results mean, in the dtypes that have any; "" if none has."""
+    dtypes = {result.dtype for result in results if result.gates}
+    error = "that error" if "float32" in dtypes else _ERROR
+    meanings = {
+        "float32": f"float32: rel_L2, {_ERROR}.",
+        "bfloat16": f"bfloat16: R, {error} over the error of one core in bfloat16; its limit is {RATIO_ALARM:g} unless "
+        "it stands beside it.",
+    }
+    said = [meaning for dtype, meaning in meanings.items() if dtype in dtypes]
+    return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
 
 
 def kind_of(gate: Gate) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 from .errors import printable
 from .failures import Failure, failures
 from .logs import written_logs
-from .number import LEGEND, cell
+from .number import cell, legend
 from .paragraph import details, sentence
 from .record import RunRecord
 from .result import Result, Status
@@ -45,7 +45,8 @@ def _cell(result: Result | None) -> Text:
 
 
 def _legend(results: list[Result]) -> list[Text]:
-    return [Text(LEGEND, style="dim")] if any(result.gates for result in results) else []
+    said = legend(results)
+    return [Text(said, style="dim")] if said else []
 
 
 def _paragraphs(record: RunRecord) -> list[Text]:

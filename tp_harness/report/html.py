@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from ..errors import printable
 from ..failures import failures
-from ..number import LEGEND
+from ..number import legend
 from ..paragraph import details, divergence_text, sentence
 from ..record import RunRecord
 from ..result import Result
@@ -53,7 +53,7 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         mistakes=failures(record.results),
         sentence=sentence,
         details=details,
-        legend=LEGEND,
+        legend=legend(record.results),
         accuracy=accuracy,
         cost_charts=cost,
         time_charts=time,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import printable
 from ..failures import Failure, failures
-from ..number import LEGEND
+from ..number import legend
 from ..paragraph import details, sentence
 from ..record import RunRecord
 from ..result import Result, Status
@@ -41,7 +41,8 @@ def _verdicts(record: RunRecord) -> list[str]:
         (_code(component), str(layer), dtype, *(_cell(by_degree.get(tp)) for tp in degrees))
         for (component, layer, dtype), by_degree in view.matrix(record.results).items()
     ]
-    return [_table(("component", "layer", "dtype", *(f"tp {tp}" for tp in degrees)), rows), LEGEND] if rows else []
+    table = _table(("component", "layer", "dtype", *(f"tp {tp}" for tp in degrees)), rows)
+    return [text for text in (table, legend(record.results)) if text] if rows else []
 
 
 def _cell(result: Result | None) -> str:
