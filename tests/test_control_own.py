@@ -22,9 +22,12 @@ from tp_harness.record import RunRecord, open_record
 from tp_harness.result import Control, Status
 
 CASES = '''
+from dataclasses import replace
 import torch
 from torch import nn
 from tp_harness import Case, Replicate, Shard
+from tp_harness.config import PRESETS
+from tp_harness.modules.norm import NeuronGPTOSSRMSNorm
 from tp_harness.group import current_group
 
 class Mix(nn.Module):
@@ -131,6 +134,16 @@ class FaintSharded(Faint):
     def sum(self, x):
         return current_group().all_reduce(x)
 
+class Kernel(nn.Module):
+    """A part of it has a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = NeuronGPTOSSRMSNorm(replace(PRESETS["tiny"], hidden_size=12))
+
+    def forward(self, x):
+        return self.norm(x)
+
 def random(g):
     return (torch.randn(4, 8, 12, generator=g),)
 
@@ -142,7 +155,7 @@ def case(sharded, reference=Mix, plan=PLAN, inputs=random, **fields):
 RIGHT, HOOKED, GATED = case(Sharded), case(Hooked), case(GatedSharded, Gated)
 FUSED = case(Fused, edit=lambda module, group: module.fuse())
 ZEROS, ONES = (case(Backwards, inputs=lambda g, f=f: (f(4, 8, 12),)) for f in (torch.zeros, torch.ones))
-NORM, SQUARE, ROTARY = (case(kind, kind, {}, replicated=True) for kind in (Norm, Square, Rotary))
+NORM, SQUARE, ROTARY, KERNEL = (case(x, x, {}, replicated=True) for x in (Norm, Square, Rotary, Kernel))
 CUT = case(Square, Square, {}, input_placements=(Shard(1),), output=Shard(1))
 FAINT = case(FaintSharded, Faint, {"up.weight": Shard(0)})
 '''
@@ -180,6 +193,11 @@ def test_what_is_not_sharded_has_a_control_on_every_rank(tmp_path: Path, name: s
     """The norm's is found among nine parameters that nothing depends on."""
     found = rejected(record_of(tmp_path, name, dtypes=("float32",)))
     assert [(control.tp, control.place) for control in found] == [(tp, f"{place} of every rank") for tp in (1, 2)]
+
+
+def test_kernels_have_a_control_too(tmp_path: Path) -> None:
+    found = rejected(record_of(tmp_path, "KERNEL", dtypes=("float32",), degrees=(1,), kernels="nki"))
+    assert [control.place for control in found] == ["norm.scale of every rank"]
 
 
 def test_a_sharded_input_has_a_control_on_one_rank(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ this run, as a bias does that is zero in a user's checkpoint, is no control; ano
 Faults among experts are put in on the first tokens of each row alone, which no other token has a part in. If one is not
 rejected, the same tokens are run without it as well, to see whether it changed anything.
 
-Not covered: with `--kernels nki` only faults in what ranks load, because kernels pass by what the others change.
+Not covered: with `--kernels nki` only faults in what ranks load or are given, because kernels pass by what the others
+change.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def candidates(options: Resolved, tp: int) -> list[Fault]:
         if (fault.component, fault.layer) in options.targets
         and dtype in fault.visible_in
         and not (fault.heavy or fault.faint)
-        and (fault.loads or options.kernels == "torch")
+        and (fault.loads or fault.spoil or options.kernels == "torch")
         and fault.active(config, tp)
     ]
     return Random(f"{options.seed} {tp}").sample(fit, len(fit))
