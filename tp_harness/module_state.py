@@ -17,12 +17,8 @@ from torch import nn
 from .group import Group
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"_buffers", "training"}  # hooks, parameters and submodules stay
-_FOREIGN = (
-    "torch",
-    "tp_harness",
-    "numpy",
-    "transformers",
-)  # whose objects are no state: groups, meshes, configurations
+# Packages whose objects are no state: groups, meshes, configurations.
+_FOREIGN = ("torch", "tp_harness", "numpy", "transformers")
 Restore = Callable[[], object]
 
 
