@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +135,13 @@ def test_the_runs_are_counted_and_what_is_left_counts_as_reached() -> None:
 
 def test_a_module_that_draws_random_numbers_is_not_judged() -> None:
     assert unreached(lambda m, x: nn.functional.dropout(x @ m.w), w=(8, 6), unused=(4,)) == []
+
+
+def test_a_mask_that_stays_as_it_is_hides_no_influence() -> None:
+    """Beside -1e9 in some columns, what a parameter changes is far below a fraction of the whole."""
+
+    def masked(m: Any, x: torch.Tensor) -> torch.Tensor:
+        scores = m.small * 1e-3 * x[:, :1] + torch.zeros(len(x), 6, dtype=x.dtype)
+        return scores.masked_fill(torch.arange(6) < 2, -1e9)
+
+    assert unreached(masked, small=(1,)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Keeper(nn.Module):
         self.group = current_group()
         self.register_buffer("running", torch.zeros(4), persistent=False)
         self.calls, self.by_name, self.seen = 0, {"last": torch.zeros(4)}, {1}
+        self.recent = deque([torch.zeros(4)], maxlen=3)
         self.window = self.running[1:3]  # a view of a buffer
         self.generator = torch.Generator().manual_seed(3)
         self.replaced = torch.zeros(4)
@@ -58,6 +60,7 @@ class Keeper(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self.seen.add(self.calls + 1)
+        self.recent.append(x.detach()[0])
         self.running += x.detach().mean()
         self.window.mul_(2)
         self.by_name["last"] += self.running
@@ -65,7 +68,15 @@ class Keeper(nn.Module):
         self.replaced = self.replaced + 1
         self.later = x if self.calls == 1 else self.later + x
         noise = torch.rand(4, generator=self.generator)
-        kept = self.running + self.by_name["last"] + self.replaced + len(self.by_name) + len(self.seen) + noise
+        kept = (
+            self.running
+            + self.by_name["last"]
+            + self.replaced
+            + len(self.by_name)
+            + len(self.seen)
+            + noise
+            + sum(self.recent)
+        )
         return self.second(self.first(x)) + kept + self.later
 
 

@@ -121,7 +121,11 @@ def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
     if x.shape != rest.shape or not x.is_floating_point():
         return x.shape != rest.shape or not torch.equal(x, rest)
     other = x != rest  # where both are infinite they are equal, and their difference is nan
-    return not ((x - rest)[other].norm() <= NOISE * rest[rest.abs() < MASK].norm())  # a nan differs
+    if not other.any():
+        return False
+    usual = rest[rest.abs() < MASK].abs()  # a mask that stays as it is is no measure of what moves
+    size = torch.maximum(rest[other].norm(), usual.median() * other.sum().sqrt()) if usual.numel() else 0.0
+    return not ((x - rest)[other].norm() <= NOISE * size)  # a nan differs
 
 
 def _gradients(

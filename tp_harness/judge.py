@@ -54,8 +54,12 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     flips = router_flips(evidence)
     void = _void(evidence, joined, nearby)
     status, reason = verdict.decide(checks, gates, flips, void=void)
-    if not void and _free(evidence) and not verdict.rejected_otherwise(checks, flips):
-        status, reason = Status.UNDECIDED, f"{reason}; {_free(evidence)}"
+    free = _free(evidence)
+    if free and not void and not verdict.rejected_otherwise(checks, flips):
+        if evidence.dtype in verdict.SIXTEEN_BITS:
+            status, reason = Status.UNDECIDED, f"{reason}; {free}"
+        elif status is Status.MISMATCH:  # in float32 nothing else would say what the outputs are
+            status, reason = Status.VOID, f"{reason}; {free}"
     # a choice of experts that is wrong, or a control that passed, is no element's fault
     of_outputs = [gate for gate in gates if any(gate.metric.endswith(name) for name in names)]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)

@@ -8,6 +8,7 @@ Not covered: what is kept outside the module, such as a global or a class attrib
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from .group import Group
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"_buffers", "training"}  # hooks, parameters and submodules stay
 # Packages whose objects are no state: groups, meshes, configurations.
-_FOREIGN = ("torch", "tp_harness", "numpy", "transformers")
+_FOREIGN = ("torch", "tp_harness", "numpy")
 Restore = Callable[[], object]
 
 
@@ -60,7 +61,7 @@ def _of(value: Any, seen: dict[int, Any]) -> Restore:
     if isinstance(value, torch.Generator):
         state = value.get_state()
         return lambda: value.set_state(state)
-    if isinstance(value, (dict, list, set)):
+    if isinstance(value, (dict, list, set, deque)):
         return _of_container(value, seen)
     if isinstance(value, tuple):
         parts = [_of(item, seen) for item in value]
@@ -87,7 +88,7 @@ def _of_container(value: Any, seen: dict[int, Any]) -> Restore:
 
     def restore() -> None:
         value.clear()
-        (value.extend if isinstance(value, list) else value.update)(held)
+        (value.update if isinstance(value, (dict, set)) else value.extend)(held)
         for one in inner:
             one()
 
