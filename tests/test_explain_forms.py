@@ -141,3 +141,31 @@ def test_a_tap_s_placement_that_raises_is_said(tmp_path: Path, monkeypatch: Patc
         "what went wrong first was not found out: Picky() of whole raised ValueError: too many values to unpack "
         "(expected 2)"
     )
+
+
+class Slope(nn.Module):
+    """The output is a gradient, which inference mode does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = current_group()
+        self.up, self.energy = nn.Linear(8, 16 // self.group.size), nn.Linear(16 // self.group.size, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(torch.tanh(self.up(at))).sum(), at)
+        return self.finish(slope)
+
+    def finish(self, slope: torch.Tensor) -> torch.Tensor:
+        return self.group.all_reduce(slope)
+
+
+def test_a_module_that_takes_gradients_is_explained(tmp_path: Path, monkeypatch: Patch) -> None:
+    case = Case(
+        name="own", reference=Slope, sharded=Slope,
+        plan={"up.weight": Shard(0), "up.bias": Shard(0), "energy.weight": Shard(1)},
+        inputs=lambda source: (torch.randn(2, 6, 8, generator=source),),
+    )  # fmt: skip
+    result = explained(tmp_path, monkeypatch, case, TP, lambda p: p.setattr(Slope, "finish", lambda _, slope: slope))
+    assert [cause.name for cause in result.diagnosis] == ["all-reduce missing"]

@@ -11,6 +11,7 @@ import torch
 from .compare import distance
 from .diagnosis import SIGNATURES, Signature, Site, as_output, diagnose, is_known, site_of
 from .evidence import Evidence
+from .form import RANDOM
 from .localise import divergences, first_divergence
 from .oracle import Tapped
 from .placements import Placement, PlacementError, Replicate, Shard
@@ -18,15 +19,11 @@ from .result import Divergence, Result
 from .trace import Traced
 
 REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
-RANDOM = (
-    "the reference gave other outputs when it was run again: it draws random numbers (dropout, say), and nothing can "
-    "be compared with it"
-)
 First = tuple[Divergence, Traced | None] | None  # the first divergence, as localise.py finds it
 NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature can reproduce
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] = SIGNATURES) -> Result:
     """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
     tapped = evidence.expectation.run_tapped(evidence.dtype)
