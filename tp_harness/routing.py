@@ -18,7 +18,7 @@ from .dtensors import like, whole
 from .errors import UsageError
 from .ranking_calls import Ranked, RankingCalls, beginning_with, last_choice, scores_of
 from .taps import CHOSEN, LOGITS, SCORES, Source, same_choice, tap_name
-from .top_k import ONE_GROUP, Groups, margins, top_k
+from .top_k import ONE_GROUP, Groups, in_order_of, margins, top_k
 
 EXACTLY = 1e-12  # of the least score that is chosen: what float64 may round between scores and their order
 OUTPUTS = {"logits": LOGITS, "chosen": CHOSEN, "scores": SCORES}
@@ -92,7 +92,7 @@ class Lock(NamedTuple):
     rows: torch.Tensor | None = None
 
     def of(self, own: torch.Tensor, columns: int | None, seen: int = 0) -> torch.Tensor | None:
-        """The choice in the form of a router's own; None where that has another form, which the verdict says.
+        """The choice in the form and order of a router's own; None where that has another form, as the verdict says.
 
         `seen` tokens were routed by calls before, where a router is given its tokens in chunks.
         """
@@ -101,7 +101,7 @@ class Lock(NamedTuple):
         of_rank = self.chosen if self.rows is None else self.chosen[self.rows]
         choices = (self.chosen, of_rank, of_rank[seen : seen + own.shape[:-1].numel()])
         fit = (x for x in choices if x.numel() == own.numel() and x.shape[-1:] == own.shape[-1:])
-        return next((x.view(own.shape) for x in fit), None)
+        return next((in_order_of(own, x.view(own.shape)) for x in fit), None)
 
 
 @dataclass

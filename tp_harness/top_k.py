@@ -33,6 +33,25 @@ def top_k(scores: torch.Tensor, k: int, groups: Groups = ONE_GROUP) -> torch.Ten
     return scores.topk(k, dim=-1).indices
 
 
+def in_order_of(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The experts of `right` where `own` has them, and the others where `own` has experts that are not in `right`.
+
+    Weights that a router computed beside its own choice stay with its experts, or with none of them if that is wrong.
+
+    Args:
+        own: (..., k), integers.
+        right: (..., k), all of a token different.
+
+    Returns:
+        (..., k) in the dtype of `own`.
+    """
+    same = own[..., :, None] == right[..., None, :]
+    same &= same.cumsum(-2) == 1  # of an expert that `own` has twice, the first
+    free, missing = (x.to(torch.uint8).argsort(dim=-1, stable=True) for x in (same.any(-1), same.any(-2)))
+    others = torch.where(same.any(-1).gather(-1, free), own.gather(-1, free), right.to(own.dtype).gather(-1, missing))
+    return own.scatter(-1, free, others)
+
+
 def margins(scores: torch.Tensor, chosen: torch.Tensor, groups: Groups = ONE_GROUP) -> torch.Tensor:
     """How far apart scores lie that must change places for `chosen` to follow: 0 where it does.
 
