@@ -71,10 +71,15 @@ class Sleepy(Sharded):
         return super().reduce(x)
 
 class Choosy(Sharded):
+    lacks, wrong = "bfloat16", False
+
     def reduce(self, x):
-        if x.dtype == torch.bfloat16:
-            raise ArithmeticError("no kernel for bfloat16")
-        return super().reduce(x)
+        if x.dtype == getattr(torch, self.lacks):
+            raise ArithmeticError(f"no kernel for {self.lacks}")
+        return x if self.wrong else super().reduce(x)
+
+def choosy(**fields):
+    return case(type("Choosy", (Choosy,), fields))
 
 class Unbuildable(MLP):
     def __init__(self):
@@ -85,7 +90,8 @@ def case(sharded, plan=("up.weight", "up.bias"), down=Shard(1), inputs=(2, 16, 1
     draw = lambda generator: (torch.randn(*inputs, generator=generator),)
     return Case(name="own", reference=MLP, sharded=sharded, plan=plan, inputs=draw, **fields)
 
-CHOOSY = case(Choosy)
+CHOOSY, CHOOSY_32 = choosy(), choosy(lacks="float32")
+CHOOSY_WRONG, CHOOSY_32_WRONG = choosy(wrong=True), choosy(lacks="float32", wrong=True)
 RIGHT, WRONG, NOTHING = case(Sharded), case(Forgetful), case(MLP, plan=(), down=None)
 FORGOTTEN, SLEEPY, UNBUILDABLE = case(Sharded, plan=("up.weight",)), case(Sleepy), case(Unbuildable)
 class Answers(nn.Module):

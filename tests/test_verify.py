@@ -85,12 +85,27 @@ def test_a_rank_that_raises(harness: Harness) -> None:
     assert (Path(crashed["log_dir"]).name, Path(passed["log_dir"]).name) == ("tp2", "tp2-start1")
 
 
-def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(harness: Harness) -> None:
-    assert harness.code("--case", f"{harness.cases}:CHOOSY", "--tp", "2") == 3
-    results = {r["dtype"]: r for r in harness.record()["results"]}
-    assert {dtype: r["status"] for dtype, r in results.items()} == {"float32": "PASS", "bfloat16": "CRASH"}
-    assert "no kernel for bfloat16" in results["bfloat16"]["reason"]
-    assert results["float32"]["draws"] == 2
+@pytest.mark.parametrize(
+    ("name", "crashed", "other", "status"),
+    [
+        ("CHOOSY", "bfloat16", "float32", "PASS"),
+        ("CHOOSY_32", "float32", "bfloat16", "PASS"),
+        ("CHOOSY_WRONG", "bfloat16", "float32", "MISMATCH"),
+        ("CHOOSY_32_WRONG", "float32", "bfloat16", "MISMATCH"),
+    ],
+)
+def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(
+    harness: Harness, name: str, crashed: str, other: str, status: str
+) -> None:
+    """With a control of its own, and an explanation."""
+    assert harness.code("--case", f"{harness.cases}:{name}", "--tp", "2") == 3
+    record = harness.record()
+    results = {r["dtype"]: r for r in record["results"]}
+    assert {dtype: r["status"] for dtype, r in results.items()} == {other: status, crashed: "CRASH"}
+    assert f"no kernel for {crashed}" in results[crashed]["reason"]
+    assert results[other]["draws"] == 2
+    assert [c["dtype"] for c in record["controls"]] == ([other] if status == "PASS" else [])
+    assert bool(results[other]["first_divergence"]) == (status == "MISMATCH")
 
 
 def test_a_rank_that_sleeps(harness: Harness) -> None:

@@ -109,8 +109,22 @@ class ControlRun:
         """Remember what ranks left with the fault and without it, to tell whether it changed anything."""
         if task.fault:
             self._spoilt[task] = Left.of(ranks, self.dtype, outputs=bool(task.place))
-        elif self.target is not None and _twin(task) == _twin(self.target.tasks[-1]):
+        elif self.target is not None and self._is_clean(task):
             self._clean[_twin(task)] = Left.of(ranks, self.dtype, outputs=bool(self.options.case))
+
+    def _is_clean(self, task: Task) -> bool:
+        """Whether it is what the target's tasks are without their faults, and was run in their dtype."""
+        assert self.target is not None
+        return _twin(task) == _twin(self.target.tasks[-1]) and task.dtype in ("", self.dtype)
+
+    def leave(self, dtype: str) -> None:
+        """The module crashes in this dtype: what passes in another one is spoken for by faults in that one."""
+        others = [other for other in self.options.dtypes if other != dtype]
+        if dtype != self.dtype or not others or self.target is None:
+            return
+        self.dtype = others[0]
+        tasks, self._left = ([replace(t, dtype=self.dtype) for t in some] for some in (self.target.tasks, self._left))
+        self.target = replace(self.target, tasks=tuple(tasks))
 
     def settle(self, results: Sequence[Result]) -> None:
         """The verdict on each task of the target: the first fault that changes this run is its control."""

@@ -122,6 +122,8 @@ class DegreeRun:
                 else:
                     dtypes = job.dtypes_of(target.tasks[0])
                     self._add_all(self._failure(target, dtype, outcome) for dtype in dtypes)
+                    if len(dtypes) == 1:
+                        self.control.leave(dtypes[0])
             pending = self.control.of((*again, *pending[failed:]))
         self._reconcile()
         self.control.conclude()
@@ -205,7 +207,7 @@ class DegreeRun:
         """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
         failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.unexplained(r)}
         failed = {i: result for i, result in failed.items() if self._taps_fit(result)}
-        tasks = {i: self._task(result) for i, result in failed.items()}
+        tasks = {i: self._task_beside_crashes(result) for i, result in failed.items()}
         if not failed:
             return
         job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
@@ -242,6 +244,13 @@ class DegreeRun:
         """The draw that a result stands for."""
         name, layer = self.todo.target_of(result)
         return Task(component=name, layer=layer, draw=result.seed - self.options.seed, fault=result.fault)
+
+    def _task_beside_crashes(self, result: Result) -> Task:
+        """The same, in the result's dtype alone where the ranks crash in another one."""
+        held = (r for r in self.record.results if r.tp == self.tp and self.todo.holds(r))
+        of_target = (r for r in held if self.todo.target_of(r) == self.todo.target_of(result))
+        crashed = any(r.status is Status.CRASH for r in of_target)
+        return replace(self._task(result), dtype=result.dtype if crashed else "")
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
         """The result of a target whose ranks crashed, hung, or left without their outputs."""
