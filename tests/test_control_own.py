@@ -88,6 +88,12 @@ class Hooked(Sharded):
         y = torch.relu(x.cumsum(1) @ own["up.weight"].T) @ own["down.weight"].T
         return self.sum(y) + own["bias"]
 
+class Moved(Sharded):
+    """The second input is ones on every token."""
+
+    def forward(self, x, by):
+        return super().forward(x + by)
+
 class Norm(nn.Module):
     """Nothing is sharded."""
 
@@ -157,6 +163,8 @@ FUSED = case(Fused, edit=lambda module, group: module.fuse())
 ZEROS, ONES = (case(Backwards, inputs=lambda g, f=f: (f(4, 8, 12),)) for f in (torch.zeros, torch.ones))
 NORM, SQUARE, ROTARY, KERNEL = (case(x, x, {}, replicated=True) for x in (Norm, Square, Rotary, Kernel))
 CUT = case(Square, Square, {}, input_placements=(Shard(1),), output=Shard(1))
+MOVED = case(Moved, type("Whole", (Mix,), {"forward": lambda m, x, by: Mix.forward(m, x + by)}),
+    inputs=lambda g: (*random(g), torch.ones(4, 8, 1)))
 FAINT = case(FaintSharded, Faint, {"up.weight": Shard(0)})
 '''
 
@@ -228,6 +236,12 @@ def test_inputs_of_one_number_are_void_although_a_fault_shows(tmp_path: Path) ->
             "of order one that reach every parameter",
         )
     }
+
+
+def test_one_input_of_one_number_beside_others_is_noted(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "MOVED", dtypes=("float32",))
+    assert {result.status for result in record.results} == {Status.PASS}
+    assert record.notes[-1] == "input 1 is 1 everywhere: an exchange of its elements is unseen"
 
 
 def test_a_replicated_bias_does_not_speak_for_what_is_sharded(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class Places:
     flat: tuple[str, ...] = ()
     blind: bool = False
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of inputs that are flat; if all are, nothing has passed, and the verdict says it."""
+        return () if self.blind else tuple(f"{said}: an exchange of its elements is unseen" for said in self.flat)
+
     def sharded(self, tp: int) -> tuple[str, ...]:
         """The parameters that are cut."""
         return tuple(

@@ -28,7 +28,7 @@ from .options import OWN, Resolved
 from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
 from .own_cases import OwnCase, own_cases
 from .placements import Placement, Replicate
-from .places import places_of
+from .places import Places, places_of
 from .plan import check_plan, check_submodules, stand_in_group, try_placement
 from .rank import read_inputs
 from .rehearsal import UnrehearsedError, makes_groups, unrehearsed_note
@@ -107,13 +107,14 @@ class Preparation:
         self.given = find_checkpoint(Path(options.checkpoint)) if options.checkpoint else None
         self.translation = self._translation()
         self._idle: dict[str, torch.Tensor] = {}  # of an own module, what the inputs of no draw reach
+        self._places = Places()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the verdicts should know of the weights."""
+        """What a reader of the verdicts should know of the weights and inputs."""
         said = [self.translation.note] if self.translation else []
         said += [unrehearsed_note(self._unrehearsed)] if self._unrehearsed else []
-        return (*said, *idle_notes(self._idle))
+        return (*said, *idle_notes(self._idle), *self._places.notes)
 
     def notes_in(self, count: int) -> tuple[str, ...]:
         """The notes as a run of so many preparations has them: of several Cases each says its name."""
@@ -178,7 +179,8 @@ class Preparation:
             return material
         case = self.subject.case(job.tasks[0], dtype=self.options.dtypes[0], tp=1)
         draws = [read_inputs(job.inputs_path(task))[0] for task in job.tasks]
-        return replace(material, places=places_of(case, self.specs, self.placed, draws))
+        self._places = places_of(case, self.specs, self.placed, draws)
+        return replace(material, places=self._places)
 
     @contextmanager
     def _full_said(self, folder: Path) -> Iterator[None]:
