@@ -5,11 +5,13 @@ docs/case.md lists these places; for each, a mistake that could hide there is pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ladder import Ladder
@@ -209,3 +211,26 @@ def test_outputs_may_have_the_dtype_that_the_reference_gives_them(
 ) -> None:
     found = verdicts(tmp_path, monkeypatch, edit, Upcast)
     assert {dtype: r.status for dtype, r in found.items()} == dict.fromkeys(found, status)
+
+
+class Chance(nn.Module):
+    """Something else at each call."""
+
+    draw: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 16 // current_group().size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return current_group().all_gather(self.up(x), -1) + type(self).draw()
+
+
+@pytest.mark.parametrize("draw", [torch.rand, np.random.rand, random.random], ids=["torch", "numpy", "python"])
+def test_a_reference_of_chance_is_void_whoever_draws(
+    tmp_path: Path, monkeypatch: Patch, draw: Callable[..., object]
+) -> None:
+    drawn = staticmethod(lambda: draw(1) if draw is torch.rand else draw())
+    module = type("OfChance", (Chance,), {"draw": drawn})
+    found = verdicts(tmp_path, monkeypatch, None, module, {"up.weight": Shard(0), "up.bias": Shard(0)})
+    assert {r.status for r in found.values()} == {Status.VOID}

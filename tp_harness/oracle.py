@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,7 +108,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     inputs = tuple(map(_round, inputs))
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
-        oracle, random = _oracle(case, reference, inputs)
+        oracle, by_chance = _oracle(case, reference, inputs)
     locks = locks_of(case, oracle)
     stateful = bool(job.repeats) and not case.lazy and _changes_itself(case, reference, inputs)
     write_inputs(job.inputs_path(task), inputs, locks, stateful=stateful)
@@ -137,18 +140,24 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         run_tapped=run_tapped,
         run_nearby=run_nearby,
         run_idle=partial(idle, case, reference, inputs),
-        random=random,
+        random=by_chance,
     )
 
 
 def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[Run, bool]:
-    """The float64 run, and whether numbers that torch drew in it make another run a different one."""
-    before = torch.get_rng_state()
+    """The float64 run, and whether numbers that were drawn in it make another run a different one."""
+    before = _sources()
     oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
-    if same_bits(before, torch.get_rng_state()):
+    if before == _sources():
         return oracle, False
     again = run_reference(case, reference, inputs, torch.float64, locks=None)
     return oracle, any(map(differ, again.outputs, oracle.outputs))
+
+
+def _sources() -> tuple[bytes, ...]:
+    """The states of what numbers are drawn from where nobody says from what: torch's, NumPy's and Python's own."""
+    of_others = (pickle.dumps(state) for state in (np.random.get_state(), random.getstate()))
+    return (torch.get_rng_state().numpy().tobytes(), *of_others)
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:

@@ -42,7 +42,7 @@ class Places:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of inputs that are flat; if all are, nothing has passed, and the verdict says it."""
+        """What a reader should know of inputs that are flat; where all are, the verdict says so."""
         return () if self.blind else tuple(f"{said}: an exchange of its elements is unseen" for said in self.flat)
 
     def sharded(self, tp: int) -> tuple[str, ...]:
