@@ -90,6 +90,11 @@ def case(sharded, plan=("up.weight", "up.bias"), down=Shard(1), inputs=(2, 16, 1
     draw = lambda generator: (torch.randn(*inputs, generator=generator),)
     return Case(name="own", reference=MLP, sharded=sharded, plan=plan, inputs=draw, **fields)
 
+class Raising(Sharded):
+    def reduce(self, x):
+        raise ArithmeticError("no sums today")
+
+RAISING = case(Raising)
 CHOOSY, CHOOSY_32 = choosy(), choosy(lacks="float32")
 CHOOSY_WRONG, CHOOSY_32_WRONG = choosy(wrong=True), choosy(lacks="float32", wrong=True)
 RIGHT, WRONG, NOTHING = case(Sharded), case(Forgetful), case(MLP, plan=(), down=None)

@@ -104,7 +104,8 @@ def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(
     assert {dtype: r["status"] for dtype, r in results.items()} == {other: status, crashed: "CRASH"}
     assert f"no kernel for {crashed}" in results[crashed]["reason"]
     assert results[other]["draws"] == 2
-    assert [c["dtype"] for c in record["controls"]] == ([other] if status == "PASS" else [])
+    controls = [c["dtype"] for c in record["controls"]]
+    assert controls == [other] or (controls == [] and status == "MISMATCH"), "one beside what passed"
     assert bool(results[other]["first_divergence"]) == (status == "MISMATCH")
 
 
@@ -156,3 +157,11 @@ def test_a_checkpoint(harness: Harness, tmp_path: Path) -> None:
     assert harness.code("--checkpoint", str(checkpoint), "--component", "mlp", "--tp", "2", "--draws", "1") == 0
     assert harness.record()["options"]["checkpoint"] == str(checkpoint)
     assert "bytes of checkpoint" in harness.record()["results"][0]["checks"][0]["detail"]
+
+
+def test_a_crash_in_every_dtype_ends(harness: Harness) -> None:
+    """Each dtype is tried by itself once, and no control is left to be tried."""
+    assert harness.code("--case", f"{harness.cases}:RAISING", "--tp", "2") == 3
+    record = harness.record()
+    assert [(r["dtype"], r["status"]) for r in record["results"]] == [("float32", "CRASH"), ("bfloat16", "CRASH")]
+    assert record["controls"] == []

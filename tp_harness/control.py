@@ -90,6 +90,7 @@ class ControlRun:
         self._clean: dict[Task, Left] = {}
         self._spoilt: dict[Task, Left] = {}
         self._tried: list[Task] = []
+        self._crashed: set[str] = set()  # dtypes in which the module itself crashes
         self._cause: LaunchOutcome | None = None
         self._failure: LaunchOutcome | None = None  # why no fault could be tried
         self.target: Target | None = None
@@ -97,7 +98,7 @@ class ControlRun:
 
     def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         """The targets of the next start: with the control, unless nothing passed that it could speak for."""
-        own = tuple(target for target in targets if target is not self.target)
+        own = tuple(target for target in targets if self.options.fault or not any(t.fault for t in target.tasks))
         speaks = own or bool(self._passed())
         if not self.target or not speaks:
             return own
@@ -119,7 +120,8 @@ class ControlRun:
 
     def leave(self, dtype: str) -> None:
         """The module crashes in this dtype: what passes in another one is spoken for by faults in that one."""
-        others = [other for other in self.options.dtypes if other != dtype]
+        self._crashed.add(dtype)
+        others = [other for other in self.options.dtypes if other not in self._crashed]
         if dtype != self.dtype or not others or self.target is None:
             return
         self.dtype = others[0]
