@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,7 @@ from tp_harness import run
 from tp_harness.backends import choose_backend
 from tp_harness.case import Case
 from tp_harness.config import PRESETS
-from tp_harness.control import Left
 from tp_harness.faults import EVERY, find_fault, injected
-from tp_harness.gather import RankOutput
 from tp_harness.group import Group, use_group
 from tp_harness.record import RunRecord, open_record
 from tp_harness.result import Control, Status
@@ -289,17 +286,3 @@ def test_a_parameter_is_spoilt_under_all_its_names_and_on_its_rank_alone() -> No
     assert not torch.equal(loaded("head.weight", EVERY, values).get_parameter("table.weight"), full)
     assert torch.equal(full, torch.arange(24.0).view(6, 4)), "what was given is not written to"
     assert find_fault("shard-rolled").spoil is not None
-
-
-def test_what_two_runs_left_is_compared_by_bits_and_by_distance() -> None:
-    def left(y: torch.Tensor) -> Left:
-        tensors = {"float32.locked.output.0": y}
-        return Left.of(
-            {0: RankOutput(tensors=tensors, facts={"float32": {"collectives": []}})}, "float32", outputs=True
-        )
-
-    y = torch.ones(4)
-    assert left(y).is_as(left(y.clone())) and not left(y).is_as(left(y + 1e-3))
-    assert left(1.5 * y).off(left(y)) == pytest.approx(0.5)
-    assert left(y[:2]).off(left(y)) == float("inf")
-    assert not replace(left(y), digest="").is_as(left(y))

@@ -25,7 +25,7 @@ ORDER = (
     "rank backends influence threads oracle changed_run places own_cases material preparation gather evidence compare "
     "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain agree "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
-    "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs control "
+    "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs left control "
     "table report run_notes run served nxd nxd_traced nxd_build testing api listing pytest_plugin commands cli "
     "__main__ launch.tp_flow launch.tp_test "
 )
