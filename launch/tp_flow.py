@@ -19,7 +19,6 @@ from tp_harness.launch.usher import end_parent_soon
 from tp_harness.backends.gloo import GlooBackend
 from tp_harness.backends.neuron import NeuronBackend
 from tp_harness.backends.torchrun import Member, TorchrunBackend
-from tp_harness.commands.verify import run_verify
 from tp_harness.errors import UsageError
 from tp_harness.group import TorchGroup
 from tp_harness.hosts import Collector, Host, Publisher, Store
@@ -29,6 +28,7 @@ from tp_harness.own_cases import with_cases_named
 from tp_harness.record import RunRecord, command_line, open_record
 from tp_harness.result import Result, Status
 from tp_harness.resume import inputs_of
+from tp_harness.summary import run_verify
 from tp_harness.symptoms import explained
 from tp_harness.todo import Todo
 from tp_harness.xla.processes import ProcessMeeting, join_cores

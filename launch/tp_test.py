@@ -21,14 +21,14 @@ import sys
 import time
 from typing import NoReturn
 
+from tp_harness.availability import automatic, neuron_reason
 from tp_harness.commands.verify import add_verify_options, options_of
-from tp_harness.doctor.backends import automatic, neuron_reason
-from tp_harness.doctor.packages import read_python_packages
 from tp_harness.errors import UnknownNameError, UsageError, printable
 from tp_harness.hosts import Host
 from tp_harness.neuron_cores import enter_environment
 from tp_harness.neuron_devices import Machine, on_neuron, read_machine
 from tp_harness.options import Resolved, resolve
+from tp_harness.sdk_packages import read_python_packages
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
 _BACKENDS = ("auto", "gloo", "neuron")

@@ -17,7 +17,6 @@ from tp_harness.job import Task
 from tp_harness.judge import judge
 from tp_harness.options import COMPONENT_NAMES, Options, resolve
 from tp_harness.record import read_run
-from tp_harness.trial import rejections
 
 # Nothing is rejected any more: every gate is open and every check passes.
 ACCEPTS_ALL = """
@@ -151,7 +150,7 @@ def test_first_tokens_alone_are_right_without_a_fault_and_wrong_with_one(tp: int
             job = bench.job(task, tp)
             result = judge(bench.evidence(job, "float32", bench.run(job)), bench.blank(task, tp, "float32"))
             assert result.gates[0].metric == "rel_L2 of output.0"
-            assert bool(set(rejections(result)) - {"reassembly"}) == bool(fault), (fault, result.reason)
+            assert bool(set(result.rejections) - {"reassembly"}) == bool(fault), (fault, result.reason)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tp_harness.doctor.backends import backend_reasons
 from tp_harness.doctor.facts import Facts
 from tp_harness.doctor.findings import exit_code, filesystem_of, findings
-from tp_harness.doctor.packages import RELEASES, Package, is_stub, parse_dpkg_status, public_version
 from tp_harness.neuron_devices import Machine, NeuronDevice
 from tp_harness.neuron_ls import Holder
+from tp_harness.sdk_packages import RELEASES, Package, is_stub, parse_dpkg_status, public_version
 
 DPKG = """Package: aws-neuronx-runtime-lib
 Status: install ok installed
@@ -92,7 +91,7 @@ def test_a_laptop_is_healthy() -> None:
 def test_a_good_trn1_has_nothing_to_complain_of() -> None:
     assert texts(HEALTHY, "danger") == texts(HEALTHY, "warning") == []
     assert texts(HEALTHY, "note") == [f"the Neuron packages are those of SDK 2.31.1: {RELEASES[1].remark}."]
-    assert backend_reasons(HEALTHY)["neuron"] is None
+    assert HEALTHY.backend_reasons["neuron"] is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_placeholders_of_the_public_index_are_named() -> None:
     [text] = texts(with_packages(LAPTOP, {"neuronx-distributed": stub}), "warning")
     assert text.startswith("neuronx-distributed 0.1 is the public index's placeholder and holds no code; uninstall it")
     facts = with_packages(HEALTHY, {"neuronx-cc": Package(name="neuronx-cc", version="1.0.post1", stub=True)})
-    assert backend_reasons(facts)["neuron"] == "neuronx-cc 1.0.post1 is a placeholder without code"
+    assert facts.backend_reasons["neuron"] == "neuronx-cc 1.0.post1 is a placeholder without code"
 
 
 @pytest.mark.parametrize(
@@ -262,9 +261,9 @@ def test_debian_revisions_and_local_suffixes_do_not_hide_a_release() -> None:
     ],
 )
 def test_why_the_neuron_backend_cannot_run(facts: Facts, reason: str) -> None:
-    assert (backend_reasons(facts)["neuron"] or "").startswith(reason)
+    assert (facts.backend_reasons["neuron"] or "").startswith(reason)
 
 
 def test_without_a_device_the_neuron_path_runs_where_torch_xla_is() -> None:
     facts = with_environment(with_packages(LAPTOP, packages(torch_xla="2.9.0")), PJRT_DEVICE="CPU")
-    assert backend_reasons(facts)["neuron"] is None
+    assert facts.backend_reasons["neuron"] is None

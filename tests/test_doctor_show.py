@@ -13,15 +13,14 @@ from rich.console import Console
 from test_doctor import DEVICES, HEALTHY, HOLDER, LAPTOP, with_devices, with_packages
 
 from tp_harness.backends import BACKENDS
-from tp_harness.doctor.backends import backend_reasons
 from tp_harness.doctor.facts import Facts, read_facts
 from tp_harness.doctor.findings import findings
-from tp_harness.doctor.packages import Package
 from tp_harness.doctor.show import as_json, as_text
+from tp_harness.sdk_packages import Package
 
 
 def test_the_doctor_and_the_backends_agree_about_this_machine() -> None:
-    reasons = backend_reasons(read_facts())
+    reasons = read_facts().backend_reasons
     assert set(reasons) == {backend.name for backend in BACKENDS}
     for backend in BACKENDS:
         assert (reasons[backend.name] is None) == (backend.available() is None), backend.name

@@ -15,9 +15,9 @@ import pytest
 from tp_harness.launch import LaunchOutcome
 from tp_harness.launch.torchrun import TorchrunRanks
 
+from tp_harness import availability as doctor
 from tp_harness import backends
 from tp_harness.backends.neuron import NeuronBackend, NeuronSession, with_advice
-from tp_harness.doctor import backends as doctor
 from tp_harness.errors import UsageError
 from tp_harness.neuron_cores import free_block
 from tp_harness.neuron_devices import Machine, NeuronDevice

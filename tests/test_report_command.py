@@ -100,11 +100,11 @@ def test_a_verdict_stands_without_pages(
 ) -> None:
     from rich.console import Console
 
-    from tp_harness import report
+    from tp_harness import summary
 
     def fail(_record: RunRecord) -> list[Path]:
         raise UsageError("cannot write report.html: No space left on device; run.json is whole.")
 
-    monkeypatch.setattr(report, "write_pages", fail)
-    verify._leave_pages(run_of("clean"), Console())
+    monkeypatch.setattr(summary, "write_pages", fail)
+    summary._leave_pages(run_of("clean"), Console())
     assert "run.json is whole" in capsys.readouterr().err

@@ -18,7 +18,8 @@ MAX_LINES = 300
 # must not import each other in a circle. A new module goes where its imports put it.
 ORDER = (
     "version interrupt workfolder errors calls environment result restore config config_rope config_file "
-    "preflight options neuron_env neuron_ls neuron_devices neuron_cores compile_cache packing cores doctor "
+    "preflight options neuron_env neuron_ls neuron_devices neuron_cores compile_cache sdk_packages availability "
+    "packing cores doctor "
     "symptoms placements dtensors casts marks guess group module_state device excerpt recorder state torchfile "
     "tilefile checkpoint_files weights mxfp4 conventions top_k ranking_calls taps routing sampling xla "
     "reference kernels modules case rehearsal case_file plan components job room faults launch measure outputs "
@@ -26,13 +27,14 @@ ORDER = (
     "closeness verdict schedule limits form exact routers program judge trace localise diagnosis explain agree "
     "texttable scoreboard pool bench trial killscore cleanruns faultpage standings peers contest sightings "
     "trn1 record resume todo hosts changes comparison comparison_text number failures paragraph logs left control "
-    "table report run_notes run served nxd nxd_traced nxd_build testing api listing pytest_plugin commands cli "
+    "table report run_notes run served nxd nxd_traced nxd_build testing api summary listing pytest_plugin commands cli "
     "__main__ launch.tp_flow launch.tp_test "
 )
 TORCH_FREE = (
     "config config_rope config_file options verdict schedule calls result restore record resume todo table "
     "preflight errors version commands cli neuron_env agree changes comparison comparison_text texttable standings "
-    "report neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings doctor.show "
+    "report neuron_ls neuron_devices neuron_cores compile_cache symptoms doctor.facts doctor.findings "
+    "doctor.show availability "
     "commands.doctor packing cores launch.tp_test pytest_plugin.plugin pytest_plugin.sides pytest_plugin.ledger "
     "pytest_plugin.worker pytest_plugin.tenant"
 )

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from tp_harness.launch import RankLauncher, tp_test
 from tp_harness.launch.tp_flow import _check_cores
 
+from tp_harness import availability as doctor
 from tp_harness.control import candidates
-from tp_harness.doctor import backends as doctor
 from tp_harness.errors import UsageError
 from tp_harness.hosts import Host
 from tp_harness.options import Options, resolve

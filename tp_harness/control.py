@@ -29,7 +29,6 @@ from .options import Resolved
 from .places import Places
 from .result import Control, Result, Status
 from .todo import Todo
-from .trial import rejections
 
 TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of them
 DRAWN = 3  # faults at most, until one ends with a verdict
@@ -130,7 +129,7 @@ class ControlRun:
         tasks, clean = self.target.tasks, self._clean.get(_twin(self.target.tasks[-1]))
         for task, result in zip(tasks, results, strict=True):
             # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
-            rejected = bool(set(rejections(result)) - {"reassembly"})
+            rejected = bool(set(result.rejections) - {"reassembly"})
             if not task.fault or (clean is not None and self._spoilt[task].is_as(clean)):
                 continue
             if clean is None and not rejected:

@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .doctor.packages import PYTHON_PACKAGES
 from .errors import UsageError
 from .restore import from_json
 from .result import SCHEMA, Control, Result, exit_code, to_json
+from .sdk_packages import PYTHON_PACKAGES
 from .version import __version__
 from .workfolder import lock_folder
 

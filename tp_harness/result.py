@@ -261,6 +261,16 @@ class Result:
         return not self.gates and any(check.name == "program" and not check.passed for check in self.checks)
 
     @property
+    def rejections(self) -> tuple[str, ...]:
+        """Everything that rejects it: a status that is decided before any check, or each failed check and gate."""
+        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
+            return (self.status.value.lower(),)
+        failed = [check.name for check in self.checks if not check.passed]
+        failed += [gate.metric for gate in self.gates if not gate.passed]
+        failed += ["router choice"] if any(not flip.margin <= flip.limit for flip in self.flips) else []
+        return tuple(failed)
+
+    @property
     def title(self) -> str:
         """`attention layer 1 tp 8 float32`, the way messages name a result."""
         return f"{self.label} layer {self.layer} tp {self.tp} {self.dtype}"

@@ -13,10 +13,9 @@ from .gather import RankOutput
 from .job import Task
 from .judge import judge
 from .placements import same_bits
-from .result import Result, Status
+from .result import Result
 from .scoreboard import CAUGHT, INERT, MISSED, WRONG, Trial
 
-BASIC = (Status.MISSING, Status.SHAPE, Status.NONFINITE)  # decided before any check
 Ranks = dict[int, RankOutput]
 
 
@@ -57,7 +56,7 @@ def _judge(evidence: Evidence, blank: Result, fault: Fault, clean: Ranks, bench:
         reason = f"declared {says} at tp {tp}, but {changed or 'no bit'} differs from the clean run"
         return _trial(fault, tp, dtype, WRONG, reason=reason)
     result = judge(evidence, blank)
-    rejected = rejections(result)
+    rejected = result.rejections
     result = explain(evidence, result)
     found = result.first_divergence
     return _trial(
@@ -71,16 +70,6 @@ def _judge(evidence: Evidence, blank: Result, fault: Fault, clean: Ranks, bench:
         first=found.tensor if found else "",
         causes=tuple(cause.name for cause in result.diagnosis),
     )
-
-
-def rejections(result: Result) -> tuple[str, ...]:
-    """Everything in a result that rejects it."""
-    if result.status in BASIC:
-        return (result.status.value.lower(),)
-    failed = [check.name for check in result.checks if not check.passed]
-    failed += [gate.metric for gate in result.gates if not gate.passed]
-    failed += ["router choice"] if any(not flip.margin <= flip.limit for flip in result.flips) else []
-    return tuple(failed)
 
 
 def first_change(evidence: Evidence, clean: Ranks) -> str:

@@ -2,7 +2,7 @@
 
 import os
 
-from ..doctor.backends import automatic
+from ..availability import automatic
 from ..errors import UnknownNameError, UsageError
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from ..doctor.backends import neuron_reason
-from ..doctor.packages import read_python_packages
+from ..availability import neuron_reason
 from ..launch import LaunchOutcome
 from ..launch.outcome import rank_log
 from ..launch.torchrun import TorchrunRanks
 from ..neuron_cores import job_environment
 from ..neuron_devices import Machine, on_neuron, read_machine
+from ..sdk_packages import read_python_packages
 from ..symptoms import advice, read_log
 
 RANK_MODULE = "tp_harness.backends.neuron_rank"

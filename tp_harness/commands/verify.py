@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
-from ..errors import UsageError, printable
-from ..options import Options, Resolved, parse_degrees, resolve
+from ..errors import UsageError
+from ..options import Options, parse_degrees, resolve
 
 if TYPE_CHECKING:
-    from ..backends import Backend
     from ..record import RunRecord
 
 NAME = "verify"
@@ -123,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         resolved = resolve(options)
 
         from ..backends import choose_backend  # noqa: PLC0415  (imports torch; a usage error needs none)
+        from ..summary import run_verify  # noqa: PLC0415
 
         return run_verify(resolved, choose_backend(options.backend), Console(), record)
     finally:
@@ -144,44 +141,3 @@ def asked(arguments: argparse.Namespace) -> tuple[Options, RunRecord | None]:
 
     record, options = take_up(arguments.resume, given_options(arguments))
     return options, record
-
-
-def run_verify(
-    options: Resolved,
-    backend: Backend,
-    console: Console,
-    record: RunRecord | None = None,
-    complete: Callable[[RunRecord], None] = lambda record: None,
-) -> int:
-    """Verify into a folder of the run's own, or go on with a record; print the summary; returns the exit code.
-
-    `complete` may add to the record what was found elsewhere, before it is shown.
-
-    Raises:
-        UsageError: what was found wrong before any rank started.
-    """
-    from ..api import recorded  # noqa: PLC0415
-    from ..record import command_line  # noqa: PLC0415
-    from ..table import print_summary  # noqa: PLC0415
-
-    if backend.owns_terminal:
-        record = recorded(options, backend, command_line(), record=record)
-    else:
-        with console.status("starting") as status:
-            record = recorded(
-                options, backend, command_line(), lambda text: status.update(Text(printable(text))), record=record
-            )
-    complete(record)
-    print_summary(record, console)
-    _leave_pages(record, console)
-    return record.exit_code
-
-
-def _leave_pages(record: RunRecord, console: Console) -> None:
-    """Write the pages and name the one to open; a verdict stands without them."""
-    from ..report import write_pages  # noqa: PLC0415
-
-    try:
-        console.print(Text(str(write_pages(record)[0]), style="dim"), soft_wrap=True)
-    except UsageError as error:
-        print(f"tp-harness: {error}", file=sys.stderr)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..availability import backend_reasons
 from ..neuron_devices import SYSTEM, Machine, Roots, read_machine, read_text
-from .packages import DPKG_STATUS, Package, parse_dpkg_status, read_python_packages
+from ..sdk_packages import DPKG_STATUS, Package, parse_dpkg_status, read_python_packages
 
 _OURS = ("NEURON", "XLA_", "PJRT_", "NXD_", "CPU_NUM_DEVICES", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX")
 
@@ -40,6 +41,11 @@ class Facts:
     system_packages: Mapping[str, Package] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     mounts: str = ""
+
+    @property
+    def backend_reasons(self) -> dict[str, str | None]:
+        """By backend, None where it can run here, or the reason why not."""
+        return backend_reasons(self.machine, self.packages, self.environment)
 
 
 def read_facts(roots: Roots = SYSTEM, *, dpkg_status: Path = DPKG_STATUS) -> Facts:

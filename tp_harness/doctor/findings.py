@@ -15,8 +15,8 @@ from ..compile_cache import cache_root
 from ..cores import names
 from ..errors import UsageError
 from ..neuron_env import dangers, is_on, visible_cores
+from ..sdk_packages import NEURON_PACKAGES, RELEASES, Package, public_version, version_numbers
 from .facts import Facts
-from .packages import NEURON_PACKAGES, RELEASES, Package, public_version, version_numbers
 
 Level = Literal["danger", "warning", "note"]
 AWS_INDEX = "AWS's Neuron package index (docs/trn1.md has the command)"

@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..neuron_devices import Machine
+from ..sdk_packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
 from ..version import __version__
-from .backends import backend_reasons
 from .facts import Facts
 from .findings import Finding, exit_code
-from .packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
 
 _COLOURS = {"danger": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -41,7 +40,7 @@ def as_json(facts: Facts, found: tuple[Finding, ...]) -> dict[str, Any]:
             str(core): [dataclasses.asdict(holder) for holder in holders]
             for core, holders in facts.machine.busy.items()
         },
-        "backends": {name: reason or "available" for name, reason in backend_reasons(facts).items()},
+        "backends": {name: reason or "available" for name, reason in facts.backend_reasons.items()},
         "python": facts.python,
         "packages": {name: _as_json(package) for name, package in facts.packages.items()},
         "system_packages": {name: _as_json(package) for name, package in (facts.system_packages or {}).items()},
@@ -71,7 +70,7 @@ def _backends(facts: Facts) -> Table:
     table = Table(header_style="bold", pad_edge=False)
     table.add_column("backend")
     table.add_column("available")
-    for name, reason in backend_reasons(facts).items():
+    for name, reason in facts.backend_reasons.items():
         table.add_row(name, "yes" if reason is None else Text(f"no: {reason}", style="dim"))
     return table
 

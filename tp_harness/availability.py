@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..neuron_devices import Machine, on_neuron, read_machine
-from .facts import Facts
-from .packages import Package, read_python_packages
+from .neuron_devices import Machine, on_neuron, read_machine
+from .sdk_packages import Package, read_python_packages
 
 HOW = "docs/trn1.md says how on Trn1, and `make test-xla` makes .venv-xla with it here"
 
 
-def backend_reasons(facts: Facts) -> dict[str, str | None]:
+def backend_reasons(
+    machine: Machine, packages: Mapping[str, Package], environment: Mapping[str, str]
+) -> dict[str, str | None]:
     """By backend, None where it can run here, or the reason why not."""
-    torch = facts.packages.get("torch")
-    no_torch = None if torch else "torch is not installed"
+    no_torch = None if "torch" in packages else "torch is not installed"
     return {
         "gloo": no_torch,
         "local": no_torch,
-        "xla": no_torch or xla_reason(facts.packages),
-        "neuron": no_torch or neuron_reason(facts.machine, facts.packages, facts.environment),
+        "xla": no_torch or xla_reason(packages),
+        "neuron": no_torch or neuron_reason(machine, packages, environment),
     }
 
 
