@@ -46,7 +46,7 @@ check: $(STAMP)
 
 # 500 hostile inputs of each kind, and every fault in the launcher at every moment (half an hour).
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py --count 500
+	$(BIN)/python tests/support/fuzz.py --count 500
 
 launcher-faults: $(STAMP)
 	$(BIN)/python tests/bench/launcher_faults.py --write docs/launcher-faults.md
@@ -63,7 +63,7 @@ kernels: $(STAMP)
 # The README's picture of a report; needs Chromium.
 screenshot: $(STAMP)
 	$(BIN)/tp-harness verify --repeats 3 --out build/screenshot
-	$(BIN)/python tests/screenshot.py build/screenshot/$$(ls -t build/screenshot | head -1)
+	$(BIN)/python tests/support/screenshot.py build/screenshot/$$(ls -t build/screenshot | head -1)
 
 clean:
 	rm -rf $(VENV) $(XLA_VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tp_harness.config import ModelConfig
+from tp_harness.config.model import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

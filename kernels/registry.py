@@ -23,8 +23,8 @@ from tp_harness.kernels import (
 )
 from tp_harness.kernels.models import per_rank
 
-from tp_harness.config import ModelConfig
-from tp_harness.preflight import TRN1_DEGREES
+from tp_harness.config.divisibility import TRN1_DEGREES
+from tp_harness.config.model import ModelConfig
 
 STATUS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 Dims = dict[str, tuple[str, ...]]

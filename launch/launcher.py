@@ -15,7 +15,7 @@ from types import TracebackType
 
 from .outcome import Kind, LaunchOutcome
 from .process import detach_from_parent, die_with_parent, fork_child
-from .warden import Request, run_warden
+from .run_supervisor import Request, run_warden
 
 _STOP_SECONDS = 15.0
 

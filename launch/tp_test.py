@@ -21,14 +21,14 @@ import sys
 import time
 from typing import NoReturn
 
-from tp_harness.availability import automatic, neuron_reason
 from tp_harness.commands.verify import add_verify_options, options_of
+from tp_harness.config.options import Resolved, resolve
 from tp_harness.errors import UnknownNameError, UsageError, printable
-from tp_harness.hosts import Host
-from tp_harness.neuron_cores import enter_environment
-from tp_harness.neuron_devices import Machine, on_neuron, read_machine
-from tp_harness.options import Resolved, resolve
-from tp_harness.sdk_packages import read_python_packages
+from tp_harness.neuron.availability import automatic, neuron_reason
+from tp_harness.neuron.core_allocation import enter_environment
+from tp_harness.neuron.devices import Machine, on_neuron, read_machine
+from tp_harness.neuron.sdk_packages import read_python_packages
+from tp_harness.verification.hosts import Host
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
 _BACKENDS = ("auto", "gloo", "neuron")
@@ -108,7 +108,7 @@ def _chosen(backend: str, unused: str, host: Host) -> str:
 
 
 def _be_rank(options: Resolved, host: Host, backend: str, unused: str) -> int:
-    from tp_harness.launch.tp_flow import Flow  # noqa: PLC0415  (imports torch, which a usage error needs not)
+    from tp_harness.verification.torchrun_flow import Flow  # noqa: PLC0415  (imports torch, which a usage error needs not)
 
     return Flow(options, host, say).run(backend, unused)
 

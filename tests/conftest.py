@@ -19,7 +19,7 @@ settings.load_profile("same")
 def files_of_cases_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test's files may have the names of another's."""
     yield
-    if own_cases := sys.modules.get("tp_harness.own_cases"):
+    if own_cases := sys.modules.get("tp_harness.prepare.own_cases"):
         own_cases._FOLDERS.clear()
     base = str(tmp_path_factory.getbasetemp())
     if any(folder.startswith(base) for folder in sys.path):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tp_harness import verdict
-from tp_harness.group import collective
+from tp_harness.judge import verdict
+from tp_harness.parallel.group import collective
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 MODULE, BUILD = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -11,20 +11,22 @@ from typing import Any
 from .version import __version__
 
 _HOMES = {
-    "Case": "case",
-    "KVHeads": "placements",
-    "Partial": "placements",
-    "Groups": "top_k",
-    "QKVHeads": "placements",
-    "Replicate": "placements",
-    "Router": "routing",
-    "Shard": "placements",
-    "StridedShard": "placements",
+    "Case": "case.case",
+    "Groups": "case.top_k",
+    "KVHeads": "parallel.placements",
+    "Options": "config.options",
+    "Partial": "parallel.placements",
+    "QKVHeads": "parallel.placements",
+    "Replicate": "parallel.placements",
+    "Router": "case.routing",
+    "Shard": "parallel.placements",
+    "StridedShard": "parallel.placements",
     "build_function": "testing",
     "build_module": "testing",
-    "current_group": "group",
+    "collective": "parallel.group",
+    "current_group": "parallel.group",
     "validate_accuracy": "testing",
-    "verify": "api",
+    "verify": "verification.api",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (names of strings)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from .commands import COMMANDS
 from .errors import UsageError, blame, is_theirs, printable
-from .interrupt import one_interrupt
+from .system.interrupts import one_interrupt
 
 USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
 MOST = 3000  # characters of a sentence: a name from a file may be a megabyte long

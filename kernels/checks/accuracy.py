@@ -20,8 +20,8 @@ from tp_harness.kernels.nki_interpreter import Usage, simulate
 from tp_harness.kernels.registry import KernelSpec
 from tp_harness.kernels.router_torch import choose_torch
 
-from tp_harness.config import PRESETS
-from tp_harness.preflight import TRN1_DEGREES
+from tp_harness.config.divisibility import TRN1_DEGREES
+from tp_harness.config.model import PRESETS
 
 # float32: what the task promises, relative to max |y|. Measured errors are 20 to 100 times smaller.
 FLOAT32_LIMIT = 2e-5

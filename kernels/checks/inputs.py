@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tp_harness.config import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
+from tp_harness.config.model import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
 
 Inputs = dict[str, Any]
 

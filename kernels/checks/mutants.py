@@ -17,14 +17,7 @@ from typing import Any
 import torch
 from tp_harness.kernels import registry
 from tp_harness.kernels.call import bind, to_numpy, to_torch
-from tp_harness.kernels.checks.accuracy import (
-    FLOAT32_LIMIT,
-    Case,
-    execute,
-    oracle,
-    relative_error,
-    shifted_gates,
-)
+from tp_harness.kernels.checks.accuracy import FLOAT32_LIMIT, Case, execute, oracle, relative_error, shifted_gates
 from tp_harness.kernels.checks.mutant_table import TABLE
 from tp_harness.kernels.nki_interpreter import NkiValidationError
 

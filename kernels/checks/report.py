@@ -17,7 +17,7 @@ from tp_harness.kernels.checks import accuracy, mutants, rule_cases
 from tp_harness.kernels.checks.accuracy import Case, Measured
 from tp_harness.kernels.nki_interpreter import RULES
 
-from tp_harness.preflight import TRN1_DEGREES
+from tp_harness.config.divisibility import TRN1_DEGREES
 
 _MESSAGES = (
     "matmul-moving-513",

@@ -11,9 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tp_harness.kernels.nki_interpreter import session
-from tp_harness.kernels.nki_interpreter.dtypes import (
-    NOT_COVERED as UNCOVERED_DTYPES,
-)
+from tp_harness.kernels.nki_interpreter.dtypes import NOT_COVERED as UNCOVERED_DTYPES
 from tp_harness.kernels.nki_interpreter.dtypes import (
     DType,
     bfloat16,

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from tp_harness.launch import rank as launch_rank
 
-from tp_harness import gather, run
-from tp_harness import rank as rank_module
-from tp_harness.modules.mlp import NeuronGPTOSSMLPBlock
+from tp_harness.judge import gather
+from tp_harness.models.gpt_oss.modules.mlp import NeuronGPTOSSMLPBlock
+from tp_harness.ranks import rank as rank_module
+from tp_harness.verification import degrees
 
 MOMENTS = ("start", "rendezvous", "forward", "collective", "gather", "write")
 DEGREES = (2, 8, 32)
@@ -179,7 +180,7 @@ class Injection:
                     self.strike()
                 return read(job, task)
 
-            run.read_outputs = reading  # type: ignore[attr-defined]
+            degrees.read_outputs = reading  # type: ignore[attr-defined]
             return
         write = rank_module.write_output
 

@@ -17,13 +17,17 @@ import psutil
 from injection import Fault, Injection
 from tp_harness.launch import agent
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from living import marked
 
-from tp_harness import api, cli, preparation, resume, table
-from tp_harness.workfolder import lock_folder
+from tp_harness import cli
+from tp_harness.prepare import prepare
+from tp_harness.report import terminal
+from tp_harness.results import resume
+from tp_harness.system.scratch_dir import lock_folder
+from tp_harness.verification import api
 
-LOADED = (agent, api, resume, table)  # here, so that no fork has to, and so that files may be edited meanwhile
+LOADED = (agent, api, resume, terminal)  # here, so that no fork has to, and so that files may be edited meanwhile
 MARK = "TP_HARNESS_FAULT"
 COMPONENTS = ("rmsnorm", "mlp", "unembedding")
 TIMEOUT = 12.0  # seconds, of a case on the ranks, where the fault is a hang; those that start have 10 s, twice
@@ -101,7 +105,7 @@ def _verify(fault: Fault, home: Path) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ["TMPDIR"] = tempfile.tempdir = str(home / "tmp")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    preparation.SHM = home / "shm"
+    prepare.SHM = home / "shm"
     Injection(fault, home).install()
     options = [word for component in COMPONENTS for word in ("--component", component)]
     options += ["--tp", f"1,{fault.tp}", "--draws", "1", "--dtype", "float32", "--out", str(home / "out")]

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tp_harness.pytest_plugin.pool_usage import core_seconds, held, ideal, occupations, shared, span
 from tp_harness.pytest_plugin.results import TestResult
-from tp_harness.pytest_plugin.usage import core_seconds, held, ideal, occupations, shared, span
-from tp_harness.restore import from_json
+from tp_harness.results.from_json import from_json
 
 COUNTS = {1: 40, 2: 16, 8: 10, 32: 4}
 SECONDS = (0.5, 3.0)

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from tp_harness.components import component_case
-from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.models.gpt_oss.components import component_case
 
 
 def main() -> int:

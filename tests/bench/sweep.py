@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from usage import Usage, run
 
-from tp_harness.components import COMPONENTS, component_case
-from tp_harness.config import PRESETS, InferenceConfig, NeuronConfig
-from tp_harness.oracle import parameter_specs
-from tp_harness.sampling import discriminating
-from tp_harness.weights import Checkpoint, write_checkpoint
+from tp_harness.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
+from tp_harness.models.gpt_oss.weights import discriminating
+from tp_harness.prepare.oracle import parameter_specs
 
 DEGREES = (1, 2, 8, 32)
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Cas
 from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.router_torch import choose_torch
 
-from tp_harness.config import PRESETS
-from tp_harness.preflight import TRN1_DEGREES
+from tp_harness.config.divisibility import TRN1_DEGREES
+from tp_harness.config.model import PRESETS
 
 TINY = PRESETS["tiny"]
 FLOAT32_CASES = accuracy.tiny_cases(torch.float32) + accuracy.edge_cases(torch.float32)

@@ -11,8 +11,8 @@ from tp_harness.kernels.call import KernelArgumentError, to_numpy, to_torch
 from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.nki_interpreter import NkiValidationError
 
-from tp_harness.config import PRESETS
-from tp_harness.preflight import TRN1_DEGREES
+from tp_harness.config.divisibility import TRN1_DEGREES
+from tp_harness.config.model import PRESETS
 
 WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 

@@ -2,8 +2,8 @@
 
 import os
 
-from ..availability import automatic
 from ..errors import UnknownNameError, UsageError
+from ..neuron.availability import automatic
 from .base import Backend, RunningJob, Session
 from .gloo import GlooBackend
 from .local import LocalBackend

@@ -10,10 +10,10 @@ from types import TracebackType
 
 import torch
 
-from ..group import TorchGroup
 from ..launch import RankLauncher, RunningRanks
 from ..launch.rank import begin_step
-from ..rank import run_job
+from ..parallel.group import TorchGroup
+from ..ranks.rank import run_job
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGE_BLOCK = 1 << 20

@@ -21,8 +21,8 @@ import torch
 from ..errors import told
 from ..launch import LaunchOutcome
 from ..launch.outcome import RunRecord, explain, rank_log
-from ..rank import run_job
-from .turns import Abandoned, LocalGroup, Turns
+from ..ranks.rank import run_job
+from .local_group import Abandoned, LocalGroup, Turns
 
 JOIN_SECONDS = 5.0  # for ranks to notice that a run is over; one that computes notices at its next collective
 

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from ..availability import neuron_reason
 from ..launch import LaunchOutcome
 from ..launch.outcome import rank_log
 from ..launch.torchrun import TorchrunRanks
-from ..neuron_cores import job_environment
-from ..neuron_devices import Machine, on_neuron, read_machine
-from ..sdk_packages import read_python_packages
-from ..symptoms import advice, read_log
+from ..neuron.availability import neuron_reason
+from ..neuron.core_allocation import job_environment
+from ..neuron.devices import Machine, on_neuron, read_machine
+from ..neuron.log_patterns import advice, read_log
+from ..neuron.sdk_packages import read_python_packages
 
 RANK_MODULE = "tp_harness.backends.neuron_rank"
 START_SECONDS = 300.0  # 32 processes that import torch_xla

@@ -1,7 +1,7 @@
 """The program of one rank of backend neuron: `python -m tp_harness.backends.neuron_rank`, started by torchrun.
 
-Its environment was computed before it started (neuron_env.py); torch_xla is imported here and gives the process its
-one core out of NEURON_RT_VISIBLE_CORES.
+Its environment was computed before it started (neuron/environment.py); torch_xla is imported here and gives the process
+its one core out of NEURON_RT_VISIBLE_CORES.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ..launch.rank import begin_step
 from ..launch.torchrun_rank import be_rank
-from ..rank import run_job
+from ..ranks.rank import run_job
 from ..xla.processes import join_cores
 
 UNLIMITED = timedelta(days=365)  # it is the launcher that keeps the time

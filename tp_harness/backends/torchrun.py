@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..device import Device
-from ..group import Group
 from ..launch import LaunchOutcome
-from ..launch.siblings import Siblings
-from ..rank import run_job
-from ..symptoms import explained
+from ..launch.local_ranks import Siblings
+from ..neuron.log_patterns import explained
+from ..parallel.group import Group
+from ..ranks.device import Device
+from ..ranks.rank import run_job
 from .base import Backend
 
 

@@ -7,14 +7,16 @@ import re
 from ..launch.stacks import Stack, frames_by_thread, name_ranks, suspects
 
 _RANK = re.compile(r"^rank (?P<rank>\d+) of \d+ is thread (?P<thread>0x[0-9a-f]+)$", re.MULTILINE)  # thread_line's
-_OUTER = re.compile(r'/(?:xla/threads|backends/xla|torch_xla/.*|concurrent/futures/.*|threading)\.py", line \d+ in ')
+_OUTER = re.compile(
+    r'/(?:xla/virtual_cores|backends/xla|torch_xla/.*|concurrent/futures/.*|threading)\.py", line \d+ in '
+)
 
 
 def virtual_stacks(log: str) -> dict[int, Stack]:
     """By rank, the stack of each that had not returned; without what starts ranks.
 
     Args:
-        log: of the process, with `xla.threads.thread_line` of every rank and the stacks that were written in the end.
+        log: of the process, with `xla.virtual_cores.thread_line` of every rank and the stacks that were written last.
     """
     threads = frames_by_thread(log)
     found = {}

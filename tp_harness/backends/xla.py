@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import told
-from ..job import read_job
 from ..launch import LaunchOutcome, RankLauncher, RunningRanks
 from ..launch.rank import begin_step
 from ..launch.stacks import Stack, render, suspects
-from ..rank import run_job
-from ..xla.threads import run_on_cores
+from ..ranks.job import read_job
+from ..ranks.rank import run_job
+from ..xla.virtual_cores import run_on_cores
 from .gloo import save_memory
 from .virtual_stacks import virtual_stacks, whereabouts
 

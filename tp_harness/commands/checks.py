@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..config.options import Options, parse_degrees, resolve
 from ..errors import UsageError
-from ..options import Options, parse_degrees, resolve
 
 NAME = "checks"
 HELP = "judge faults and clean runs by the checks in use today, side by side with this tool's"
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draws < 1:
         raise UsageError(f"--draws is {arguments.draws}; at least one clean run of each component is needed.")
     options = resolve(Options(degrees=parse_degrees(arguments.tp), model=arguments.model, seed=arguments.seed))
-    from ..contest import hold  # noqa: PLC0415  (imports torch)
-    from ..standings import page  # noqa: PLC0415
+    from ..mutation.checks_comparison import hold  # noqa: PLC0415  (imports torch)
+    from ..mutation.checks_page import page  # noqa: PLC0415
 
     console, began = Console(), time.monotonic()
     with console.status("starting") as status:

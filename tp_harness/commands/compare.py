@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: no run at a path, runs without a common row, or a file that cannot be written.
     """
-    from ..comparison import compare  # noqa: PLC0415
-    from ..comparison_text import markdown, terminal  # noqa: PLC0415
-    from ..record import read_run  # noqa: PLC0415
+    from ..regression.comparison import compare  # noqa: PLC0415
+    from ..regression.text import markdown, terminal  # noqa: PLC0415
+    from ..results.run_record import read_run  # noqa: PLC0415
 
     comparison = compare(read_run(arguments.before), read_run(arguments.after))
     if not comparison.rows:

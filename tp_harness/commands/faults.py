@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ..config.options import Options, Resolved, parse_degrees, resolve
 from ..errors import UsageError
-from ..options import Options, Resolved, parse_degrees, resolve
-from ..result import to_json
+from ..results.result import to_json
 
 if TYPE_CHECKING:
-    from ..cleanruns import CleanRun
     from ..faults import Fault
-    from ..scoreboard import Trial
+    from ..mutation.false_alarms import CleanRun
+    from ..results.mutation_score import Trial
 
 NAME = "faults"
 HELP = "put known mistakes into the model, and see that each is caught"
@@ -67,8 +67,8 @@ def _options(arguments: argparse.Namespace, degrees: str) -> Resolved:
 def _try_faults(arguments: argparse.Namespace) -> list[Trial]:
     options = _options(arguments, "2,8,32")
     faults = _chosen(arguments.only)
-    from ..killscore import try_all  # noqa: PLC0415  (imports torch; a usage error needs none)
-    from ..scoreboard import remarks, score_table, trial_table  # noqa: PLC0415
+    from ..mutation.kill_score import try_all  # noqa: PLC0415  (imports torch; a usage error needs none)
+    from ..results.mutation_score import remarks, score_table, trial_table  # noqa: PLC0415
 
     console, began = Console(stderr=arguments.json), time.monotonic()
     with console.status("starting") as status:
@@ -97,7 +97,7 @@ def _chosen(names: list[str]) -> list[Fault]:
 
 def _run_clean(arguments: argparse.Namespace) -> list[CleanRun]:
     options = _options(arguments, "1,2,8,32")
-    from ..cleanruns import clean_runs, clean_table, without_whole_model  # noqa: PLC0415
+    from ..mutation.false_alarms import clean_runs, clean_table, without_whole_model  # noqa: PLC0415
 
     console, began = Console(stderr=arguments.json), time.monotonic()
     with console.status("starting") as status:
@@ -111,9 +111,9 @@ def _run_clean(arguments: argparse.Namespace) -> list[CleanRun]:
 
 
 def _write_page(path: Path, trials: list[Trial], runs: list[CleanRun]) -> None:
-    from ..cleanruns import clean_table  # noqa: PLC0415
-    from ..faultpage import page  # noqa: PLC0415
-    from ..record import command_line  # noqa: PLC0415
+    from ..mutation.false_alarms import clean_table  # noqa: PLC0415
+    from ..mutation.faults_page import page  # noqa: PLC0415
+    from ..results.run_record import command_line  # noqa: PLC0415
 
     text = page(trials, clean_table(runs) if runs else None, command_line())
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..options import Options, parse_degrees, resolve
+from ..config.options import Options, parse_degrees, resolve
 
 NAME = "graph-faults"
 HELP = "put mistakes of the compiled path into the model, and see which backend sees which"
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = resolve(Options(degrees=parse_degrees(arguments.tp), seed=arguments.seed))
     from ..backends import choose_backend  # noqa: PLC0415  (imports torch)
     from ..faults import GRAPH  # noqa: PLC0415
-    from ..sightings import disappointments, page, sighting_table, sightings  # noqa: PLC0415
+    from ..mutation.backend_matrix import disappointments, page, sighting_table, sightings  # noqa: PLC0415
 
     backends = [choose_backend(name) for name in ("gloo", "xla", "local")]
     console = Console()

@@ -6,8 +6,8 @@ import argparse
 
 from rich.console import Console
 
-from .. import listing
 from ..errors import UnknownNameError
+from . import listing
 
 NAME = "list"
 HELP = "what there is to choose from"

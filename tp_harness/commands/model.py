@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..config_file import load_model_config
+from ..config.divisibility import check_degrees
+from ..config.huggingface import load_model_config
+from ..config.options import COMPONENT_NAMES, check_distinct_degrees, check_range, parse_degrees
 from ..errors import UsageError
-from ..options import COMPONENT_NAMES, check_distinct_degrees, check_range, parse_degrees
-from ..preflight import check_degrees
 
 NAME = "model"
 HELP = "what gpt-oss would cost on Trn1 (model, not measured)"
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: an option, config or nccom-test report that cannot be.
     """
-    from ..result import to_json  # noqa: PLC0415
+    from ..results.result import to_json  # noqa: PLC0415
     from ..trn1 import MODELLED  # noqa: PLC0415
     from ..trn1.collectives import read_nccom  # noqa: PLC0415
     from ..trn1.predict import predict  # noqa: PLC0415

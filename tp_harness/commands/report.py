@@ -20,8 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: no run is there, or its folder cannot be written to.
     """
-    from ..record import read_run  # noqa: PLC0415  (jinja2 and the rest, for this command alone)
     from ..report import write_pages  # noqa: PLC0415
+    from ..results.run_record import read_run  # noqa: PLC0415  (jinja2 and the rest, for this command alone)
 
     for path in write_pages(read_run(arguments.folder)):
         print(path)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ..config.options import Options, parse_degrees, resolve
 from ..errors import UsageError
-from ..options import Options, parse_degrees, resolve
 
 if TYPE_CHECKING:
-    from ..record import RunRecord
+    from ..results.run_record import RunRecord
 
 NAME = "verify"
 HELP = "run sharded components and compare them with the reference"
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         resolved = resolve(options)
 
         from ..backends import choose_backend  # noqa: PLC0415  (imports torch; a usage error needs none)
-        from ..summary import run_verify  # noqa: PLC0415
+        from ..verification.summary import run_verify  # noqa: PLC0415
 
         return run_verify(resolved, choose_backend(options.backend), Console(), record)
     finally:
@@ -137,7 +137,7 @@ def asked(arguments: argparse.Namespace) -> tuple[Options, RunRecord | None]:
         return options_of(arguments), None
     if arguments.out is not None:
         raise UsageError(f"--out is {arguments.out}, but a resumed run stays in its folder, {arguments.resume}.")
-    from ..resume import take_up  # noqa: PLC0415
+    from ..results.resume import take_up  # noqa: PLC0415
 
     record, options = take_up(arguments.resume, given_options(arguments))
     return options, record

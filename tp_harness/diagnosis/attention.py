@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import linear
 
-from ..placements import QKVHeads
+from ..parallel.placements import QKVHeads
 from ..reference import rotary
 from .replay import attend, projected
 from .signature import Guess, Signature

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..placements import Replicate
-from ..taps import PER_EXPERT
+from ..case.taps import PER_EXPERT
+from ..parallel.placements import Replicate
 from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 

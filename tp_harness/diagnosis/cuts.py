@@ -13,7 +13,7 @@ from itertools import combinations
 
 import torch
 
-from ..placements import PlacementError, QKVHeads, Shard, StridedShard
+from ..parallel.placements import PlacementError, QKVHeads, Shard, StridedShard
 from .own import by_owner, cut_tensors, made, own_parameters, own_tensors, rerun
 from .signature import Guess, Signature
 from .site import Site, UnavailableError

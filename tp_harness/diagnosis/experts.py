@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn.functional import linear
 
-from ..placements import PlacementError, StridedShard
+from ..parallel.placements import PlacementError, StridedShard
 from .replay import expert_parts, gate_ups, router_weights
 from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError

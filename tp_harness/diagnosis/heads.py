@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..placements import KVHeads, QKVHeads, Shard
+from ..parallel.placements import KVHeads, QKVHeads, Shard
 from .own import by_owner, cut_tensors, made, own_parameters, own_tensors, rerun
 from .signature import Guess, Signature
 from .site import Site

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..placements import Shard
+from ..parallel.placements import Shard
 from .own import cut_tensors, held, made, only, own_tensors, rerun, same
 from .signature import Guess, Signature
 from .site import Site, UnavailableError

@@ -10,8 +10,8 @@ from math import log
 
 import torch
 
-from ..outputs import digest
-from ..placements import Partial, Replicate
+from ..parallel.placements import Partial, Replicate
+from ..ranks.rank_files import digest
 from .common import LEAST_NUMBERS
 from .signature import Guess, Signature
 from .site import Site, UnavailableError

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import torch
 
-from ..changed_run import run_with
-from ..outputs import digest
-from ..placements import Placement, PlacementError, Replicate
+from ..parallel.placements import Placement, PlacementError, Replicate
+from ..prepare.changed_run import run_with
+from ..ranks.rank_files import digest
 from .replay import Value
 from .signature import Guess
 from .site import Site, UnavailableError, is_known

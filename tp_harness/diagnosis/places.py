@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..placements import KVHeads, Placement, QKVHeads, Shard
+from ..parallel.placements import KVHeads, Placement, QKVHeads, Shard
 from .own import by_owner, cut_tensors, held, made, own_tensors, rerun, same
 from .replay import Value
 from .signature import Guess, Signature

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch.nn.functional import linear
 
-from ..gather import join
+from ..judge.gather import join
 from ..reference import gpt_oss
 from .site import Site, UnavailableError
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from .. import compare, verdict
-from ..limits import sums_in
-from ..placements import PlacementError
-from ..result import Cause, Distance, Gate
+from ..judge import distance, verdict
+from ..judge.gates import sums_in
+from ..parallel.placements import PlacementError
+from ..results.result import Cause, Distance, Gate
 from .replay import Value, carry
 from .site import Site, UnavailableError
 
@@ -260,14 +260,14 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
     """The clean error's limits, with the guess in the oracle's place."""
     traced, evidence = place.traced, place.evidence
 
-    def distance(one: torch.Tensor, other: torch.Tensor) -> Distance:
+    def between(one: torch.Tensor, other: torch.Tensor) -> Distance:
         if getattr(traced.placement, "dim", -1) == -2:  # whole heads as features
             one, other = one.flatten(-2), other.flatten(-2)
-        return compare.distance(one, other, place.tp)
+        return distance.distance(one, other, place.tp)
 
-    found, base = distance(actual, guessed), distance(traced.baseline, traced.expected)
+    found, base = between(actual, guessed), between(traced.baseline, traced.expected)
     if rounded is not None and rounded.shape == guessed.shape:
-        base = _wider(base, distance(rounded, guessed))
+        base = _wider(base, between(rounded, guessed))
     if evidence.dtype == "float32":
         return verdict.float32_gates(traced.name, found, base, evidence.reduction, evidence.case.depth)
     ratio = verdict.bfloat16_gate(traced.name, found, base, sums_in(evidence))

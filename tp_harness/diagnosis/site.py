@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..evidence import Evidence
-from ..oracle import Run, Tapped
-from ..placements import Placement, Replicate
+from ..case.taps import tap_key
+from ..judge.evidence import Evidence
+from ..parallel.placements import Placement, Replicate
+from ..prepare.oracle import Run, Tapped
 from ..reference import gpt_oss, rotary
-from ..taps import tap_key
-from ..trace import Traced
+from .trace import Traced
 
 UNKNOWN = ("", "output")
 MAKERS: dict[type[nn.Module], tuple[str, str]] = {

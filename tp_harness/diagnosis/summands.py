@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from ..placements import Partial, Replicate
+from ..parallel.placements import Partial, Replicate
 from .common import LEAST_NUMBERS
 from .own import by_owner, cut_tensors, made, own_parameters, rerun, same
 from .signature import Guess, Signature

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..availability import backend_reasons
-from ..neuron_devices import SYSTEM, Machine, Roots, read_machine, read_text
-from ..sdk_packages import DPKG_STATUS, Package, parse_dpkg_status, read_python_packages
+from ..neuron.availability import backend_reasons
+from ..neuron.devices import SYSTEM, Machine, Roots, read_machine, read_text
+from ..neuron.sdk_packages import DPKG_STATUS, Package, parse_dpkg_status, read_python_packages
 
 _OURS = ("NEURON", "XLA_", "PJRT_", "NXD_", "CPU_NUM_DEVICES", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX")
 

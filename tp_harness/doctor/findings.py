@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..compile_cache import cache_root
-from ..cores import names
 from ..errors import UsageError
-from ..neuron_env import dangers, is_on, visible_cores
-from ..sdk_packages import NEURON_PACKAGES, RELEASES, Package, public_version, version_numbers
+from ..neuron.compile_cache import cache_root
+from ..neuron.environment import dangers, is_on, visible_cores
+from ..neuron.sdk_packages import NEURON_PACKAGES, RELEASES, Package, public_version, version_numbers
+from ..system.core_pool import names
 from .facts import Facts
 
 Level = Literal["danger", "warning", "note"]

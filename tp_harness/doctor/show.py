@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..neuron_devices import Machine
-from ..sdk_packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
+from ..neuron.devices import Machine
+from ..neuron.sdk_packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
 from ..version import __version__
 from .facts import Facts
 from .findings import Finding, exit_code

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from ..case import Case
+from ..case.case import Case
 from ..errors import UsageError
 from . import attention, embedding, experts, generic, graph, norm, runtime
 from .fault import EVERY, Fault

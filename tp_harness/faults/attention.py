@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..config import InferenceConfig
-from ..group import Group
-from ..placements import Placement, Shard
+from ..config.model import InferenceConfig
+from ..parallel.group import Group
+from ..parallel.placements import Placement, Shard
 from .fault import Fault, always, sharded
 from .ways import (
     Apply,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import InferenceConfig, NeuronConfig
+from ..config.model import InferenceConfig, NeuronConfig
+from ..config.options import OWN, Resolved
 from ..errors import UsageError
-from ..options import OWN, Resolved
 from . import find_fault
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import InferenceConfig
+from ..config.model import InferenceConfig
 from .fault import Fault, always, sharded
 from .ways import computes, gathers, loads_from, reduces, runs, sets
 

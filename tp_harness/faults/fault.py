@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..case import Case
-from ..config import InferenceConfig
+from ..case.case import Case
+from ..config.model import InferenceConfig
 from ..errors import UsageError
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]

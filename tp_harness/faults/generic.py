@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..case import Case
-from ..dtensors import as_placed, local
-from ..group import current_group
+from ..case.case import Case
+from ..parallel.dtensors import as_placed, local
+from ..parallel.group import current_group
 from .fault import EVERY, Fault, Spoil, always
 
 INPUT = "input "  # and its number: what a place is called that is no parameter

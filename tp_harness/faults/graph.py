@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..group import Group
+from ..parallel.group import Group
 from .fault import Fault, sharded
 from .ways import gathers, reduces, runs, sets
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..config import RMS_NORM_EPS, InferenceConfig
-from ..group import Group
+from ..config.model import RMS_NORM_EPS, InferenceConfig
+from ..parallel.group import Group
 from .fault import Fault, always, sharded
 from .ways import Apply, computes, edits, loads, sets
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..config import InferenceConfig
-from ..group import Group
+from ..config.model import InferenceConfig
+from ..parallel.group import Group
 from .fault import Fault, sharded
 from .ways import Apply, is_last, passes, reduces, sets
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..case import Case
-from ..group import Group, collective
-from ..placements import Placement, QKVHeads
+from ..case.case import Case
+from ..parallel.group import Group, collective
+from ..parallel.placements import Placement, QKVHeads
 
 Apply = Callable[[Case], Case]
 Load = Callable[[Placement, torch.Tensor, int, int], torch.Tensor]

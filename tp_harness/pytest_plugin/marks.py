@@ -92,8 +92,8 @@ def _mistake(item: pytest.Item, settings: Settings, listing: bool) -> str | None
 
 
 def _unfit(nodeid: str, degree: int, settings: Settings) -> str | None:
-    from ..packing import CoreRequest  # noqa: PLC0415
-    from ..preflight import TRN1_DEGREES  # noqa: PLC0415
+    from ..config.divisibility import TRN1_DEGREES  # noqa: PLC0415
+    from ..system.core_packing import CoreRequest  # noqa: PLC0415
 
     if settings.neuron and degree not in TRN1_DEGREES:
         return f"{nodeid}: tp degree {degree} does not exist on Trn1; 1, 2, 8 and 32 NeuronCores work together."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .blocks import CoreBlock
+    from .core_block import CoreBlock
     from .tp_group import TpGroup
 
 MARKER = "tp(*degrees): run the test once per degree, holding that many neighbouring cores of the pool"
@@ -27,10 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and the sides that this process plays. Before any test module can import torch_xla."""
-    from . import sides  # noqa: PLC0415
+    from . import roles  # noqa: PLC0415
 
     config.addinivalue_line("markers", MARKER)
-    sides.register(config)
+    roles.register(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,7 +62,7 @@ def tp_degree(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def neuron_cores(request: pytest.FixtureRequest) -> CoreBlock:
     """The cores that this test holds: first, count, and the environment of a job on them."""
-    from .tenant import block_of  # noqa: PLC0415
+    from .core_holder import block_of  # noqa: PLC0415
 
     return block_of(request.node, _missing(request))
 
@@ -70,7 +70,7 @@ def neuron_cores(request: pytest.FixtureRequest) -> CoreBlock:
 @pytest.fixture
 def tp_group(request: pytest.FixtureRequest) -> Iterator[TpGroup]:
     """A job of `tp_degree` ranks on this test's cores: `run` a script under torchrun, or `verify` components."""
-    from .tenant import group_of  # noqa: PLC0415
+    from .core_holder import group_of  # noqa: PLC0415
 
     with group_of(request.node, _missing(request)) as group:
         yield group

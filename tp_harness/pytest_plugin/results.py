@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from ..cores import names
-from ..record import RunRecord, describe_environment
 from ..report.junit import add_status, clean, counts
-from ..restore import from_json
-from ..result import Result, Status
+from ..results.from_json import from_json
+from ..results.result import Result, Status
+from ..results.run_record import RunRecord, describe_environment
+from ..system.core_pool import names
 from .settings import Settings
 
 

@@ -56,8 +56,8 @@ def find_neuron_cores() -> tuple[int, ...]:
     """
     if not _maybe_neuron():
         return ()
-    from ..neuron_devices import read_machine  # noqa: PLC0415
-    from ..neuron_env import visible_cores  # noqa: PLC0415
+    from ..neuron.devices import read_machine  # noqa: PLC0415
+    from ..neuron.environment import visible_cores  # noqa: PLC0415
 
     cores = read_machine(neuron_ls=lambda: None).cores
     given = os.environ.get("NEURON_RT_VISIBLE_CORES", "").strip()

@@ -1,7 +1,7 @@
 """A job of N ranks on a test's cores: torchrun or `tp-harness verify`, in a process family of its own.
 
 One world size per process, as the Neuron runtime needs. However the job or the test ends, also by SIGKILL of the
-worker, the whole family ends, and until then it keeps the locks of its cores (keeper.py).
+worker, the whole family ends, and until then it keeps the locks of its cores (job_supervisor.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any
 
-from ..environment import Changes, changed
 from ..errors import UsageError
-from .blocks import CoreBlock
-from .properties import Properties
+from ..system.environment import Changes, changed
+from .core_block import CoreBlock
+from .report_properties import Properties
 
 _OF_CORES = {"NEURON_RT_VISIBLE_CORES", "NEURON_RT_ROOT_COMM_ID"}
 _TORCHRUN_GIVES_UP = " failed (exitcode: "
@@ -152,7 +152,7 @@ class TpGroup:
         __tracebackhide__ = True
         env = self._environment(changes)
         log, begin = folder / "output.log", time.monotonic()
-        keeper = [sys.executable, "-m", "tp_harness.pytest_plugin.keeper", sys.executable, *arguments]
+        keeper = [sys.executable, "-m", "tp_harness.pytest_plugin.job_supervisor", sys.executable, *arguments]
         with log.open("wb") as output:
             self._running = subprocess.Popen(
                 keeper,

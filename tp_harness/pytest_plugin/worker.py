@@ -1,4 +1,4 @@
-"""The side that runs tests: hooks around each of them. What they do with cores is in tenant.py.
+"""The side that runs tests: hooks around each of them. What they do with cores is in core_holder.py.
 
 Waiting for cores happens before the test's protocol begins, so it counts neither as the test's duration nor for its
 timeout. Nothing is imported, and no file opened, for a project without marked tests.
@@ -14,11 +14,11 @@ import pytest
 
 from ..errors import UsageError
 from .marks import degree_of, first_mistake
-from .properties import Properties, reason_of, status_of
+from .report_properties import Properties, reason_of, status_of
 from .settings import FOLDER, MISTAKE, WORKER_FOLDER, Settings
 
 if TYPE_CHECKING:
-    from .tenant import Tenant
+    from .core_holder import Tenant
 
 
 class Worker:
@@ -39,7 +39,7 @@ class Worker:
 
     def _tenancy(self) -> Tenant:
         if self._tenant is None:
-            from .tenant import Tenant  # noqa: PLC0415
+            from .core_holder import Tenant  # noqa: PLC0415
 
             self._tenant = Tenant(self._settings)
         return self._tenant
@@ -82,7 +82,7 @@ class Worker:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Fail a test that got no cores, in one sentence."""
         if degree_of(item) is not None:
-            from .tenant import refusal  # noqa: PLC0415
+            from .core_holder import refusal  # noqa: PLC0415
 
             if text := refusal(item):
                 pytest.fail(text, pytrace=False)
@@ -92,8 +92,8 @@ class Worker:
         """Call a 1-core test in a child, where its process would keep the core from larger ones."""
         if self._tenant is None or not self._tenant.calls_in_child(pyfuncitem):
             return None
-        from .isolated import call_in_child  # noqa: PLC0415
-        from .tenant import block_of  # noqa: PLC0415
+        from .core_holder import block_of  # noqa: PLC0415
+        from .forked_call import call_in_child  # noqa: PLC0415
 
         call_in_child(pyfuncitem, block_of(pyfuncitem, "").env)
         return True

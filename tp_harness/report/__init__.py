@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..record import RunRecord
-from ..scoreboard import Trial
+from ..results.mutation_score import Trial
+from ..results.run_record import RunRecord
 from . import html, junit, markdown
 from .kills import read_trials
 

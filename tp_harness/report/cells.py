@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..record import RunRecord
+from ..results.run_record import RunRecord
 from .costs import Cost, Scaling, costs, scaling
 from .view import ratio, seconds, size, wall_time_counts
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import printable
-from ..number import worst_output
-from ..record import RunRecord
-from ..result import Gate, Result, Status
+from ..results.result import Gate, Result, Status
+from ..results.run_record import RunRecord
 from .costs import Cost, Key, costs, scaling
+from .headline import worst_output
 from .view import components, matrix, wall_time_counts
 
 CORE_BYTES = 16 * 2**30  # HBM of one NeuronCore of a trn1.32xlarge

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from ..result import Collective, RankRecord, Result
+from ..results.result import Collective, RankRecord, Result
 
 Key = tuple[str, int, str]  # component, layer, dtype
 

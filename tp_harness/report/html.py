@@ -18,17 +18,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import printable
-from ..failures import failures
-from ..number import legend
-from ..paragraph import details, divergence_text, sentence
-from ..record import RunRecord
-from ..result import Result
-from ..scoreboard import Trial, remarks, score_table, trial_table
+from ..results.mutation_score import Trial, remarks, score_table, trial_table
+from ..results.result import Result
+from ..results.run_record import RunRecord
 from ..trn1 import MODELLED
 from ..trn1.view import ending, tables
 from ..version import __version__
 from . import cells, view
 from .charts import accuracy_charts, cost_charts, time_charts
+from .failure_text import details, divergence_text, sentence
+from .failures import failures
+from .headline import legend
 from .modelled import model_charts, predictions
 from .plotly import plotly
 from .svg import svg, value_text

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from ..paragraph import divergence_text
-from ..record import RunRecord
-from ..result import Result, Status
-from ..scoreboard import Trial
+from ..results.mutation_score import Trial
+from ..results.result import Result, Status
+from ..results.run_record import RunRecord
 from . import view
+from .failure_text import divergence_text
 
 _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2

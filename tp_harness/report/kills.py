@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from ..errors import UsageError
-from ..restore import from_json
-from ..scoreboard import Trial
+from ..results.from_json import from_json
+from ..results.mutation_score import Trial
 
 NAME = "faults.json"
 

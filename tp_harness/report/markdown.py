@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..errors import printable
-from ..failures import Failure, failures
-from ..number import legend
-from ..paragraph import details, sentence
-from ..record import RunRecord
-from ..result import Result, Status
-from ..scoreboard import Trial, remarks, score_table
-from ..table import controls_text
+from ..results.mutation_score import Trial, remarks, score_table
+from ..results.result import Result, Status
+from ..results.run_record import RunRecord
 from . import cells, view
+from .failure_text import details, sentence
+from .failures import Failure, failures
+from .headline import legend
+from .terminal import controls_text
 
 MAX_FAILURES = 20  # more would hide the first; all are in report.html
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..config import PRESETS, ModelConfig
+from ..config.model import PRESETS, ModelConfig
 from ..errors import UsageError
-from ..record import RunRecord
+from ..results.run_record import RunRecord
 from ..trn1 import MODELLED
 from ..trn1.constants import CORE_BYTES
 from ..trn1.predict import Prediction, predict

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..logs import written_logs
-from ..number import cell
-from ..options import OF_GPT_OSS
-from ..record import RunRecord
-from ..result import Control, Gate, Result, Status
+from ..config.options import OF_GPT_OSS
+from ..results.result import Control, Gate, Result, Status
+from ..results.run_record import RunRecord
+from .headline import cell
+from .rank_logs import written_logs
 
 # Exit code -> what it says of the run.
 HEADLINES = {

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import PRESETS
-from ..texttable import TextTable
+from ..config.model import PRESETS
+from ..text_table import TextTable
 from . import MODELLED
 from .calibrate import FitRow, decode_fit, fit_decode, fit_prefill, prefill_fit, prefill_with_start
 from .collectives import HOW

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import ModelConfig
-from ..preflight import mxfp4_note
+from ..config.divisibility import mxfp4_note
+from ..config.model import ModelConfig
 from .collectives import Collectives
 from .constants import CORE_BYTES, CORES, PRICE
 from .roofline import terms

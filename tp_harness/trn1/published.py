@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import ModelConfig
+from ..config.model import ModelConfig
 
 TP = 32
 NO_WINDOW = 2**30  # tokens

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..texttable import TextTable
+from ..text_table import TextTable
 from . import MODELLED
 from .calibrate import FitRow
 from .constants import CORE_BYTES

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..config import ModelConfig
-from ..preflight import MXFP4_BLOCK
+from ..config.divisibility import MXFP4_BLOCK
+from ..config.model import ModelConfig
 
 ACTIVATION_BYTES = 2  # bfloat16
 REDUCE_BYTES = 4  # partial sums are added in float32 (modules.layers.reduce_dtype)

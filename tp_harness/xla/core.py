@@ -8,7 +8,7 @@ import time
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 
-from ..compile_cache import cache_root, compiled_programs
+from ..neuron.compile_cache import cache_root, compiled_programs
 from .device import XLADevice
 from .group import XLAGroup
 

@@ -17,16 +17,16 @@ import torch_xla
 from torch.utils._pytree import tree_leaves
 from torch_xla.debug import metrics
 
-from ..device import Device, GraphFinding, Movable, Result
-from ..restore import from_json
-from ..result import Program, ProgramCollective, to_json
+from ..ranks.device import Device, GraphFinding, Movable, Result
+from ..results.from_json import from_json
+from ..results.result import Program, ProgramCollective, to_json
 from . import hlo
-from .cause import difference, short
-from .meeting import Meets, awaited
+from .graph_diff import difference, short
+from .rendezvous import Meets, awaited
 
 xlac = torch_xla._XLAC
 _REFUSED = "Unexpected execution happens"  # what torch-xla raises where execution is not allowed
-_LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/taps.py", "/tp_harness/rank.py", "/tp_harness/xla/")
+_LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/case/taps.py", "/tp_harness/ranks/rank.py", "/tp_harness/xla/")
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,7 +8,7 @@ import torch
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 
-from ..group import Group
+from ..parallel.group import Group
 
 
 class XLAGroup(Group):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from ..result import ProgramCollective
+from ..results.result import ProgramCollective
 
 KINDS = {
     "all-reduce": "all_reduce",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from ..result import to_json
+from ..results.result import to_json
 
 if TYPE_CHECKING:
     from .core import CoreDevice, CoreGroup

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from tp_harness.kernels.checks.rule_cases import (
-    memory,
-    operands,
-    other_engines,
-    tensor_engine,
-    vector_engine,
-)
+from tp_harness.kernels.checks.rule_cases import memory, operands, other_engines, tensor_engine, vector_engine
 from tp_harness.kernels.checks.rule_cases.case import RuleCase, outcome
 
 CASES: tuple[RuleCase, ...] = (

@@ -1,0 +1,1 @@
+"""What numbers a run computes with."""

@@ -1,0 +1,204 @@
+"""Ranks as threads that take turns: one runs until it enters a collective or returns, then the next one does.
+
+With one rank at a time a run is deterministic, a breakpoint stops everything, and a collective that some rank never
+enters is seen at once, because nobody is left to run. Sums are gloo's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..launch.outcome import Report
+from ..launch.stacks import name_ranks
+from ..parallel.group import Group, collective
+from ..results.result import Collective
+
+RING_SEGMENT_BYTES = 1 << 20  # gloo's default for the largest piece that a ring passes on
+
+
+class Abandoned(BaseException):
+    """Raised in ranks that wait when the run is over; no module's `except Exception` may swallow it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a rank brought to a collective; `detail` is its dimension or source rank."""
+
+    what: Collective
+    tensor: torch.Tensor
+    detail: int | None
+
+    @property
+    def agreement(self) -> tuple[object, ...]:
+        """What must be the same on all ranks. Not the shape: like gloo, a sum only counts elements."""
+        shape = self.what.shape if self.what.kind == "all_gather" else self.tensor.numel()
+        return self.what.kind, shape, self.what.dtype, self.detail
+
+
+Combine = Callable[[Sequence[Call]], list[torch.Tensor]]
+
+
+class Turns:
+    """Whose turn it is among `size` ranks, and what those that wait have brought."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.running = 0
+        self.returned: set[int] = set()
+        self.failure: tuple[int, Report] | None = None
+        self.over = threading.Event()  # every rank returned, one failed, or the run was abandoned
+        self._threads: dict[int, int] = {}
+        self._gates = [threading.Semaphore(0) for _ in range(size)]
+        self._gates[0].release()
+        self._waiting: dict[int, Call] = {}
+        self._results: list[torch.Tensor] = []
+
+    def wait(self, rank: int) -> None:
+        """Block until it is this rank's turn.
+
+        Raises:
+            Abandoned: the run is over.
+        """
+        self._threads[rank] = threading.get_ident()
+        if not self.over.is_set():
+            self._gates[rank].acquire()
+        if self.over.is_set():
+            raise Abandoned
+        self.running = rank
+
+    def meet(self, rank: int, call: Call, combine: Combine) -> torch.Tensor:
+        """This rank's result of a collective; the last rank to come computes everybody's with `combine`."""
+        if self.over.is_set():
+            raise Abandoned
+        self._waiting[rank] = call
+        if len(self._waiting) == self.size:
+            calls = [self._waiting[r] for r in range(self.size)]
+            self._check_agreement(calls)
+            self._results = combine(calls)
+            self._waiting = {}
+        self._pass_on(rank)
+        self.wait(rank)
+        return self._results[rank]
+
+    def leave(self, rank: int) -> None:
+        """This rank has returned."""
+        self.returned.add(rank)
+        if len(self.returned) == self.size:
+            self.over.set()
+        else:
+            self._pass_on(rank)
+
+    def fail(self, rank: int, error: str, trace: str) -> None:
+        """This rank failed; the others end too."""
+        self.failure = self.failure or (rank, Report(time_ns=time.monotonic_ns(), error=error, traceback=trace))
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End it: every rank that waits, or comes to wait, raises Abandoned."""
+        self.over.set()
+        for gate in self._gates:
+            gate.release()
+
+    def stack(self, rank: int) -> str:
+        """Where the rank is, innermost call last; empty when it has returned."""
+        frame = sys._current_frames().get(self._threads.get(rank, -1))
+        return "".join(traceback.format_stack(frame)) if frame and rank not in self.returned else ""
+
+    def _pass_on(self, rank: int) -> None:
+        """To the next rank that can run; if there is none, some wait for others that have returned."""
+        others = [(rank + i) % self.size for i in range(1, self.size + 1)]
+        able = [r for r in others if r not in self._waiting and r not in self.returned]
+        if able:
+            self._gates[able[0]].release()
+            return
+        gone, waiting = sorted(self.returned), sorted(self._waiting)
+        what = self._waiting[waiting[0]].what
+        if len(gone) <= len(waiting):
+            wait = f"{name_ranks(waiting)} wait{'s' if len(waiting) == 1 else ''}"
+            self._disagree(gone[0], f"it returned without entering {what}, in which {wait}")
+        else:
+            self._disagree(waiting[0], f"it waits in {what}, which {name_ranks(gone)} never entered")
+
+    def _check_agreement(self, calls: Sequence[Call]) -> None:
+        kinds = [call.agreement for call in calls]
+        usual = max(kinds, key=kinds.count)  # the first of those that most ranks agree on
+        for rank, kind in enumerate(kinds):
+            if kind != usual:
+                other = kinds.index(usual)
+                self._disagree(rank, f"it entered {calls[rank].what} where rank {other} entered {calls[other].what}")
+                raise Abandoned
+
+    def _disagree(self, rank: int, message: str) -> None:
+        self.fail(rank, f"CollectiveError: {message}", self.stack(rank))
+
+
+class LocalGroup(Group):
+    """One rank's side of the turns. How long a call takes says nothing: the others' turns lie in it."""
+
+    timed = False
+    cpu_seconds = staticmethod(time.thread_time)
+
+    def __init__(self, rank: int, turns: Turns) -> None:
+        super().__init__(rank, turns.size)
+        self.turns = turns
+
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
+            total = ring_sum([call.tensor.reshape(-1) for call in calls])
+            return [total.clone().view(call.tensor.shape) for call in calls]
+
+        return self._meet("all_reduce", x, combine)
+
+    def _all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
+            full = torch.cat([call.tensor for call in calls], dim=dim)
+            return [full.clone() for _ in calls]
+
+        return self._meet("all_gather", x, combine, dim)
+
+    def _reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """gloo runs one ring per slice."""
+
+        def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
+            slices = zip(*(call.tensor.chunk(self.size, dim=dim) for call in calls), strict=True)
+            return [ring_sum([part.reshape(-1) for part in parts]).view(parts[0].shape) for parts in slices]
+
+        return self._meet("reduce_scatter", x, combine, dim)
+
+    def _broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
+        def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
+            return [calls[src].tensor.clone().view(call.tensor.shape) for call in calls]
+
+        return self._meet("broadcast", x, combine, src)
+
+    def _meet(self, kind: str, x: torch.Tensor, combine: Combine, detail: int | None = None) -> torch.Tensor:
+        what = collective(kind, self.size, tuple(x.shape), x.dtype)
+        return self.turns.meet(self.rank, Call(what=what, tensor=x, detail=detail), combine)
+
+
+def ring_sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of one flat tensor per rank, added in the order and rounded as often as by gloo's ring.
+
+    The ring cuts the tensor into segments, at least two per rank and none above RING_SEGMENT_BYTES, all of the same
+    rounded-up length. Rank k - 1 sends its segments of chunk k to rank k - 2, which adds its own, and so on to rank k.
+    """
+    size, count = len(parts), parts[0].numel()
+    most = max(1, RING_SEGMENT_BYTES // parts[0].element_size())
+    per_rank = max(2, math.ceil(math.ceil(count / most) / size))
+    chunk = math.ceil(count / (per_rank * size)) * per_rank
+    total = torch.empty_like(parts[0])
+    for k, start in enumerate(range(0, count, max(1, chunk))):
+        piece = slice(start, start + chunk)
+        running = parts[k - 1][piece].clone()
+        for step in range(2, size + 1):
+            running += parts[k - step][piece]
+        total[piece] = running
+    return total

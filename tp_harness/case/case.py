@@ -1,0 +1,204 @@
+"""A case: one reference, one sharded module, and what joins them.
+
+This is all a user writes to attach an own model; the built-in components are cases too (components.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..arithmetic.casts import cast
+from ..errors import UnknownNameError, UsageError, doing
+from ..parallel.group import Group
+from ..parallel.placements import Placement, Replicate
+from ..results.collective import KINDS, Collective
+from .routing import Router
+from .taps import Source
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module with every floating-point parameter and buffer in `dtype`."""
+    return cast(copy.deepcopy(module), dtype)
+
+
+def leave(module: nn.Module, group: Group) -> None:
+    """Change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What to verify. Only the first four fields are needed.
+
+    Args:
+        name: how results call it.
+        reference: makes the single-core module, with full parameters. If it has an argument `dtype`, it is given the
+            dtype that the module computes in.
+        sharded: makes a rank's module, called on every rank with the group as ambient `current_group()` and as
+            torch's default process group. If it has an argument `dtype`, it is given the run's.
+        inputs: (generator) -> the full inputs, a tuple of CPU tensors. Floating-point inputs are rounded to
+            bfloat16, so that every dtype sees the same numbers.
+        plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
+            and otherwise an error that names it.
+        output: the placement of each output: one, or a tuple of them.
+        input_placements: the placement of each input; those left out are replicated.
+        collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
+            recorded schedules are only compared with each other.
+        unscheduled: kinds of collectives ("send", "all_reduce", ...) that are not compared, neither with the plan nor
+            between ranks, because what a rank calls of them depends on its data.
+        depth: how many layers follow one another, for the ceiling of the float32 limit.
+        reduction: the length of the longest sum, for the float32 limit; 0 takes the largest parameter dimension.
+        routing: the routers: the name of a submodule that has the submodules `router_logits` and `chosen` ("" is the
+            module itself), or a Router, for one that returns its choice.
+        taps: intermediate tensors worth comparing after a mismatch, in order of execution: the name of a submodule
+            of both modules (an nn.Identity, say) -> the placement of its output. One that is called several times
+            counts as its outputs joined along dimension 0.
+        replicated: True when sharding nothing is the plan (otherwise it makes a run at tp > 1 void).
+        prefix, layer: where the parameters are in a checkpoint of the whole model.
+        lazy: both factories may be called under torch.device("meta"), parameters being assigned afterwards.
+        in_dtype: (reference module, dtype) -> a module that computes in dtype.
+        edit: (a rank's module, its group) -> None: changes the module after it was built and loaded, and what it
+            holds was recorded. Faults are put in with it.
+
+    Raises:
+        UsageError: a field of the wrong type; the message names it.
+    """
+
+    name: str
+    reference: Callable[..., nn.Module]
+    sharded: Callable[..., nn.Module]
+    inputs: Callable[[torch.Generator], Tensors]
+    plan: Mapping[str, Placement] = field(default_factory=dict)
+    output: Placement | tuple[Placement, ...] = field(default_factory=Replicate)
+    input_placements: tuple[Placement, ...] = ()
+    collectives: Callable[[int], tuple[Collective, ...]] | None = None
+    unscheduled: tuple[str, ...] = ()
+    reduction: int = 0
+    depth: int = 1
+    routing: tuple[str | Router, ...] = ()
+    taps: Mapping[str, Placement] = field(default_factory=dict)
+    replicated: bool = False
+    prefix: str = ""
+    layer: int = 0
+    lazy: bool = False
+    in_dtype: Callable[[nn.Module, torch.dtype], nn.Module] = cast_copy
+    edit: Callable[[nn.Module, Group], None] = leave
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
+    @property
+    def outputs(self) -> tuple[Placement, ...]:
+        """One placement per output."""
+        return self.output if isinstance(self.output, tuple) else (self.output,)
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """What `routing` names."""
+        return tuple(Router(router) if isinstance(router, str) else router for router in self.routing)
+
+    @property
+    def watched(self) -> dict[str, Source]:
+        """Tap name -> what gives it: the case's own taps, and what its routers show."""
+        sources: dict[str, Source] = {name: (name, None) for name in self.taps}
+        for router in self.routers:
+            sources |= {tap: source for tap, source in router.sources.items() if tap not in sources}
+        return sources
+
+    def planned(self, tp: int) -> tuple[Collective, ...] | None:
+        """The calls that `collectives` plans at a degree; None where there is no plan."""
+        if self.collectives is None:
+            return None
+        with doing(f"collectives of {self.name}, called with {tp},"):
+            return self.collectives(tp)
+
+    def input_placement(self, index: int) -> Placement:
+        """The placement of input `index`."""
+        return self.input_placements[index] if index < len(self.input_placements) else Replicate()
+
+    def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A module of `factory` that computes in `dtype`, without memory for its parameters where the case permits."""
+        arguments = {"dtype": dtype} if takes_dtype(factory) else {}
+        with torch.device("meta") if self.lazy else nullcontext():
+            return factory(**arguments)
+
+    def reference_in(self, reference: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """A copy of the reference that computes in `dtype`, with the same parameters."""
+        if self.in_dtype is not cast_copy or not takes_dtype(self.reference):
+            with doing(f"in_dtype of {self.name}, called with the reference and {dtype},"):
+                module = self.in_dtype(reference, dtype)
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"in_dtype of {self.name} returns a {type(module).__name__}; a module is needed.")
+            return module
+        made = self.make(self.reference, dtype)
+        made.load_state_dict(reference.state_dict())
+        return cast(made, dtype).eval()
+
+
+def _check_fields(case: Case) -> None:
+    """What is wrong here would only be stumbled over in a rank, or in the verdict."""
+    functions = [
+        name for name in ("reference", "sharded", "inputs", "in_dtype", "edit") if not callable(getattr(case, name))
+    ]
+    if case.collectives is not None and not callable(case.collectives):
+        functions.append("collectives")
+    for name in functions:
+        raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
+    for name in ("reference", "sharded"):
+        if isinstance(getattr(case, name), nn.Module):  # callable too, but what it gives is no module
+            cls = type(getattr(case, name)).__name__
+            raise UsageError(
+                f"{name} of a Case is a module, an instance of {cls}; what makes one is needed: the class {cls} "
+                "itself, or a function without arguments that returns a new module."
+            )
+    for name, kind in (
+        ("name", str),
+        ("prefix", str),
+        ("plan", Mapping),
+        ("taps", Mapping),
+        ("routing", tuple),
+        ("unscheduled", tuple),
+    ):
+        if not isinstance(getattr(case, name), kind):
+            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
+    for name in ("reduction", "layer", "depth"):
+        if not isinstance(getattr(case, name), int) or getattr(case, name) < 0:
+            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a whole number is needed.")
+    placed = {"output": case.outputs, "input_placements": case.input_placements}
+    placed |= {"plan": tuple(case.plan.values()), "taps": tuple(case.taps.values())}
+    for name, placements in placed.items():
+        wrong = (
+            [p for p in placements if not isinstance(p, Placement)] if isinstance(placements, tuple) else [placements]
+        )
+        if wrong:
+            raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
+    if not all(isinstance(router, (str, Router)) for router in case.routing):
+        raise UsageError(f"routing of a Case is {case.routing!r:.100}; names of submodules are needed, or Routers.")
+    _check_names(case)
+
+
+def _check_names(case: Case) -> None:
+    names = [*case.plan, *case.taps, *case.unscheduled, case.name or None]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
+    for kind in case.unscheduled:
+        if kind not in KINDS:
+            raise UnknownNameError(f"kind of collective in unscheduled of {case.name}", kind, KINDS)
+
+
+def takes_dtype(factory: Callable[..., nn.Module]) -> bool:
+    """Whether a factory has an argument `dtype` that nobody has given a value yet."""
+    given = factory.keywords if isinstance(factory, partial) else {}
+    try:
+        return "dtype" in inspect.signature(factory).parameters and "dtype" not in given
+    except (TypeError, ValueError):  # some callables have no signature that can be read
+        return False

@@ -1,0 +1,1 @@
+"""Tensors in files: checkpoints as they are published, and weights that repeat."""

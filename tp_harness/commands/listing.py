@@ -1,0 +1,79 @@
+"""What `tp-harness list` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+
+def components() -> RenderableType:
+    """The built-in components and what is sharded in each."""
+    from ..models.gpt_oss.components import COMPONENTS  # noqa: PLC0415  (imports torch; the other lists do not)
+
+    table = _table("component", "what is verified")
+    for name, factory in COMPONENTS.items():
+        table.add_row(name, (factory.__doc__ or "").splitlines()[0])
+    return table
+
+
+def backends() -> RenderableType:
+    """The backends, and why one cannot run here."""
+    from ..backends import BACKENDS  # noqa: PLC0415
+
+    table = _table("backend", "available", "what it cannot see")
+    for backend in BACKENDS:
+        table.add_row(backend.name, backend.available() or "yes", backend.blind_spots)
+    return table
+
+
+def kernels() -> RenderableType:
+    """The NKI kernels: limits, peak memory per partition, and how they were checked."""
+    from ..kernels.registry import KERNELS  # noqa: PLC0415
+
+    table = _table("kernel", "limits", "peak SBUF", "peak PSUM")
+    for spec in KERNELS:
+        table.add_row(spec.name, spec.limits, f"{spec.sbuf_peak_bytes:,} B", f"{spec.psum_peak_banks} banks")
+    by_status: dict[str, list[str]] = {}
+    for spec in KERNELS:
+        by_status.setdefault(spec.status, []).append(spec.name)
+    peaks = "Peaks per partition at gpt-oss-20b, tp 8, 128 tokens, float32."
+    return Group(table, peaks, *(f"{', '.join(names)}: {status}." for status, names in by_status.items()))
+
+
+def faults() -> RenderableType:
+    """The faults that can be put in on purpose, by component."""
+    from ..faults import FAULTS, GENERIC, GRAPH  # noqa: PLC0415
+
+    table = _table("fault", "component", "layer", "what is wrong")
+    for fault in (*FAULTS, *GENERIC, *GRAPH):
+        table.add_row(fault.name, fault.component, str(fault.layer), fault.cause)
+    return table
+
+
+def models() -> RenderableType:
+    """The presets and their numbers."""
+    from ..config.model import PRESETS, ModelConfig  # noqa: PLC0415
+
+    table = _table("", *PRESETS)
+    for field in dataclasses.fields(ModelConfig):
+        table.add_row(field.name, *(f"{getattr(preset, field.name):g}" for preset in PRESETS.values()))
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+LISTS: dict[str, Callable[[], RenderableType]] = {
+    "components": components,
+    "faults": faults,
+    "backends": backends,
+    "kernels": kernels,
+    "models": models,
+}

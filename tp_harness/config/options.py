@@ -1,0 +1,282 @@
+"""The options of `verify`: as a user may give them, and resolved, with nothing left open. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UnknownNameError, UsageError
+from .divisibility import check_degrees
+from .huggingface import load_model_config
+from .model import PRESETS, ModelConfig
+
+# Kept here rather than read from components.py, which imports torch; a test holds them equal.
+COMPONENT_NAMES = (
+    "rmsnorm",
+    "rope",
+    "attention",
+    "mlp",
+    "transformer_block",
+    "embedding",
+    "unembedding",
+    "transformer",
+)
+DTYPES = ("float32", "bfloat16")
+OTHER_DTYPES = ("float64", "fp64", "double", "float16", "fp16", "half", "float8", "fp8")
+KERNEL_NAMES = ("torch", "nki")
+INIT_NAMES = ("discriminating", "constant", "tied")
+MAX_REPEATS = 1000
+MODEL = "tiny"  # by default
+OWN = ("case", 0)  # the target of an own Case, within the run of that Case alone
+OF_GPT_OSS = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that an own Case passes over
+_NOT_OF_A_CASE = {
+    "components": "--component",
+    "layers": "--layer",
+    "depth": "--depth",
+    "model": "--model",
+    "batch": "--batch",
+    "seq": "--seq",
+}
+TIMEOUT = 300.0  # seconds
+SECONDS_PER_WEIGHT = 1e-7  # and forward, in all dtypes; measured with 32 ranks on two busy cores: 2e-8
+MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user asked for; None and () mean: choose for me."""
+
+    components: tuple[str, ...] = ()
+    degrees: tuple[int, ...] = (1, 2, 8, 32)
+    model: str | None = None
+    batch: int | None = None
+    seq: int | None = None
+    layers: tuple[int, ...] = ()
+    depth: int | None = None
+    dtypes: tuple[str, ...] = ()
+    backend: str = "auto"
+    seed: int = 0
+    draws: int | None = None
+    init: str = "discriminating"
+    kernels: str = "torch"
+    repeats: int = 0
+    fault: str = ""
+    fault_control: bool = True
+    checkpoint: Path | None = None
+    case: str | Sequence[str] | None = None  # FILE.py or FILE.py:NAME, or several
+    out: Path = Path("artifacts")
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A run, fully decided. `targets` are (component, layer) in order; `case` is () for built-in components.
+
+    `case` names own Cases as FILE.py:NAME, each with a target of the name and layer that its results have; as long as
+    nobody has looked into their files, they may be FILE.py too, and `targets` is (OWN,). `model` is the whole model;
+    `depth` is how many of its layers the transformer is run with, 0 for all.
+    """
+
+    targets: tuple[tuple[str, int], ...]
+    degrees: tuple[int, ...]
+    model_name: str = MODEL
+    model: ModelConfig = PRESETS[MODEL]
+    batch: int = 2
+    seq: int = 40
+    dtypes: tuple[str, ...]
+    seed: int
+    draws: int
+    init: str
+    kernels: str
+    checkpoint: str
+    case: tuple[str, ...]
+    out: str
+    timeout: float
+    repeats: int = 0
+    fault: str = ""
+    fault_control: bool = True
+    depth: int = 0
+
+
+def resolve(options: Options) -> Resolved:
+    """Check every option and decide the open ones.
+
+    A small model gets two rows, 40 tokens (longer than its window), two draws and both kinds of layer; a
+    real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
+
+    Raises:
+        UsageError: an option that cannot be; one sentence with the value and the next step.
+    """
+    case = case_specs(options.case)
+    _check_case(options, case)
+    model = load_model_config(options.model or MODEL)
+    small = model.hidden_size <= 512
+    components = options.components or COMPONENT_NAMES
+    _check_choices("component", components, COMPONENT_NAMES)
+    _check_dtypes(options.dtypes)
+    _check_choices("init", (options.init,), INIT_NAMES)
+    _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
+    for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
+        if value is not None:
+            check_range(name, value)
+    if not 0 <= options.repeats <= MAX_REPEATS:
+        raise UsageError(f"--repeats is {options.repeats}; a number between 0 and {MAX_REPEATS} is needed.")
+    if options.timeout is not None and not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout is {options.timeout:g}; a positive number of seconds is needed.")
+    if not 0 <= options.seed < 2**31:
+        raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
+    check_distinct_degrees(options.degrees)
+    if options.checkpoint and options.init != INIT_NAMES[0]:
+        raise UsageError(f"--init is {options.init}, but --checkpoint gives the weights; leave one of them out.")
+    if case:
+        targets: tuple[tuple[str, int], ...] = (OWN,)
+    else:
+        check_degrees(model, components, options.degrees)
+        _check_layers(options, model)
+        _check_depth(options, model, components)
+        targets = tuple((name, layer) for name in components for layer in _layers(options, model, name, small))
+    depth = options.depth or model.num_hidden_layers
+    return Resolved(
+        targets=targets,
+        degrees=options.degrees,
+        model_name=options.model or MODEL,
+        model=model,
+        batch=options.batch or (2 if small else 1),
+        seq=options.seq or (40 if small else 160),
+        dtypes=options.dtypes or DTYPES,
+        seed=options.seed,
+        draws=options.draws or (2 if small else 1),
+        init=options.init,
+        kernels=options.kernels,
+        checkpoint=str(options.checkpoint or ""),
+        case=case,
+        out=str(options.out),
+        timeout=options.timeout or _timeout(model, depth, targets, options.repeats),
+        repeats=options.repeats,
+        fault=options.fault,
+        fault_control=options.fault_control,
+        depth=0 if depth == model.num_hidden_layers else depth,
+    )
+
+
+def case_specs(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What --case names, one or several, as a tuple."""
+    return (given,) if isinstance(given, str) and given else tuple(given or ())
+
+
+def case_file(spec: str) -> str:
+    """The file of FILE.py:NAME, or of FILE.py."""
+    return spec if spec.endswith(".py") else spec.rpartition(":")[0]
+
+
+def _check_case(options: Options, case: tuple[str, ...]) -> None:
+    """Refuse what a Case would pass over."""
+    given = [flag for name, flag in _NOT_OF_A_CASE.items() if getattr(options, name) not in (None, ())]
+    if case and given:
+        raise UsageError(
+            f"a Case brings its own modules and inputs, which {' and '.join(given)} would not change; leave "
+            f"{'it' if len(given) == 1 else 'them'} out beside --case."
+        )
+
+
+def _layers(options: Options, model: ModelConfig, component: str, small: bool) -> tuple[int, ...]:
+    """Even layers have a sliding window and odd ones not, so what holds attention is run on one of each."""
+    if component not in ("attention", "transformer_block", "mlp"):
+        return (0,)
+    if options.layers:
+        return options.layers
+    both = component == "attention" or (component == "transformer_block" and small)
+    return (0, 1) if both and model.num_hidden_layers > 1 else (0,)
+
+
+def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ...]) -> None:
+    if options.depth is None:
+        return
+    if not 1 <= options.depth <= model.num_hidden_layers:
+        raise UsageError(
+            f"--depth is {options.depth}; a number between 1 and {model.num_hidden_layers} is needed, the layers of "
+            f"{options.model or MODEL}."
+        )
+    if "transformer" not in components:
+        raise UsageError(f"--depth is {options.depth}, but only the transformer has one; add --component transformer.")
+
+
+def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
+    """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes where cores are few."""
+    layers = depth if any(name == "transformer" for name, _ in targets) else 1
+    weights = layers * 3 * model.num_experts * model.hidden_size * model.intermediate_size
+    forwards = 3 + repeats if repeats else 1
+    return TIMEOUT + round(SECONDS_PER_WEIGHT * weights * forwards)
+
+
+def _check_layers(options: Options, model: ModelConfig) -> None:
+    for layer in options.layers:
+        if not 0 <= layer < model.num_hidden_layers:
+            raise UsageError(
+                f"--layer is {layer}; {options.model or MODEL} has layers 0 to {model.num_hidden_layers - 1}."
+            )
+    if len(set(options.layers)) != len(options.layers):
+        raise UsageError(f"--layer is {list(options.layers)}; distinct layers are needed.")
+
+
+def check_range(name: str, value: int) -> None:
+    """Refuse a size that cannot be meant.
+
+    Raises:
+        UsageError: `value` of option `name` is not between 1 and 2**20 - 1.
+    """
+    if not 0 < value < 2**20:
+        raise UsageError(f"{name} is {value}; a number between 1 and {2**20 - 1} is needed.")
+
+
+def parse_degrees(text: str) -> tuple[int, ...]:
+    """`1,2,8,32` as given to --tp.
+
+    Raises:
+        UsageError: not a list of numbers.
+    """
+    try:
+        return tuple(int(tp) for tp in text.split(","))
+    except ValueError:
+        raise UsageError(f"--tp is {text!r}; numbers separated by commas are needed, as 1,2,8,32.") from None
+
+
+def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
+    """Refuse no degree, one given twice, or one that no trn1.32xlarge has.
+
+    Raises:
+        UsageError: says which.
+    """
+    if not degrees or len(set(degrees)) != len(degrees):
+        raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
+    for tp in degrees:
+        if not 1 <= tp <= MAX_DEGREE:
+            raise UsageError(
+                f"--tp holds {tp}; a degree lies between 1 and {MAX_DEGREE}, the NeuronCores of one trn1.32xlarge."
+            )
+
+
+def _check_dtypes(given: tuple[str, ...]) -> None:
+    """A dtype that is another one is no slip of the pen."""
+    for name in given:
+        if name in OTHER_DTYPES or name.startswith(("float8_", "int", "uint")):
+            raise UsageError(
+                f"--dtype is {name!r}; there are limits for {' and '.join(DTYPES)} alone: choose among them."
+            )
+    _check_choices("dtype", given, DTYPES)
+
+
+def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in choices:
+            raise UnknownNameError(kind, name, choices)
+    if len(set(given)) != len(given):
+        raise UsageError(f"a {kind} is named twice: {', '.join(given)}.")
+
+
+def as_record(resolved: Resolved) -> dict[str, object]:
+    """The resolved options as JSON values, for run.json; of an own Case without those that it passes over."""
+    values = dataclasses.asdict(resolved)
+    return {name: value for name, value in values.items() if not (resolved.case and name in OF_GPT_OSS)}

@@ -1,0 +1,146 @@
+"""Tensors of all ranks beside what they must be, in order of execution: the taps of a case, then its outputs.
+
+Not covered: a tap that only one side has (a kernel hides it), or that is empty, is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..case.taps import tap_key
+from ..judge.evidence import Evidence
+from ..judge.gather import join
+from ..parallel.placements import Partial, Placement, PlacementError, Replicate
+from ..prepare.oracle import Tapped
+from ..ranks.rank_files import digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """One tensor at every rank, and what it must be.
+
+    `shards` are the ranks' by rank; `expected` is the float64 oracle's and `baseline` the single-core reference's in
+    the dtype under test, both full.
+    """
+
+    name: str
+    placement: Placement
+    shards: tuple[torch.Tensor, ...]
+    expected: torch.Tensor
+    baseline: torch.Tensor
+
+    @property
+    def tp(self) -> int:
+        """Number of ranks."""
+        return len(self.shards)
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name: `heads` of `block.0.attn.heads`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def summed(self) -> bool:
+        """Whether ranks hold summands: then only their sum is known, and it belongs to all of them."""
+        return isinstance(self.placement, Partial)
+
+    @cached_property
+    def agreed(self) -> bool:
+        """Whether all ranks must hold the same, and do."""
+        same = isinstance(self.placement, Replicate) and len({digest(shard) for shard in self.shards}) == 1
+        return same and len(self.shards) > 1
+
+    @cached_property
+    def full(self) -> torch.Tensor:
+        """All ranks' as one tensor; summands added in float64, the first copy of replicas standing for all.
+
+        Raises:
+            PlacementError: the placement cannot join them.
+        """
+        if self.summed:
+            return torch.stack([shard.to(torch.float64) for shard in self.shards]).sum(dim=0)
+        with _placing(self.placement, self.name):
+            return join(self.placement, list(self.shards)).full
+
+    def shard_of(self, full: torch.Tensor, rank: int) -> torch.Tensor:
+        """A rank's part of a full tensor; of a sum over ranks, the whole.
+
+        Raises:
+            PlacementError: the placement cannot cut it.
+        """
+        if self.summed:
+            return full
+        with _placing(self.placement, self.name):
+            return self.placement.shard(full, rank, self.tp)
+
+    def whole_index(self, rank: int, index: int) -> tuple[int, ...]:
+        """Where in the full tensor the element is whose flat index in the rank's shard is `index`."""
+        positions = torch.arange(self.expected.numel()).view(self.expected.shape)
+        flat = int(self.shard_of(positions, rank).flatten()[index])
+        return tuple(int(i) for i in np.unravel_index(flat, tuple(self.expected.shape)))
+
+
+@contextmanager
+def _placing(placement: Placement, name: str) -> Iterator[None]:
+    """A user's placement may raise anything."""
+    try:
+        yield
+    except PlacementError:
+        raise
+    except Exception as error:
+        raise PlacementError(f"{placement} of {name} raised {type(error).__name__}: {error}") from error
+
+
+def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
+    """Every tensor that both sides have, in order, outputs last.
+
+    Raises:
+        ShapeError: on reaching a tensor of another shape than a shard of the reference's.
+        PlacementError: on reaching one whose placement cannot cut it.
+    """
+    for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
+        key, placement = tap_key(evidence.dtype, name), _placement(evidence, name)
+        empty = tapped.oracle.taps[name].numel() == 0
+        if placement and not empty and all(key in rank.tensors for rank in evidence.ranks.values()):
+            shards = [evidence.ranks[rank].tensors[key] for rank in sorted(evidence.ranks)]
+            yield _traced(name, placement, shards, tapped.oracle.taps[name], tapped.baseline.taps[name])
+    for i, placement in enumerate(evidence.case.outputs):
+        shards = evidence.shards(f"output.{i}")
+        yield _traced(f"output.{i}", placement, shards, tapped.oracle.outputs[i], tapped.baseline.outputs[i])
+
+
+def _placement(evidence: Evidence, name: str) -> Placement | None:
+    """Of a tap; what a router shows is on all ranks, or (None) some of its tokens on each."""
+    of = next((router for router in evidence.case.routers if name in router.sources), None)
+    found = evidence.case.taps.get(name)
+    return found or (None if of is None or evidence.shared_out(of) else Replicate())
+
+
+class ShapeError(Exception):
+    """A rank's tensor that is no shard of the reference's, whatever its token dimensions are called."""
+
+    def __init__(self, name: str, rank: int, actual: torch.Size, expected: torch.Size) -> None:
+        self.name, self.rank = name, rank
+        super().__init__(f"shape {list(actual)} instead of {list(expected)}")
+
+
+def _traced(
+    name: str, placement: Placement, shards: list[torch.Tensor], expected: torch.Tensor, baseline: torch.Tensor
+) -> Traced:
+    """Tokens of a shard may be flattened: (tokens, ...) where the reference has (batch, seq, ...)."""
+    formed = []
+    for rank, shard in enumerate(shards):
+        with _placing(placement, name):
+            form = placement.shard(expected, rank, len(shards)).shape
+        if shard.numel() != form.numel() or shard.shape[-1:] != form[-1:]:
+            raise ShapeError(name, rank, shard.shape, form)
+        formed.append(shard.reshape(form))
+    if expected.dtype == torch.bool:  # which has no difference
+        expected, baseline = expected.to(torch.int64), baseline.to(torch.int64)
+    return Traced(name=name, placement=placement, shards=tuple(formed), expected=expected, baseline=baseline)

@@ -1,0 +1,113 @@
+"""Checks without tolerance: what ranks hold, replicas, the collective schedule, one job on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..case.plan import local_placement
+from ..errors import doing
+from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits
+from ..ranks.rank_files import digest
+from ..results.result import Check
+from .evidence import Evidence
+from .gather import Joined, join
+from .schedule_checks import schedule_check
+
+
+def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
+    """What needs no tolerance."""
+    whole = [router for router in evidence.case.routers if not evidence.shared_out(router)]
+    taps = [tap for router in whole for tap in router.shown]
+    routers = {name: join(Replicate(), evidence.shards(name)) for name in taps}
+    drifts = [(name, output.drift) for name, output in {**routers, **joined}.items() if output.drift]
+    replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs) + len(routers)
+    agreed = f"{replicated} replicated tensors equal on {evidence.tp} ranks, bit for bit"
+    replicas = "; ".join(f"{name}: {drift}" for name, drift in drifts) or agreed
+    hashes = {rank: output.facts["config_hash"] for rank, output in evidence.ranks.items()}
+    odd = [rank for rank, value in hashes.items() if value != hashes[0]]
+    calls = {rank: output.collectives(evidence.dtype) for rank, output in evidence.ranks.items()}
+    checks = (
+        reassembly_check(evidence),
+        Check(name="replicas", passed=not drifts, detail=replicas),
+        schedule_check(evidence.case.planned(evidence.tp), calls, evidence.case.unscheduled),
+        Check(
+            name="config",
+            passed=not odd,
+            detail=f"ranks {odd} read another job" if odd else "one job on all ranks",
+        ),
+    )
+    return (*checks, *repeat_checks(evidence))
+
+
+def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
+    """Where forwards were repeated: the last one gave the bits of the one that is judged."""
+    changed = {rank: output.facts[evidence.dtype].get("changed") for rank, output in evidence.ranks.items()}
+    if any(outputs is None for outputs in changed.values()):
+        return ()
+    other = [f"output.{i} of rank {rank}" for rank, outputs in changed.items() for i in outputs]
+    kept = "has other bits when it is run again: the module keeps something from call to call, or draws random numbers"
+    detail = f"{other[0]} {kept}" if other else "run again, every rank gave the same bits"
+    return (Check(name="repeat", passed=not other, detail=detail),)
+
+
+def reassembly_check(evidence: Evidence) -> Check:
+    """The shards that ranks hold are those of the plan, and joined they are the checkpoint, bit for bit.
+
+    A rank holds either a view of the mapped checkpoint (its place is compared) or a copy (its digest is).
+    """
+    total = 0
+    parameters = {rank: output.facts[evidence.dtype]["parameters"] for rank, output in evidence.ranks.items()}
+    for rank, own in parameters.items():
+        if other := ", ".join(sorted(own.keys() ^ parameters[0].keys())):
+            return Check(name="reassembly", passed=False, detail=f"of ranks 0 and {rank} only one holds {other}")
+    for name, held in parameters[0].items():
+        full = evidence.checkpoint.tensor(evidence.case.prefix + name)
+        placement = local_placement(evidence.case, name, full.shape, held["shape"], evidence.tp)
+        if not _joins(placement, full, evidence.tp):
+            detail = f"{name}: what {placement} splits does not join to the same tensor"
+            return Check(name="reassembly", passed=False, detail=detail)
+        for rank, own in parameters.items():
+            with doing(f"shard of {placement}, called for {name}"):
+                shard = placement.shard(full, rank, evidence.tp)
+            if not _holds(own[name], shard):
+                detail = f"rank {rank} does not hold its shard of {name} ({placement})"
+                return Check(name="reassembly", passed=False, detail=detail)
+        total += full.numel() * full.element_size()
+    return Check(name="reassembly", passed=True, detail=f"the shards join to {total:,} bytes of checkpoint")
+
+
+def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
+    """Whether the placement is a lossless cut of a tensor of this shape: tried on the numbers of its elements.
+
+    One of ours cuts one dimension, whose numbers are enough.
+    """
+    if not full.ndim:
+        return True
+    if type(placement).__module__ == Placement.__module__:
+        dim = getattr(placement, "dim", 0) % full.ndim
+        index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
+    else:
+        index = torch.arange(full.numel()).view(full.shape)
+    try:
+        with doing(f"join of {placement}, called with the shards of the numbers of {list(full.shape)} elements,"):
+            return same_bits(placement.join(placement.split(index, tp)), index)
+    except ReplicaError:  # it takes for replicas what it cuts apart
+        return False
+
+
+def anything_sharded(evidence: Evidence) -> bool:
+    """Whether rank 0 holds less than all of something, be it a parameter or an input."""
+    held = evidence.ranks[0].facts[evidence.dtype]["parameters"]
+    shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
+    shares = any(tuple(held[name]["shape"]) != shape for name, shape in shapes.items())
+    return shares or any(not isinstance(p, Replicate) for p in evidence.case.input_placements)
+
+
+def _holds(facts: Mapping[str, object], shard: torch.Tensor) -> bool:
+    if facts["shape"] != list(shard.shape):
+        return False
+    if "view" in facts:
+        return facts["view"] == [shard.storage_offset(), *shard.stride()]
+    return facts["digest"] == digest(shard.to(getattr(torch, str(facts["dtype"]))))

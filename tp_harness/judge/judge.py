@@ -1,0 +1,172 @@
+"""One task at one degree and dtype, from the ranks' tensors to a Result: the ladder of checks in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..case.taps import CHOSEN
+from ..parallel.placements import KVHeads, Shard
+from ..prepare.oracle import Run
+from ..results.result import Gate, Result, Status, Worst
+from . import distance, verdict
+from .evidence import Evidence
+from .exact_checks import anything_sharded, exact_checks
+from .gates import limits
+from .gather import Joined, join, output_names
+from .program_checks import finding, finding_checks, program_checks, shared_program
+from .router_flips import router_flips, unlocked_statement
+from .shape_checks import form, presence
+
+SCATTER_ELEMENTS = 65_536
+SCATTER_FACTOR = 30.0
+SCATTER = (
+    "the limits are those of the largest single-core error at 8 more inputs nearby: on so few elements it scatters"
+)
+
+Pairs = Sequence[tuple[Run, Run]]  # oracle and baseline
+
+
+def judge(evidence: Evidence, blank: Result) -> Result:
+    """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
+    blank = replace(blank, ranks=tuple(evidence.ranks[r].record(evidence.dtype) for r in sorted(evidence.ranks)))
+    blank = replace(blank, program=shared_program(evidence))
+    found = finding(evidence)
+    if found:
+        checks = finding_checks(evidence, found)
+        reason = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.passed)
+        return replace(blank, status=Status.MISMATCH, reason=reason, checks=checks, ranks=())  # nothing was measured
+    basic = presence(evidence) or form(evidence)
+    if basic:
+        return replace(blank, status=basic[0], reason=basic[1])
+    names = output_names(evidence.case)
+    joined = {
+        name: join(placement, evidence.shards(name))
+        for name, placement in zip(names, evidence.case.outputs, strict=True)
+    }
+    checks = (*program_checks(evidence), *exact_checks(evidence, joined))
+    gates = _all_gates(evidence, joined)
+    nearby = evidence.expectation.run_nearby(evidence.dtype) if _may_scatter(evidence, gates) else ()
+    if nearby:
+        gates = _all_gates(evidence, joined, nearby)
+    flips = router_flips(evidence)
+    void = _void(evidence, joined, nearby)
+    status, reason = verdict.decide(checks, gates, flips, void=void)
+    free = _free(evidence)
+    if free and not void and not verdict.rejected_otherwise(checks, flips):
+        if evidence.dtype in verdict.SIXTEEN_BITS:
+            status, reason = Status.UNDECIDED, f"{reason}; {free}"
+        elif status is Status.MISMATCH:  # in float32 nothing else would say what the outputs are
+            status, reason = Status.VOID, f"{reason}; {free}"
+    # a choice of experts that is wrong, or a control that passed, is no element's fault
+    of_outputs = [gate for gate in gates if any(gate.metric.endswith(name) for name in names)]
+    idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
+    return replace(
+        blank,
+        status=status,
+        reason=reason,
+        gate=verdict.nearest_gate(gates),
+        gates=gates,
+        checks=checks,
+        worst=None if idle else _worst(evidence, joined, gates),
+        flips=flips,
+        unlocked=unlocked_statement(evidence, flips),
+        notes=(*_notes(evidence, gates), *((SCATTER,) if nearby else ())),
+    )
+
+
+def _all_gates(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs = ()) -> tuple[Gate, ...]:
+    of_outputs = (_gates(evidence, i, name, output.full, nearby) for i, (name, output) in enumerate(joined.items()))
+    return (*(gate for gates in of_outputs for gate in gates), *_router_gates(evidence, nearby))
+
+
+def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
+    """Whether a gate fails by so little, on so few elements, that the single-core error may be small by chance.
+
+    An error that is the sum of many roundings is as large everywhere; one of few is not, nor one that a function far
+    from linear has amplified.
+    """
+    size = max(output.numel() for output in evidence.expectation.oracle.outputs)
+    worst = max((verdict.severity(gate) for gate in gates if not gate.undecided), default=0.0)
+    return size <= SCATTER_ELEMENTS and 1.0 < worst < SCATTER_FACTOR
+
+
+def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor, nearby: Pairs = ()) -> tuple[Gate, ...]:
+    pairs = [(oracle.outputs[index], single.outputs[index]) for oracle, single in (_own(evidence), *nearby)]
+    return limits(evidence, name, full, *pairs)
+
+
+def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
+    """float32 router logits have gates of their own; in bfloat16 the flips' margins judge the router."""
+    if evidence.dtype != "float32":
+        return ()
+    gates: tuple[Gate, ...] = ()
+    for router in evidence.case.routers:
+        name = router.logits
+        if name in router.shown:
+            full = evidence.of_router(router, name)
+            pairs = [(oracle.routing[name], single.routing[name]) for oracle, single in (_own(evidence), *nearby)]
+            gates += limits(evidence, name, full, *pairs)
+    return gates
+
+
+def _free(evidence: Evidence) -> str:
+    """Of which routers a rank or the single core went on with other experts than the oracle's; "" if of none."""
+    free = {name for rank in evidence.ranks.values() for name in rank.facts[evidence.dtype].get("unlocked", ())}
+    free |= set(evidence.expectation.baselines[evidence.dtype].unlocked)
+    if not free:
+        return ""
+    called = ", ".join(name or evidence.case.name for name in sorted(free))
+    return f"router {called} chose others by rounding, and no torch.topk or submodule `{CHOSEN}` let them be replaced"
+
+
+def _own(evidence: Evidence) -> tuple[Run, Run]:
+    return evidence.expectation.oracle, evidence.expectation.baselines[evidence.dtype]
+
+
+def _void(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs) -> str | None:
+    """Why a run that passed proves nothing, if so: nothing was sharded, or a control passed."""
+    if evidence.tp > 1 and not evidence.case.replicated and not anything_sharded(evidence):
+        return f"nothing was sharded at tp {evidence.tp}: every rank held the full parameters and inputs"
+    for i, (name, output) in enumerate(joined.items()):
+        if all(gate.passed for gate in _gates(evidence, i, name, distance.roll(output.full), nearby)):
+            return f"the control passed: {name} rolled by one element was not rejected"
+    return None
+
+
+def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, ...]) -> Worst | None:
+    """The worst element of the output whose gate is nearest to its limit."""
+    names = list(joined)
+    ranked = sorted(gates, key=verdict.severity, reverse=True)
+    at = next((i for gate in ranked for i, name in enumerate(names) if gate.metric.endswith(name)), 0)
+    placement, oracle = evidence.case.outputs[at], evidence.expectation.oracle.outputs[at]
+    dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
+    return distance.worst_element(names[at], joined[names[at]].full, oracle, evidence.tp, dim=dim)
+
+
+def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
+    notes = [
+        f"{gate.metric} is {gate.value:.2f}: more precise than the single-core reference"
+        for gate in gates
+        if gate.metric.startswith("R of") and 0 < gate.value < verdict.RATIO_NOTE
+    ]
+    notes += _loaded_over(evidence)
+    if verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype)) > 1:
+        notes.append("sums over ranks ran in 16 bits: the error grows with the degree; reduce in float32")
+    return tuple(notes)
+
+
+def _loaded_over(evidence: Evidence) -> list[str]:
+    """Buffers of which a rank would have had other values than the checkpoint's, which it was given."""
+    found: dict[str, int] = {}
+    for rank, output in evidence.ranks.items():
+        for name, held in output.facts[evidence.dtype]["parameters"].items():
+            if not held.get("rebuilt", True):
+                found.setdefault(name, rank)
+    return [
+        f"rank {rank} builds other values of the buffer {name} than those that are loaded over it: whether it builds "
+        "them rightly is not seen"
+        for name, rank in found.items()
+    ]

@@ -1,0 +1,85 @@
+"""Judging the compiled program that the ranks shared, where a backend compiles one: exact, before any number."""
+
+from __future__ import annotations
+
+from ..results.from_json import from_json
+from ..results.result import Check, Collective, Program, ProgramCollective
+from .evidence import Evidence
+
+
+def finding(evidence: Evidence) -> str | None:
+    """What the ranks found out about their program instead of running it; None where they ran it."""
+    found = (output.facts[evidence.dtype].get("finding") for output in evidence.ranks.values())
+    return next((str(text) for text in found if text), None)
+
+
+def shared_program(evidence: Evidence) -> Program | None:
+    """The program of all ranks; None on a backend that compiles none, or where there was no single one."""
+    facts = evidence.ranks[min(evidence.ranks)].facts[evidence.dtype].get("program") if evidence.ranks else None
+    if not facts:
+        return None
+    return from_json(Program, facts)
+
+
+def finding_checks(evidence: Evidence, found: str) -> tuple[Check, ...]:
+    """The finding as a check and, where the ranks shared a program that could not run, its collectives as another."""
+    program = shared_program(evidence)
+    schedule = () if program is None else (collectives_check(program, _expected(evidence), evidence.tp),)
+    return (Check(name="program", passed=False, detail=found), *schedule)
+
+
+def program_checks(evidence: Evidence) -> tuple[Check, ...]:
+    """One program, compiled once, nothing of it on the host; its collectives are the planned ones, over all ranks."""
+    program = shared_program(evidence)
+    if program is None:
+        return ()
+    return (compilation_check(program, evidence.tp), collectives_check(program, _expected(evidence), evidence.tp))
+
+
+def _expected(evidence: Evidence) -> tuple[Collective, ...] | None:
+    """The planned collectives; without a plan, those recorded; None where torch-xla's own ones were not seen."""
+    planned = evidence.case.planned(evidence.tp)
+    return (evidence.ranks[0].collectives(evidence.dtype) or None) if planned is None else planned
+
+
+def compilation_check(program: Program, tp: int) -> Check:
+    """Every rank's graph had this hash; it was compiled once, and no operation fell back to the host."""
+    what = f"one program on {tp} ranks ({program.fingerprint[:8]})"
+    if program.fallbacks:
+        detail = f"{', '.join(program.fallbacks)} left the device and ran on the host"
+    elif program.compiles > 1:
+        detail = f"{what}, compiled {program.compiles} times"
+    else:
+        how = "compiled once" if program.compiles else "compiled by an earlier run"
+        return Check(name="program", passed=True, detail=f"{what}, {how}, nothing of it on the host")
+    return Check(name="program", passed=False, detail=detail)
+
+
+def collectives_check(program: Program, expected: tuple[Collective, ...] | None, tp: int) -> Check:
+    """The collectives in the program's text, with their replica groups, against those that were meant, if known."""
+    meant = program.collectives if expected is None else tuple(in_program(call, tp) for call in expected)
+    for position, (call, right) in enumerate(zip(program.collectives, meant, strict=False)):
+        if call != right:
+            detail = f"collective {position} of the compiled program is {call} instead of {right}"
+            return Check(name="program schedule", passed=False, detail=detail)
+    if len(program.collectives) != len(meant):
+        detail = f"the compiled program has {len(program.collectives)} collectives instead of {len(meant)}"
+        return Check(name="program schedule", passed=False, detail=detail)
+    total = sum(call.bytes for call in program.collectives)
+    sums = sorted({call.dtype for call in program.collectives if call.kind in ("all_reduce", "reduce_scatter")})
+    groups = "" if expected is None else f", as planned, all over {tp} ranks"
+    detail = f"{len(meant)} collectives of {total:,} bytes per rank{groups}"
+    detail += f", sums in {' and '.join(sums)}" if sums else ""
+    return Check(name="program schedule", passed=True, detail=detail)
+
+
+def in_program(call: Collective, tp: int) -> ProgramCollective:
+    """How a call over all ranks appears in a program. A broadcast is gathered (`xla.group`)."""
+    broadcast = call.kind == "broadcast"
+    return ProgramCollective(
+        kind="all_gather" if broadcast else call.kind,
+        groups=(tuple(range(call.group_size)),) if call.group_size == tp else (),
+        shape=(1, *call.shape) if broadcast else call.shape,
+        dtype=call.dtype,
+        bytes=call.bytes,
+    )

@@ -1,0 +1,102 @@
+"""Routers: tokens whose top-k choice is not the oracle's, and the run with the module's own routing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..case.routing import Router
+from ..case.taps import same_choice
+from ..case.top_k import margins
+from ..results.result import Flip
+from . import distance, verdict
+from .evidence import Evidence
+from .gates import sums_in
+from .gather import join
+
+
+def router_flips(evidence: Evidence) -> tuple[Flip, ...]:
+    """Every token whose own choice is another set of experts than the oracle's, by the rank that is farthest off."""
+    return tuple(flip for router in evidence.case.routers for flip in _flips(evidence, router))
+
+
+def _flips(evidence: Evidence, router: Router) -> Iterator[Flip]:
+    oracle = evidence.expectation.oracle
+    tap, groups = oracle.rules[router.name]
+    right, scores = oracle.routing[router.chosen], oracle.routing[tap].to(torch.float64)
+    own, margin = right.clone(), torch.zeros(len(right), dtype=torch.float64)
+    for rank, shard in enumerate(evidence.shards(router.chosen)):
+        tokens = torch.arange(len(right))[evidence.rows(rank, router)]
+        other = ~same_choice(shard, right[tokens])
+        tokens, choice = tokens[other], shard[other]
+        wider = margins(scores[tokens], choice, groups)
+        farther = same_choice(own[tokens], right[tokens]) | (wider > margin[tokens])
+        own[tokens[farther]], margin[tokens[farther]] = choice[farther], wider[farther]
+    flipped = (~same_choice(own, right)).nonzero()[:, 0]
+    if not len(flipped):
+        return
+    limits = _limits(evidence, router, own)
+    for token in flipped.tolist():
+        yield Flip(
+            layer=router.name or evidence.case.name,
+            token=token,
+            margin=margin[token].item(),
+            limit=limits[token].item(),
+            chosen=tuple(sorted(set(own[token].tolist()))),
+            expected=tuple(sorted(right[token].tolist())),
+        )
+
+
+def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tensor:
+    """Per token, the widest margin that rounding overturns.
+
+    What rounding moves a score by is measured on the single-core reference, relative to the score or, where that is
+    larger, to the scores between which the choice is made: one huge score, as padding has it, says nothing of others.
+    """
+    expected = evidence.expectation
+    tap = expected.oracle.rules[router.name][0]
+    oracle, single = expected.oracle.routing, expected.baselines[evidence.dtype].routing
+    scores, rounded = (tensors.get(tap, oracle[tap]).to(torch.float64) for tensors in (oracle, single))
+    known = scores.isfinite() & rounded.isfinite()
+    size = scores.masked_fill(~scores.isfinite(), 0.0).abs()
+    usual = _border(scores, oracle[router.chosen]).median()
+    relative = (rounded - scores).abs()[known] / torch.maximum(size, usual)[known]
+    error = relative.max().item() if relative.numel() and usual > 0 else 0.0
+    at_stake = size.gather(-1, torch.cat((own.clamp(0, size.shape[-1] - 1), oracle[router.chosen]), -1))
+    moved = _exchanged(own, oracle[router.chosen])
+    largest = torch.maximum(at_stake.masked_fill(~moved, 0.0).amax(-1), usual)
+    sums = sums_in(evidence)
+    return verdict.flip_limit(error, evidence.reduction, sums) * largest
+
+
+def _border(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Per token the size of the least score that is chosen."""
+    return scores.gather(-1, chosen).amin(-1).nan_to_num(posinf=0.0, neginf=0.0).abs()
+
+
+def _exchanged(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Which of the own and the right choice, side by side, are not in the other."""
+    gained = ~(own[..., None] == right[..., None, :]).any(-1)
+    lost = ~(right[..., None] == own[..., None, :]).any(-1)
+    return torch.cat((gained, lost), -1)
+
+
+def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
+    """One sentence on flips and, where it was made, the run with the module's own routing; it is not judged."""
+    if not evidence.case.routing:
+        return ""
+    if not flips:
+        return "every token chose the oracle's experts: an unlocked run would be the locked one"
+    tokens = evidence.expectation.oracle.routing[evidence.case.routers[0].chosen].shape[0]
+    widest = max(flips, key=lambda flip: flip.margin)
+    layers = sorted({flip.layer for flip in flips})
+    statement = (
+        f"{len(flips)} of {tokens * len(evidence.case.routing)} choices flip (in {', '.join(layers)}; "
+        f"widest margin {widest.margin:.1e} of {widest.limit:.1e})"
+    )
+    if f"{evidence.dtype}.unlocked.output.0" not in evidence.ranks[0].tensors:
+        return statement
+    full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
+    error = distance.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2
+    return f"{statement}; unlocked, rel_L2 becomes {error:.1e}"

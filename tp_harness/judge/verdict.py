@@ -1,0 +1,219 @@
+"""From numbers to a verdict: the limits, where they come from, and what a failure is called. No torch.
+
+float32 is judged against the float64 oracle. A bfloat16 run is judged against the error that bfloat16 itself
+makes on a single core; its routing is locked to the oracle's, because a top-k flip is no rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..results.result import Check, Collective, Distance, Flip, Gate, Result, Status
+
+UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
+CEILING = 1e-5  # no float32 limit exceeds it: clean runs lie below 1.5e-6, all but the weakest faults above 1e-3
+# Further layers add roundings of their own, so the ceiling rises as sqrt(layers / 2): a clean gpt-oss-20b has an error
+# of 1.3e-6 with 2 layers and of 7.2e-6 with 24.
+CEILING_LAYERS = 2
+# Sharding reorders sums, which moves an error but hardly multiplies it: 1.02 x at most in 576 clean runs. The weakest
+# fault, a gate clamped on both sides, is 4.4 x at hidden 2880.
+BASELINE_FACTOR = 3.0
+ROUNDING_FACTOR = 0.25  # of sqrt(K) 2^-24: for components whose single-core error happens to be tiny
+LOCAL_FACTOR = 4.0  # one token or block may be this much worse than the whole: it averages over fewer elements
+RATIO_ALARM = 1.2  # clean bfloat16 runs with locked routing lie below 1.09
+RATIO_CLEAN = 1.09
+# Two errors of n independent roundings each have a ratio whose logarithm spreads by 1 / sqrt(n): 4 of those leave one
+# clean tensor in 30,000 outside. It matters below 2,000 elements; a single token of hidden 96 has shown 1.24.
+RATIO_SPREAD = 4.0
+RATIO_NOTE = 0.8
+SUMS = ("all_reduce", "reduce_scatter", "reduce")
+SIXTEEN_BITS = ("bfloat16", "float16")
+# An own module may round partial results that a single core does not have: a ring of 8 ranks, each of which adds a
+# rounded part, shows 1.1 times the limit. The mistakes that bfloat16 sees lie at 10 times and more.
+SLIGHTLY = 2.0
+ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice the largest error seen
+
+
+def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: int, layers: int = 1) -> tuple[Gate, ...]:
+    """Limits for one output: over all of it, for its worst token, and for the worst rank's block.
+
+    Args:
+        name: the output's name.
+        actual: the sharded run against the oracle.
+        baseline: the single-core float32 reference against the oracle.
+        reduction: length K of the longest sum; random rounding errors grow as sqrt(K).
+        layers: how many, one after the other, the output went through.
+    """
+    ceiling = CEILING * math.sqrt(max(1.0, layers / CEILING_LAYERS))
+    rounding = ROUNDING_FACTOR * math.sqrt(reduction) * UNIT_ROUNDOFF
+
+    def gate(metric: str, value: float, base: float, factor: float) -> Gate:
+        explained = max(BASELINE_FACTOR * base, factor * rounding)
+        limit = min(factor * ceiling, explained)
+        reason = (
+            f"max({BASELINE_FACTOR:g} x single-core error {base:.1e}, "
+            f"{factor * ROUNDING_FACTOR:g} sqrt({reduction}) 2^-24), "
+            f"at most {factor * ceiling:.0e}"
+        )
+        undecided = limit < value <= explained
+        return Gate(metric=f"{metric} of {name}", value=value, limit=limit, reason=reason, undecided=undecided)
+
+    return (
+        gate("rel_L2", actual.rel_l2, baseline.rel_l2, 1.0),
+        gate("worst token", actual.token, baseline.token, LOCAL_FACTOR),
+        gate("worst block", actual.block, baseline.block, LOCAL_FACTOR),
+    )
+
+
+def bfloat16_gate(name: str, actual: Distance, baseline: Distance, sums: Sums | None = None) -> Gate:
+    """R, the error of the sharded run over that of the single-core reference in the same dtype.
+
+    Where the reference makes no error at all (a lookup), the sharded run must not either.
+
+    Args:
+        name: the output's name.
+        actual: the sharded run against the oracle.
+        baseline: the single-core reference in bfloat16 against the oracle.
+        sums: how the ranks' parts were added, if they were.
+    """
+    exact = baseline.rel_l2 == 0.0
+    ratio = (0.0 if actual.rel_l2 == 0.0 else math.inf) if exact else actual.rel_l2 / baseline.rel_l2
+    reason = f"single-core error {baseline.rel_l2:.1e}; clean runs with locked routing stay below 1.09"
+    if sums:
+        reason += f"; {sums.reason}"
+    few = RATIO_CLEAN * math.exp(RATIO_SPREAD / math.sqrt(actual.elements)) if actual.elements else 0.0
+    if few > RATIO_ALARM:
+        reason += f"; only {actual.elements} elements, whose chance widens the limit to {few:.2f}"
+    limit = max(RATIO_ALARM, few) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
+    return Gate(metric=f"R of {name}", value=ratio, limit=limit, reason=reason)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How many more roundings of the result than a single core makes come with adding the ranks' parts, and why."""
+
+    roundings: float
+    reason: str
+
+
+def sums_of(calls: Iterable[Collective], *, planned: bool) -> Sums | None:
+    """What the recorded or planned sums of a bfloat16 run may add.
+
+    In 16 bits a ring over N ranks rounds N - 1 running sums whose size grows as sqrt(k / N), which adds up to N / 2
+    roundings of the result. In float32 the parts themselves may have come from a 16-bit matmul: N roundings of parts
+    of size 1 / sqrt(N) are one of the result. A plan says in which dtype parts are; a module without one may do so.
+
+    Args:
+        calls: of one rank, or the planned ones.
+        planned: which of the two.
+    """
+    calls = tuple(calls)
+    over = reduced_in_16_bits(calls)
+    if over > 1:
+        return Sums(over / 2, f"sums over {over} ranks in 16 bits, which widens the limit by sqrt(1 + {over}/2)")
+    if not planned and any(c.kind in SUMS and c.group_size > 1 for c in calls):
+        return Sums(1.0, "the parts that are summed may have been rounded, which widens the limit by sqrt(2)")
+    return None
+
+
+def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
+    """The largest group that one of the recorded sums ran over in a 16-bit dtype; 1 if none did."""
+    sizes = [c.group_size for c in calls if c.kind in SUMS and c.dtype in SIXTEEN_BITS]
+    return max(sizes, default=1)
+
+
+def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) -> float:
+    """The widest margin of the oracle's router that rounding can overturn, as a fraction of the scores at stake.
+
+    Args:
+        baseline_error: the largest relative error of the single-core reference's scores: it is not measured on the
+            ranks, so that a wrong router cannot excuse itself.
+        reduction: length K of the longest sum.
+        sums: how the ranks' parts were added before, if they were.
+    """
+    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF
+    return ROUTER_FACTOR * max(baseline_error, rounding) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
+
+
+def decide(
+    checks: tuple[Check, ...], gates: tuple[Gate, ...], flips: tuple[Flip, ...], *, void: str | None
+) -> tuple[Status, str]:
+    """Status and reason: an exact check first, then the gates, then router flips, then whether it proves anything."""
+    for check in checks:
+        if not check.passed:
+            return Status.MISMATCH, f"{check.name}: {check.detail}"
+    failed = [gate for gate in gates if not gate.passed and not gate.undecided]
+    if failed:
+        worst = max(failed, key=severity)
+        return (
+            Status.MISMATCH,
+            f"{worst.metric} is {worst.value:.2e}, limit {worst.limit:.2e} ({worst.reason})",
+        )
+    wide = [flip for flip in flips if not flip.margin <= flip.limit]
+    if wide:
+        flip = max(wide, key=lambda f: f.margin)
+        return Status.MISMATCH, (
+            f"router {flip.layer}: token {flip.token} chose experts {list(flip.chosen)} instead of "
+            f"{list(flip.expected)}, a margin of {flip.margin:.2e} where rounding explains {flip.limit:.2e}"
+        )
+    undecided = max((gate for gate in gates if gate.undecided), key=severity, default=None)
+    if undecided:
+        return Status.VOID, (
+            f"{undecided.metric} is {undecided.value:.2e}, over {undecided.limit:.0e}, and so is what the single-core "
+            "reference itself is off: on these inputs and weights float32 decides nothing; choose smaller ones"
+        )
+    if void:
+        return Status.VOID, void
+    nearest = nearest_gate(gates)
+    return (
+        Status.PASS,
+        f"{nearest.metric} is {nearest.value:.2e}, limit {nearest.limit:.2e}" if nearest else "",
+    )
+
+
+def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bool:
+    """Whether something else than a gate rejects a run."""
+    return not all(check.passed for check in checks) or not all(flip.margin <= flip.limit for flip in flips)
+
+
+def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:
+    """A 16-bit result beside the float32 one of the same target and degree: undecided where it could not tell.
+
+    A mistake that is small beside the roundings of 16 bits is not seen, and float32 says that it is there. Roundings
+    that a single core does not make look like a small mistake, and float32 says that it is none: where the sums over
+    ranks are planned, the limit allows for them; an own module may round in other places.
+
+    Args:
+        result: of any dtype.
+        exact: in float32.
+        planned: whether the collectives are planned.
+    """
+    gate = result.gate
+    if result.dtype not in SIXTEEN_BITS or gate is None or math.isnan(gate.value):
+        return result
+    said = f"{gate.metric} is {gate.value:.2f}, limit {gate.limit:.2f}"
+    if result.status is Status.PASS and exact.status is Status.MISMATCH:
+        reason = f"{said}: what float32 rejects is too small to be seen beside the roundings of {result.dtype}"
+        return replace(result, status=Status.UNDECIDED, reason=reason)
+    otherwise = rejected_otherwise(result.checks, result.flips)
+    slightly = not otherwise and 1.0 < severity(gate) <= SLIGHTLY and not planned
+    if result.status is Status.MISMATCH and exact.status is Status.PASS and slightly:
+        reason = (
+            f"{said}: float32 passes, and roundings of {result.dtype} that a single core does not make look like this"
+        )
+        return replace(result, status=Status.UNDECIDED, reason=reason)
+    return result
+
+
+def severity(gate: Gate) -> float:
+    """How near a gate is to its limit, as a fraction; over 1 it failed, and a NaN is worst of all."""
+    if math.isnan(gate.value):
+        return math.inf
+    return gate.value / gate.limit if gate.limit else (math.inf if gate.value else 0.0)
+
+
+def nearest_gate(gates: tuple[Gate, ...]) -> Gate | None:
+    """The gate nearest to, or farthest over, its limit."""
+    return max(gates, key=severity, default=None)

@@ -1,0 +1,1 @@
+"""The models that the harness knows, one folder a family."""

@@ -1,0 +1,258 @@
+"""The built-in components of gpt-oss as cases, by name.
+
+To add one: a reference class, a sharded class with its plan, and one entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ...case.case import Case, Tensors
+from ...config.model import InferenceConfig
+from ...errors import UnknownNameError
+from ...parallel.group import collective
+from ...parallel.placements import KVHeads, Shard
+from ...reference import gpt_oss, rotary
+from ...results.result import Collective
+from .modules import (
+    NeuronGPTOSSAttentionBlock,
+    NeuronGPTOSSEmbedding,
+    NeuronGPTOSSMLPBlock,
+    NeuronGPTOSSRMSNorm,
+    NeuronGPTOSSRotaryEmbedding,
+    NeuronGPTOSSTransformer,
+    NeuronGPTOSSTransformerBlock,
+    NeuronGPTOSSUnembedding,
+)
+from .modules.layers import reduce_dtype
+from .weights import hidden_states, position_ids, tokens
+
+
+def rmsnorm(config: InferenceConfig, layer: int) -> Case:
+    """Replicated on every rank: what is at stake is that all ranks agree."""
+    return _case(
+        "rmsnorm",
+        config,
+        layer,
+        reference=lambda: gpt_oss.RMSNorm(config.hidden_size),
+        sharded=lambda: NeuronGPTOSSRMSNorm(config),
+        inputs=lambda generator: (hidden_states(config, generator),),
+        plan=NeuronGPTOSSRMSNorm.plan(config),
+        reduction=config.hidden_size,
+        replicated=True,
+        prefix=f"block.{layer}.attn.norm.",
+    )
+
+
+def rope(config: InferenceConfig, layer: int) -> Case:
+    """Query and key heads of each rank are rotated where they are; there are no parameters."""
+    kv_heads = config.num_key_value_heads
+
+    def reference() -> nn.Module:
+        return rotary.RotaryEmbedding(
+            config.head_dim,
+            config.rope_theta,
+            torch.float32,
+            initial_context_length=config.initial_context_length,
+            scaling_factor=config.rope_scaling_factor,
+            ntk_alpha=config.rope_ntk_alpha,
+            ntk_beta=config.rope_ntk_beta,
+        )
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
+        query = torch.randn(*shape, config.num_attention_heads, config.head_dim, generator=generator)
+        key = torch.randn(*shape, kv_heads, config.head_dim, generator=generator)
+        return query, key, position_ids(config)
+
+    heads = (Shard(2), KVHeads(2, kv_heads))
+    return _case(
+        "rope",
+        config,
+        layer,
+        reference=reference,
+        sharded=lambda: NeuronGPTOSSRotaryEmbedding(config),
+        inputs=inputs,
+        input_placements=heads,
+        output=heads,
+        reduction=2,
+    )
+
+
+def attention(config: InferenceConfig, layer: int) -> Case:
+    """Attention with its norm and residual."""
+    return _case(
+        "attention",
+        config,
+        layer,
+        reference=lambda: gpt_oss.AttentionBlock(config, layer),
+        sharded=lambda: NeuronGPTOSSAttentionBlock(config, layer),
+        inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
+        plan=NeuronGPTOSSAttentionBlock.plan(config),
+        taps=NeuronGPTOSSAttentionBlock.taps(config),
+        collectives=lambda tp: _reductions(config, tp, 1),
+        prefix=f"block.{layer}.attn.",
+    )
+
+
+def mlp(config: InferenceConfig, layer: int) -> Case:
+    """Router and experts with their norm and residual."""
+    return _case(
+        "mlp",
+        config,
+        layer,
+        reference=lambda: gpt_oss.MLPBlock(config),
+        sharded=lambda: NeuronGPTOSSMLPBlock(config, layer),
+        inputs=lambda generator: (hidden_states(config, generator),),
+        plan=NeuronGPTOSSMLPBlock.plan(config),
+        taps=NeuronGPTOSSMLPBlock.taps(config),
+        # the MLP works on flattened tokens
+        collectives=lambda tp: _reductions(config, tp, 1, flat=True),
+        reduction=max(config.hidden_size, config.intermediate_size),
+        prefix=f"block.{layer}.mlp.",
+        routing=("",),
+    )
+
+
+def transformer_block(config: InferenceConfig, layer: int) -> Case:
+    """One layer."""
+    return _case(
+        "transformer_block",
+        config,
+        layer,
+        reference=lambda: gpt_oss.TransformerBlock(config, layer),
+        sharded=lambda: NeuronGPTOSSTransformerBlock(config, layer),
+        inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
+        plan=NeuronGPTOSSTransformerBlock.plan(config),
+        taps=NeuronGPTOSSTransformerBlock.taps(config),
+        collectives=lambda tp: _layer_reductions(config, tp, 1),
+        prefix=f"block.{layer}.",
+        routing=("mlp",),
+    )
+
+
+def embedding(config: InferenceConfig, layer: int) -> Case:
+    """The vocabulary shared out by rows."""
+    return _case(
+        "embedding",
+        config,
+        layer,
+        reference=lambda: gpt_oss.Embedding(config.vocab_size, config.hidden_size),
+        sharded=lambda: NeuronGPTOSSEmbedding(config),
+        inputs=lambda generator: (tokens(config, generator),),
+        plan=NeuronGPTOSSEmbedding.plan(config),
+        taps=NeuronGPTOSSEmbedding.taps(config),
+        collectives=lambda tp: _reductions(config, tp, 1),
+        reduction=1,
+        prefix="embedding.",
+    )
+
+
+def unembedding(config: InferenceConfig, layer: int) -> Case:
+    """Logits, each rank its share of the vocabulary."""
+    return _case(
+        "unembedding",
+        config,
+        layer,
+        reference=lambda: gpt_oss.Unembedding(config.hidden_size, config.vocab_size),
+        sharded=lambda: NeuronGPTOSSUnembedding(config),
+        inputs=lambda generator: (hidden_states(config, generator),),
+        plan=NeuronGPTOSSUnembedding.plan(config),
+        taps=NeuronGPTOSSUnembedding.taps(config),
+        output=Shard(-1),
+        collectives=lambda tp: (),
+        reduction=config.hidden_size,
+        prefix="unembedding.",
+    )
+
+
+def transformer(config: InferenceConfig, layer: int) -> Case:
+    """The whole model, logits gathered on every rank."""
+    layers = config.num_hidden_layers
+    shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
+
+    def collectives(tp: int) -> tuple[Collective, ...]:
+        if tp == 1:
+            return ()
+        local = (*shape, config.vocab_size // tp)
+        gather = collective("all_gather", tp, local, config.neuron_config.torch_dtype)
+        return (*_reductions(config, tp, 1), *_layer_reductions(config, tp, layers), gather)
+
+    return _case(
+        "transformer",
+        config,
+        layer,
+        reference=lambda: gpt_oss.Transformer(config),
+        sharded=lambda: NeuronGPTOSSTransformer(config),
+        inputs=lambda generator: (tokens(config, generator), position_ids(config)),
+        plan=NeuronGPTOSSTransformer.plan(config),
+        taps=NeuronGPTOSSTransformer.taps(config),
+        collectives=collectives,
+        routing=tuple(f"block.{i}.mlp" for i in range(layers)),
+        depth=layers,
+    )
+
+
+COMPONENTS: Mapping[str, Callable[[InferenceConfig, int], Case]] = {
+    "rmsnorm": rmsnorm,
+    "rope": rope,
+    "attention": attention,
+    "mlp": mlp,
+    "transformer_block": transformer_block,
+    "embedding": embedding,
+    "unembedding": unembedding,
+    "transformer": transformer,
+}
+
+# Components whose function depends on the layer: even layers have a sliding window, odd ones have not.
+LAYERED = ("attention", "transformer_block")
+
+
+def component_case(name: str, config: InferenceConfig, layer: int) -> Case:
+    """The case of a built-in component.
+
+    Raises:
+        UnknownNameError: no such component.
+    """
+    if name not in COMPONENTS:
+        raise UnknownNameError("component", name, COMPONENTS)
+    return COMPONENTS[name](config, layer)
+
+
+def follow_input(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Make a reference module compute in `dtype`, its parameters staying as they are.
+
+    The references compute in their input's dtype; where the input is token ids, the embedding's output sets it.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Embedding):
+            earlier = vars(child).pop("_following", None)
+            if earlier:  # the dtype of an earlier run, which may be narrower
+                earlier.remove()
+            handle = child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+            vars(child)["_following"] = handle
+    return module
+
+
+def _case(name: str, config: InferenceConfig, layer: int, **fields: object) -> Case:
+    longest = max(config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size)
+    defaults = {"reduction": longest, "collectives": lambda tp: (), "lazy": True, "in_dtype": follow_input}
+    return Case(name=name, layer=layer, **(defaults | fields))  # type: ignore[arg-type]  # fields of Case
+
+
+def _reductions(config: InferenceConfig, tp: int, count: int, *, flat: bool = False) -> tuple[Collective, ...]:
+    """`count` all_reduces of the hidden states, (batch, seq, hidden) or flattened to (tokens, hidden)."""
+    if tp == 1:
+        return ()
+    batch, seq = config.neuron_config.batch_size, config.neuron_config.seq_len
+    shape = (batch * seq, config.hidden_size) if flat else (batch, seq, config.hidden_size)
+    dtype = reduce_dtype(torch.empty(0, dtype=config.neuron_config.torch_dtype))
+    return (collective("all_reduce", tp, shape, dtype),) * count
+
+
+def _layer_reductions(config: InferenceConfig, tp: int, layers: int) -> tuple[Collective, ...]:
+    """One all_reduce after attention and one after the experts, layer by layer."""
+    return (*_reductions(config, tp, 1), *_reductions(config, tp, 1, flat=True)) * layers

@@ -1,0 +1,129 @@
+"""Attention with query heads, sinks and output projection sharded by head.
+
+Shape suffixes: B batch, S sequence (query), T sequence (key), H hidden, K local KV heads, M query heads per
+local KV head, D head_dim, N = K M D.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ....config.model import InferenceConfig, ModelConfig
+from ....parallel.group import Group, current_group
+from ....parallel.nxd_attributes import mark
+from ....parallel.placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
+from .layers import Projection, as_batch, initialise, parameter, reduce_dtype, softmax
+from .norm import NeuronGPTOSSRMSNorm
+from .rope import NeuronGPTOSSRotaryEmbedding
+
+
+class NeuronGPTOSSAttentionBlock(nn.Module):
+    """x + attention(norm(x)): grouped-query attention with learned sinks, windowed on even layers.
+
+    Each rank computes its query heads with the KV heads that serve them. The output projection leaves
+    partial sums; one all_reduce adds them, and only then the bias is added, once.
+    """
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        layer_idx: int = 0,
+        *,
+        group: Group | None = None,
+        weight_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = group or current_group()
+        self.head_dim = config.head_dim
+        self.local_heads = config.num_attention_heads // self.group.size
+        self.local_kv_heads = max(1, config.num_key_value_heads // self.group.size)
+        self.window = config.window(layer_idx)
+        self.softmax_scale = 1 / math.sqrt(config.head_dim)
+        dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
+        rows = (self.local_heads + 2 * self.local_kv_heads) * self.head_dim
+        self.norm = NeuronGPTOSSRMSNorm(config)
+        self.sinks = parameter(self.local_heads, dtype=dtype)
+        self.qkv = Projection(rows, hidden, dtype=dtype)
+        self.out = Projection(hidden, self.local_heads * self.head_dim, dtype=dtype)
+        self.rope = NeuronGPTOSSRotaryEmbedding(config)
+        self.q_rope, self.k_rope, self.value, self.heads = (nn.Identity() for _ in range(4))
+        self.partial, self.total, self.reduced, self.residual = (nn.Identity() for _ in range(4))
+        mark(self, self.plan(config), self.group.size)
+        initialise(self, weight_init_value)
+
+    @staticmethod
+    def plan(config: ModelConfig) -> dict[str, Placement]:
+        """Parameter name -> placement."""
+        qkv = QKVHeads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        return {
+            "sinks": Shard(0),
+            "norm.scale": Replicate(),
+            "qkv.weight": qkv,
+            "qkv.bias": qkv,
+            "out.weight": Shard(1, unit=config.head_dim),
+            "out.bias": Replicate(),
+        }
+
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        kv = KVHeads(-2, config.num_key_value_heads)
+        return {
+            "norm": Replicate(),
+            "q_rope": Shard(-2),
+            "k_rope": kv,
+            "value": kv,
+            "heads": Shard(-1, unit=config.head_dim),
+            "partial": Partial(),
+            "total": Replicate(),
+            "reduced": Replicate(),
+            "residual": Replicate(),
+        }
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
+        x_BSH, positions_BS = as_batch(hidden_states, position_ids)
+        q_BSKMD, k_BTKD, v_BTKD = self._query_key_value(self.norm(x_BSH), positions_BS)
+        heads_BSN = self.heads(self._attend(q_BSKMD, k_BTKD, v_BTKD, positions_BS))
+        partial_BSH = self.partial(self.out.without_bias(heads_BSN))
+        total_BSH = self.total(self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH))))
+        reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
+        return self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
+
+    def _query_key_value(self, t_BSH: torch.Tensor, positions_BS: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, value = self._split(self.qkv(t_BSH))
+        query, key = self.rope(query, key, positions_BS)
+        grouped = self.q_rope(query).unflatten(2, (self.local_kv_heads, -1))
+        return grouped, self.k_rope(key), self.value(value)
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[query | key | value] to (batch, seq, heads, head_dim) each.
+
+        By slices: torch.split along a dimension has given wrong results on Neuron (pytorch/xla#8640).
+        """
+        heads = qkv.unflatten(-1, (-1, self.head_dim))
+        first_value = self.local_heads + self.local_kv_heads
+        return (
+            heads[:, :, : self.local_heads],
+            heads[:, :, self.local_heads : first_value],
+            heads[:, :, first_value:],
+        )
+
+    def _attend(
+        self, q_BSKMD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Softmax over the visible keys and the head's sink, which takes weight and gives no value."""
+        scores = torch.einsum("bskmd,btkd->bkmst", q_BSKMD, k_BTKD) * self.softmax_scale
+        scores = scores.masked_fill(~self._visible(positions)[:, None, None], -math.inf)
+        sinks = self.sinks.to(scores.dtype).view(1, self.local_kv_heads, -1, 1, 1)
+        with_sinks = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
+        weights = softmax(with_sinks)[..., :-1]
+        return torch.einsum("bkmst,btkd->bskmd", weights, v_BTKD).flatten(2)
+
+    def _visible(self, positions: torch.Tensor) -> torch.Tensor:
+        """(batch, query, key): keys at or before the query, and within the window where there is one."""
+        distance = positions[:, :, None] - positions[:, None, :]
+        return (distance >= 0) & (distance < self.window) if self.window else distance >= 0

@@ -1,0 +1,53 @@
+"""One transformer layer: attention, then mixture of experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ....config.model import InferenceConfig, ModelConfig
+from ....parallel.group import Group, current_group
+from ....parallel.placements import Placement
+from .attention import NeuronGPTOSSAttentionBlock
+from .mlp import NeuronGPTOSSMLPBlock
+
+
+class NeuronGPTOSSTransformerBlock(nn.Module):
+    """mlp(attn(x)); both add their residual themselves."""
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        layer_idx: int = 0,
+        *,
+        group: Group | None = None,
+        weight_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        group = group or current_group()
+        self.attn = NeuronGPTOSSAttentionBlock(config, layer_idx, group=group, weight_init_value=weight_init_value)
+        self.mlp = NeuronGPTOSSMLPBlock(config, layer_idx, group=group, weight_init_value=weight_init_value)
+
+    @staticmethod
+    def plan(config: ModelConfig) -> dict[str, Placement]:
+        """Parameter name -> placement."""
+        return prefixed("attn.", NeuronGPTOSSAttentionBlock.plan(config)) | prefixed(
+            "mlp.", NeuronGPTOSSMLPBlock.plan(config)
+        )
+
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        return prefixed("attn.", NeuronGPTOSSAttentionBlock.taps(config)) | prefixed(
+            "mlp.", NeuronGPTOSSMLPBlock.taps(config)
+        )
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
+        out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
+        return out
+
+
+def prefixed(prefix: str, plan: dict[str, Placement]) -> dict[str, Placement]:
+    """The plan or taps of a submodule, under its parent's names."""
+    return {prefix + name: placement for name, placement in plan.items()}

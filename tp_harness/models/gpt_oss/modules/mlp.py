@@ -1,0 +1,134 @@
+"""Mixture of experts with every expert cut along its intermediate dimension.
+
+Shape suffixes: B batch, S sequence, T tokens (B S), P tokens that chose one expert, H hidden, E experts,
+k experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ....config.model import SWIGLU_ALPHA, InferenceConfig, ModelConfig
+from ....parallel.group import Group, current_group
+from ....parallel.nxd_attributes import mark
+from ....parallel.placements import Partial, Placement, Replicate, Shard
+from .layers import CastBuffer, Projection, initialise, linear, parameter, reduce_dtype, sigmoid, softmax
+from .norm import NeuronGPTOSSRMSNorm
+
+
+class NeuronGPTOSSMLPBlock(nn.Module):
+    """x + moe(norm(x)): router replicated; gate/up rows (kept in pairs) and down columns sharded.
+
+    Each rank adds up its slice of the chosen experts, weighted by the router. One all_reduce makes the sum
+    whole; the down biases, weighted too, are added after it, once. Partial sums are kept in float32 or wider.
+    """
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        layer_idx: int = 0,
+        *,
+        group: Group | None = None,
+        weight_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        del layer_idx  # all layers are alike; the argument lets callers treat every block the same
+        self.group = group or current_group()
+        self.num_experts, self.experts_per_token = config.num_experts, config.experts_per_token
+        self.limit = config.swiglu_limit
+        dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
+        local = config.intermediate_size // self.group.size
+        self.norm = NeuronGPTOSSRMSNorm(config)
+        self.gate = Projection(self.num_experts, hidden, dtype=dtype)
+        self.mlp1_weight = parameter(self.num_experts, 2 * local, hidden, dtype=dtype)
+        self.mlp1_bias = parameter(self.num_experts, 2 * local, dtype=dtype)
+        self.mlp2_weight = parameter(self.num_experts, hidden, local, dtype=dtype)
+        self.mlp2_bias = parameter(self.num_experts, hidden, dtype=dtype)
+        self.router_logits, self.chosen, self.gate_up, self.activation = (nn.Identity() for _ in range(4))
+        self.partial, self.total, self.combined, self.residual = (nn.Identity() for _ in range(4))
+        mark(self, self.plan(config), self.group.size)
+        initialise(self, weight_init_value)
+
+    @staticmethod
+    def plan(config: ModelConfig) -> dict[str, Placement]:
+        """Parameter name -> placement."""
+        return {
+            "norm.scale": Replicate(),
+            "gate.weight": Replicate(),
+            "gate.bias": Replicate(),
+            "mlp1_weight": Shard(1, unit=2),
+            "mlp1_bias": Shard(1, unit=2),
+            "mlp2_weight": Shard(2),
+            "mlp2_bias": Replicate(),
+        }
+
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution; gate_up and activation per expert in turn."""
+        del config
+        return {
+            "norm": Replicate(),
+            "router_logits": Replicate(),
+            "chosen": Replicate(),
+            "gate_up": Shard(-1, unit=2),
+            "activation": Shard(-1),
+            "partial": Partial(),
+            "total": Replicate(),
+            "combined": Replicate(),
+            "residual": Replicate(),
+        }
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, seq, hidden) or (n_tokens, hidden); same shape out."""
+        x_TH = hidden_states.flatten(0, -2)
+        t_TH = self.norm(x_TH)
+        weights_TE = self._route(t_TH)
+        partial_TH = self.partial(self._experts(t_TH, weights_TE))
+        total_TH = self.total(self.group.all_reduce(partial_TH))
+        bias_TH = weights_TE.to(total_TH.dtype) @ self.mlp2_bias.to(total_TH.dtype)
+        combined_TH = self.combined((total_TH + bias_TH).to(x_TH.dtype))
+        return self.residual((x_TH + combined_TH).view(hidden_states.shape))
+
+    def _route(self, t_TH: torch.Tensor) -> torch.Tensor:
+        """Router weights [tokens, experts]: softmax over the chosen experts' logits, 0 elsewhere."""
+        logits_TE = self.router_logits(self.gate(t_TH))
+        chosen_Tk = self.chosen(torch.topk(logits_TE, self.experts_per_token, dim=-1).indices)
+        weights_Tk = softmax(logits_TE.gather(-1, chosen_Tk))
+        return torch.zeros_like(logits_TE).scatter(-1, chosen_Tk, weights_Tk)
+
+    def _experts(self, t_TH: torch.Tensor, weights_TE: torch.Tensor) -> torch.Tensor:
+        """This rank's summand, [tokens, hidden] in the reduction's dtype; only chosen experts are computed.
+
+        A compiled program has fixed shapes and cannot ask which experts were chosen: there, all are, and the weight
+        of those not chosen is 0.
+        """
+        total_TH = torch.zeros_like(t_TH, dtype=reduce_dtype(t_TH))
+        if t_TH.device.type == "xla":
+            for expert in range(self.num_experts):
+                total_TH = total_TH + self._expert_of_all(t_TH, expert).to(total_TH.dtype) * weights_TE[:, expert, None]
+            return total_TH
+        cast = CastBuffer(t_TH.dtype)
+        for expert in range(self.num_experts):
+            tokens_P = weights_TE[:, expert].nonzero()[:, 0]
+            if len(tokens_P):
+                down_PH = self._expert(t_TH[tokens_P], expert, cast)
+                weighted_PH = down_PH.to(total_TH.dtype) * weights_TE[tokens_P, expert, None]
+                total_TH.index_add_(0, tokens_P, weighted_PH)
+        return total_TH
+
+    def _expert(self, t_PH: torch.Tensor, expert: int, cast: CastBuffer) -> torch.Tensor:
+        """One expert's slice, without the bias that follows the reduction."""
+        gate_up = cast.linear(t_PH, self.mlp1_weight[expert], self.mlp1_bias[expert])
+        return cast.linear(self.activation(self._swiglu(self.gate_up(gate_up))), self.mlp2_weight[expert])
+
+    def _expert_of_all(self, t_TH: torch.Tensor, expert: int) -> torch.Tensor:
+        """The same for every token; not tapped, as a tap's rows are the tokens that chose the expert."""
+        gate_up = linear(t_TH, self.mlp1_weight[expert], self.mlp1_bias[expert])
+        return linear(self._swiglu(gate_up), self.mlp2_weight[expert])
+
+    def _swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """gate sigmoid(alpha gate) (up + 1) of interleaved pairs: gate clamped above, up on both sides."""
+        gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(-1)
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * sigmoid(SWIGLU_ALPHA * gate) * (up + 1)

@@ -1,0 +1,61 @@
+"""The whole model: embedding, layers, norm, unembedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....config.model import InferenceConfig, ModelConfig
+from ....parallel.group import Group, current_group
+from ....parallel.placements import Placement, Replicate
+from .block import NeuronGPTOSSTransformerBlock, prefixed
+from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
+from .norm import NeuronGPTOSSRMSNorm
+
+
+class NeuronGPTOSSTransformer(nn.Module):
+    """Token ids to the logits of the whole vocabulary, on every rank."""
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        *,
+        group: Group | None = None,
+        weight_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        shared: dict[str, Any] = {
+            "group": group or current_group(),
+            "weight_init_value": weight_init_value,
+        }
+        self.embedding = NeuronGPTOSSEmbedding(config, **shared)
+        layers = range(config.num_hidden_layers)
+        self.block = nn.ModuleList(NeuronGPTOSSTransformerBlock(config, i, **shared) for i in layers)
+        self.norm = NeuronGPTOSSRMSNorm(config, weight_init_value=weight_init_value)
+        self.unembedding = NeuronGPTOSSUnembedding(config, gather_output=True, **shared)
+
+    @staticmethod
+    def plan(config: ModelConfig) -> dict[str, Placement]:
+        """Parameter name -> placement."""
+        plan = prefixed("embedding.", NeuronGPTOSSEmbedding.plan(config))
+        for layer in range(config.num_hidden_layers):
+            plan |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.plan(config))
+        plan |= prefixed("norm.", NeuronGPTOSSRMSNorm.plan(config))
+        return plan | prefixed("unembedding.", NeuronGPTOSSUnembedding.plan(config))
+
+    @staticmethod
+    def taps(config: ModelConfig) -> dict[str, Placement]:
+        """Intermediate tensor -> placement, in order of execution."""
+        taps = prefixed("embedding.", NeuronGPTOSSEmbedding.taps(config))
+        for layer in range(config.num_hidden_layers):
+            taps |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.taps(config))
+        return taps | {"norm": Replicate()} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
+
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits."""
+        x = self.embedding(tokens)
+        for block in self.block:
+            x = block(x, position_ids)
+        return self.unembedding(self.norm(x))

@@ -1,0 +1,105 @@
+"""Many short runs on one set of weights and expectations: ranks are local threads, a start costs milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..backends.local import LocalSession
+from ..config.options import Resolved
+from ..judge.evidence import Evidence, as_placed
+from ..judge.gather import RankOutput, read_outputs, remove_outputs
+from ..launch import LaunchOutcome
+from ..prepare.prepare import Preparation
+from ..ranks.job import Job, Task
+from ..results.result import Result, Status
+
+POLL_SECONDS = 0.001
+
+
+@contextmanager
+def open_bench(options: Resolved) -> Iterator[Bench]:
+    """A bench in a folder of its own, which goes with it; torch computes with one thread from then on."""
+    torch.set_num_threads(1)
+    preparation = Preparation(options)
+    with preparation.folder() as folder:
+        yield Bench(preparation, folder)
+
+
+class RanksFailedError(RuntimeError):
+    """The ranks ended without leaving their outputs."""
+
+    def __init__(self, outcome: LaunchOutcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+class Bench:
+    """Runs single tasks of the options' targets at any degree that divides them.
+
+    Args:
+        preparation: of a run; the degrees of its options say at which ones plans are checked beforehand.
+        folder: for weights, inputs, outputs and logs; the caller removes it.
+    """
+
+    def __init__(self, preparation: Preparation, folder: Path) -> None:
+        self.options, self.folder = preparation.options, folder
+        material = preparation.material(folder, lambda _step: None)
+        expectations = {
+            task: replace(expectation, run_tapped=cache(expectation.run_tapped))  # one for many results
+            for task, expectation in material.expectations.items()
+        }
+        self.material = replace(material, expectations=expectations)
+
+    def job(self, task: Task, tp: int, *, taps: bool = False) -> Job:
+        """A job of one task."""
+        return replace(self.material.job(tp, ()), tasks=(task,), unlocked=False, taps=taps)
+
+    def run(self, job: Job) -> dict[int, RankOutput]:
+        """Run a job of one task; what its ranks left, by rank.
+
+        Raises:
+            RanksFailedError: they crashed or hung.
+        """
+        (task,) = job.tasks
+        with LocalSession() as session:
+            running = session.start(job.write(), tp=job.tp, log_dir=self.folder / "logs", timeout=self.options.timeout)
+            while (outcome := running.poll()) is None:
+                time.sleep(POLL_SECONDS)
+        outputs = read_outputs(job, task)
+        remove_outputs(job, task)
+        if not outcome.ok:
+            raise RanksFailedError(outcome)
+        return outputs
+
+    def evidence(self, job: Job, dtype: str, ranks: dict[int, RankOutput]) -> Evidence:
+        """What a verdict on the job's task rests on; its fault, if any, is nothing the verdict knows of."""
+        (task,) = job.tasks
+        return Evidence(
+            case=as_placed(job.subject.case(task, dtype=dtype, tp=job.tp), dtype, ranks),
+            tp=job.tp,
+            dtype=dtype,
+            expectation=self.material.expectation(task),
+            ranks=ranks,
+            checkpoint=self.material.checkpoints[task.draw],
+        )
+
+    def blank(self, task: Task, tp: int, dtype: str) -> Result:
+        """The result to be filled in."""
+        return Result(
+            component=task.component,
+            tp=tp,
+            backend="local",
+            dtype=dtype,
+            layer=task.layer,
+            draws=1,
+            seed=self.options.seed + task.draw,
+            status=Status.SKIPPED,
+            reason="not judged",
+        )

@@ -1,0 +1,1 @@
+"""The vocabulary of tensor parallelism: groups, placements and recorded collectives."""

@@ -1,0 +1,154 @@
+"""Recording the collectives of a user's module, which may call torch.distributed directly.
+
+Built-in modules go through `Group`, which records by itself on every backend. This sees whatever reaches
+torch's dispatcher under c10d, at a cost per tensor operation, and so runs for user cases only.
+
+Not covered: collectives issued outside the dispatcher (a custom C++ extension).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..results.collective import Collective, Exchange
+from .dtensors import is_dtensor_type
+from .group import collective
+
+# How the dispatcher's names begin -> ours; another name is its own kind.
+_KINDS = (
+    ("allreduce", "all_reduce"),
+    ("all_reduce", "all_reduce"),
+    ("allgather", "all_gather"),
+    ("all_gather", "all_gather"),
+    ("reduce_scatter", "reduce_scatter"),
+    ("alltoall", "all_to_all"),
+    ("all_to_all", "all_to_all"),
+    ("isend", "send"),
+    ("irecv", "recv"),
+    ("recv", "recv"),
+)
+# The arguments that hold the rank's input; a scatter gives only its root one.
+_INPUTS = ("input_tensors", "input_tensor", "inputs", "input_list", "input", "tensors", "tensor")
+_OUTPUTS = ("output_tensors", "output")
+_IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd", "check_for_nan"}
+_TORCHS = "torch.distributed.distributed_c10d"
+
+Arguments = Mapping[str, Any]  # of a call, by name
+
+
+class CollectiveRecorder(TorchDispatchMode):
+    """Collects the calls made inside its `with` block in `calls`, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Collective] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if any(map(is_dtensor_type, types)):
+            return NotImplemented  # DTensor's own dispatch is next: what it calls comes back here
+        name = func.overloadpacket.__name__.strip("_")
+        if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
+            names = (argument.name for argument in func._schema.arguments)
+            self.calls.extend(_calls(name, dict(zip(names, args, strict=False)) | (kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _calls(name: str, given: Arguments) -> Iterator[Collective]:
+    """What one operation of the dispatcher calls: one collective, or several messages at once."""
+    if name == "batch_p2p_ops":
+        each = zip(given["op_list"], given["peer_list"], given["tag_list"], given["tensors"], strict=True)
+        for operation, peer, tag, tensor in each:
+            message = {"tensor": tensor, "tag": tag, "group_name": given["group_name"]}
+            yield from _calls(operation, message | {"dst" if "send" in operation else "src": peer})
+        return
+    kind = next((kind for begin, kind in _KINDS if name.startswith(begin)), name)
+    members = dist.get_process_group_ranks(_group(given))
+    inputs, outputs = _tensors(given, _INPUTS), _tensors(given, _OUTPUTS)
+    exchange = Exchange(
+        members=() if len(members) == dist.get_world_size() else tuple(members),
+        peer=_peer(given, members),
+        tag=given.get("tag", 0),
+        operation=_operation(given["reduce_op"]) if "reduce_op" in given else "",
+        sends=_shares(inputs, given.get("input_split_sizes"), len(members)) if kind == "all_to_all" else (),
+        receives=_received(outputs, inputs, given, len(members)) if kind == "all_to_all" else (),
+    )
+    of_rank = outputs if kind == "scatter" else inputs
+    shape, dtype = (tuple(of_rank[0].shape), of_rank[0].dtype) if of_rank else ((), torch.uint8)
+    if kind == "all_to_all" and len(inputs) > 1:  # a list, of which each member gets one
+        shape = (sum(exchange.sends),)
+    yield collective(kind, len(members), shape, dtype, exchange)
+
+
+def _group(given: Arguments) -> dist.ProcessGroup:
+    """The process group among the arguments, boxed, by name or itself."""
+    group: Any = given["process_group"] if "process_group" in given else given["group_name"]
+    if isinstance(group, torch.ScriptObject):
+        group = dist.ProcessGroup.unbox(group)
+    return _resolve_process_group(group) if isinstance(group, str) else group  # type: ignore[arg-type]
+
+
+def _peer(given: Arguments, members: Sequence[int]) -> int | None:
+    """The other side of a message, or the root of a collective, as a rank of the default group."""
+    number = next((given[name] for name in ("dst", "src", "root_rank") if name in given), None)
+    return None if number is None else members[number]
+
+
+def _operation(given: object) -> str:
+    """The name of a reduction's operation.
+
+    torch cannot turn what its dispatcher is given back into a name; the options that torch's function made of it can.
+    """
+    if isinstance(given, str):
+        return given.lower()
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        options: Any = frame.f_locals.get("opts") if frame.f_globals.get("__name__") == _TORCHS else None
+        if hasattr(options, "reduceOp"):
+            return str(options.reduceOp.op.name).lower()
+    return ""
+
+
+def _tensors(given: Arguments, names: Sequence[str]) -> list[torch.Tensor]:
+    """The tensors of the first of these arguments that there is, out of lists of lists too."""
+    return list(_flat(next((given[name] for name in names if name in given), ())))
+
+
+def _flat(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+
+
+def _shares(tensors: Sequence[torch.Tensor], splits: Sequence[int] | None, size: int) -> tuple[int, ...]:
+    """Elements for each member: of a tensor each, or of one that is split along dimension 0, equally if not said."""
+    if len(tensors) == size > 1:
+        return tuple(tensor.numel() for tensor in tensors)
+    row = tensors[0].shape[1:].numel()
+    return tuple(int(rows) * row for rows in splits) if splits else (tensors[0].numel() // size,) * size
+
+
+def _received(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], given: Arguments, size: int
+) -> tuple[int, ...]:
+    """As `_shares`; a functional call has no output yet, but its input's rows are as long."""
+    return _shares(outputs or inputs, given.get("output_split_sizes"), size)

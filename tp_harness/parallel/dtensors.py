@@ -1,0 +1,153 @@
+"""DTensors of a user's module: a rank's own data of them, and their placement in the words of placements.py.
+
+Reading one never communicates. A mesh has one dimension that all ranks of the group are along, in their order; further
+dimensions of length 1 do not matter.
+
+Not covered: meshes of two real dimensions, sums that are no sum (Partial("avg")), shards of unequal length.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+from .placements import KVHeads, Partial, Placement, Replicate, Shard
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+class DTensorError(UsageError):
+    """A DTensor that cannot be read; the message says why."""
+
+
+def is_dtensor(x: object) -> bool:
+    """Whether it is a DTensor. Nobody has one before torch.distributed.tensor is imported, which takes a second."""
+    return is_dtensor_type(type(x))
+
+
+def is_dtensor_type(kind: type) -> bool:
+    """The same of a type."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and issubclass(kind, module.DTensor)
+
+
+def local(x: Any) -> torch.Tensor:
+    """A DTensor's data on this rank; any other tensor as it is, after it has arrived."""
+    x = x.to_local() if is_dtensor(x) else x
+    own: torch.Tensor = x.wait() if type(x).__name__ == "AsyncCollectiveTensor" else x
+    return own
+
+
+def whole(x: Any) -> torch.Tensor:
+    """A DTensor's full data, out of sight of whatever records collectives; any other tensor as `local` gives it."""
+    if not is_dtensor(x):
+        return local(x)
+    with torch.utils._python_dispatch._disable_current_modes():
+        full: torch.Tensor = x.full_tensor()
+        return full
+
+
+def like(full: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The full tensor in the form of `x`: placed as it, if that is a DTensor."""
+    placement = placement_of("", x)
+    return full if placement is None else as_placed(placement.shard(full, _rank(x), _size(x)), x)
+
+
+def as_placed(shard: torch.Tensor, x: Any) -> torch.Tensor:
+    """This rank's shard in the form of `x`: the local data of a DTensor placed as it, if that is one."""
+    if not is_dtensor(x):
+        return shard
+    arguments = {"run_check": False, "shape": x.shape, "stride": x.stride()}
+    placed: torch.Tensor = type(x).from_local(shard, x.device_mesh, x.placements, **arguments)
+    return placed
+
+
+def placement_of(name: str, x: Any) -> Placement | None:
+    """How a DTensor is placed, None for any other tensor; `name` is what a message calls it.
+
+    Raises:
+        DTensorError: the mesh is not one dimension of all ranks in their order, or the placement is none of ours.
+    """
+    if not is_dtensor(x):
+        return None
+    mesh = x.device_mesh
+    ranks, world = mesh.mesh.flatten().tolist(), torch.distributed.get_world_size()
+    along = [i for i in range(mesh.ndim) if mesh.size(i) > 1]
+    if len(along) > 1 or ranks != list(range(world)):
+        raise DTensorError(
+            f"{name} is a DTensor on a mesh of shape {list(mesh.shape)} with ranks {ranks}; a mesh of one dimension "
+            f"with all {world} ranks in their order is needed: init_device_mesh(device, ({world},))."
+        )
+    return _ours(name, x.placements[along[0]]) if along else Replicate()
+
+
+def placements(tensors: Mapping[str, torch.Tensor]) -> dict[str, Placement]:
+    """How the DTensors among some tensors are placed, by name."""
+    read = {name: placement_of(name, x) for name, x in tensors.items()}
+    return {name: placement for name, placement in read.items() if placement is not None}
+
+
+class Reader:
+    """Gives a rank's own data of what a module made, and keeps how the DTensors among it were placed, by name."""
+
+    def __init__(self) -> None:
+        self.placements: dict[str, Placement] = {}
+
+    def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The rank's own data of a tensor."""
+        self.placements |= placements({name: x})
+        return local(x)
+
+
+def _ours(name: str, placement: Any) -> Placement:
+    tensor = sys.modules["torch.distributed.tensor"]
+    if type(placement) is tensor.Shard:
+        return Shard(placement.dim)
+    if type(placement) is tensor.Replicate:
+        return Replicate()
+    if type(placement) is tensor.Partial and placement.reduce_op == "sum":
+        return Partial()
+    raise DTensorError(f"{name} is a DTensor placed as {placement}; Shard(dim), Replicate() or Partial() is needed.")
+
+
+def _rank(x: Any) -> int:
+    return int(x.device_mesh.get_rank())
+
+
+def _size(x: Any) -> int:
+    return int(x.device_mesh.size())
+
+
+def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
+    """Whether two placements cut a tensor of `ndim` dimensions alike on `size` ranks.
+
+    Args:
+        said: any placement, as a Case says it.
+        read: Shard, Replicate or Partial, as a DTensor has it.
+        ndim: the number of dimensions.
+        size: the number of ranks.
+    """
+    if size == 1:
+        return True
+    if isinstance(said, (Shard, KVHeads)) and isinstance(read, Shard):
+        shared = isinstance(said, KVHeads) and said.num_heads % size != 0  # several ranks hold one head
+        return not shared and said.dim % ndim == read.dim % ndim
+    return type(said) is type(read)
+
+
+def to_facts(placements: Mapping[str, Placement]) -> dict[str, dict[str, Any]]:
+    """Placements of DTensors by name, as JSON values."""
+    return {name: {"kind": type(p).__name__, **vars(p)} for name, p in placements.items()}
+
+
+def from_facts(facts: Facts) -> dict[str, Placement]:
+    """What `to_facts` was given."""
+    kinds = {kind.__name__: kind for kind in (Shard, Replicate, Partial)}
+    return {
+        name: kinds[fact["kind"]](**{key: value for key, value in fact.items() if key != "kind"})
+        for name, fact in facts.items()
+    }

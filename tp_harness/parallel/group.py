@@ -1,0 +1,154 @@
+"""The tensor-parallel group a sharded module talks to.
+
+Modules see only this: rank, size, and four collectives. Every call is recorded, because a schedule that
+differs from the plan, or between ranks, is a mistake that outputs may hide (gloo accepts a swapped order).
+A group of one rank is the identity and records nothing: neuronx skips those too (a size-1 replica group has
+been seen to reduce over the world).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+import torch
+
+from ..results.collective import Collective, Exchange
+
+NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
+
+
+class Group:
+    """A group of one rank, and the recording base of all others.
+
+    Subclasses define the four underscored methods; they may overwrite the tensor they are given. `timed` is False
+    where a call only adds to a program that runs later, so that its time says nothing. `cpu_seconds` is the rank's own
+    CPU clock.
+    """
+
+    timed = True
+    cpu_seconds: Callable[[], float] = staticmethod(time.process_time)
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        if not 0 <= rank < size:
+            raise ValueError(f"rank {rank} is outside a group of size {size}")
+        self.rank, self.size = rank, size
+        self.calls: list[Collective] = []
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's `x`, on all ranks. `x` may be overwritten."""
+        return self._call("all_reduce", x, lambda: self._all_reduce(x))
+
+    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """Every rank's `x`, joined along `dim` in rank order, on all ranks."""
+        return self._call("all_gather", x, lambda: self._all_gather(x, dim))
+
+    def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's slice along `dim` of the sum of every rank's `x`."""
+        return self._call("reduce_scatter", x, lambda: self._reduce_scatter(x, dim))
+
+    def broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
+        """Rank `src`'s `x`, on all ranks. `x` may be overwritten."""
+        return self._call("broadcast", x, lambda: self._broadcast(x, src))
+
+    def take_calls(self) -> tuple[Collective, ...]:
+        """The calls since the last time, which starts a new recording."""
+        calls, self.calls = tuple(self.calls), []
+        return calls
+
+    def meet(self) -> None:
+        """Return once every rank is here, so that all begin together; not recorded."""
+        if self.size > 1 and self.timed:
+            self._all_reduce(torch.zeros(1))
+
+    def _call(self, kind: str, x: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self.size == 1:
+            return x
+        call = collective(kind, self.size, tuple(x.shape), x.dtype)
+        self.calls.append(call)  # before it runs: one that never returns is on record
+        began = time.perf_counter()
+        result = run()
+        if self.timed:
+            self.calls[-1] = replace(call, seconds=round(time.perf_counter() - began, 7))
+        return result
+
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class TorchGroup(Group):
+    """A torch.distributed process group (None: the default group)."""
+
+    def __init__(self, process_group: torch.distributed.ProcessGroup | None = None) -> None:
+        dist = torch.distributed
+        super().__init__(dist.get_rank(process_group), dist.get_world_size(process_group))
+        self.process_group = process_group
+
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        torch.distributed.all_reduce(x, group=self.process_group)
+        return x
+
+    def _all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        torch.distributed.all_gather(shards, x.contiguous(), group=self.process_group)
+        return torch.cat(shards, dim=dim)
+
+    def _reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        shards = [shard.contiguous() for shard in x.chunk(self.size, dim=dim)]
+        mine = torch.empty_like(shards[0])
+        torch.distributed.reduce_scatter(mine, shards, group=self.process_group)
+        return mine
+
+    def _broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
+        x = x.contiguous()
+        torch.distributed.broadcast(x, group=self.process_group, group_src=src)
+        return x
+
+
+def collective(
+    kind: str, group_size: int, shape: tuple[int, ...], dtype: torch.dtype, exchange: Exchange | None = None
+) -> Collective:
+    """The record of a call with an input of that shape (elements) and dtype."""
+    numel = torch.Size(shape).numel()
+    return Collective(
+        kind=kind,
+        group_size=group_size,
+        shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        bytes=numel * dtype.itemsize,
+        exchange=exchange,
+    )
+
+
+_ambient: ContextVar[Group | None] = ContextVar("tp_group", default=None)
+
+
+def current_group() -> Group:
+    """The ambient group: the innermost `use_group`, else torch's default process group, else one rank."""
+    group = _ambient.get()
+    if group is not None:
+        return group
+    return TorchGroup() if torch.distributed.is_initialized() else Group()
+
+
+@contextmanager
+def use_group(group: Group) -> Iterator[Group]:
+    """Make `group` the ambient group of this thread for the duration."""
+    token = _ambient.set(group)
+    try:
+        yield group
+    finally:
+        _ambient.reset(token)

@@ -1,0 +1,71 @@
+"""The single-core reference run with something in it changed, for a mistake that would give the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from ..case.case import Case
+from .oracle import Run, Tapped, locks_of, run_reference
+
+
+def run_with(
+    tapped: Tapped,
+    case: Case,
+    dtype: str,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    outputs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    watched: AbstractContextManager[object] | None = None,
+    given: Callable[[str, torch.Tensor], object] | None = None,
+) -> Run:
+    """The single-core reference in a dtype with something changed, with the oracle's routing and all taps.
+
+    Args:
+        tapped: the reference, and what it is called with.
+        case: whose reference it is.
+        dtype: of the run.
+        tensors: other values of parameters and buffers, by name.
+        outputs: what becomes of the output of a submodule, by name.
+        watched: entered while the reference runs.
+        given: told the name and the first input of every submodule that is called.
+    """
+    locks = locks_of(case, tapped.oracle)
+
+    def changed(module: nn.Module) -> ExitStack:
+        stack = ExitStack()
+        for name, change in (outputs or {}).items():
+            hook = module.get_submodule(name).register_forward_hook(lambda _m, _i, y, change=change: change(y))
+            stack.callback(hook.remove)
+        for name, submodule in module.named_modules() if given else ():
+            tell = lambda _m, inputs, name=name: _tell(given, name, inputs)  # noqa: E731
+            stack.callback(submodule.register_forward_pre_hook(tell).remove)
+        stack.enter_context(watched or nullcontext())
+        return stack
+
+    with _holding(tapped.reference, tensors):
+        return run_reference(
+            case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks, taps=True, within=changed
+        )
+
+
+@contextmanager
+def _holding(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let parameters and buffers have other values meanwhile."""
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+    before = {name: held[name].data for name in tensors}
+    try:
+        for name, values in tensors.items():
+            held[name].data = values.detach().clone()
+        yield
+    finally:
+        for name, values in before.items():
+            held[name].data = values
+
+
+def _tell(given: Callable[[str, torch.Tensor], object] | None, name: str, inputs: tuple[object, ...]) -> None:
+    if given and inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].is_floating_point():
+        given(name, inputs[0])

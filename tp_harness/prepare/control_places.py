@@ -1,0 +1,98 @@
+"""Where the control of a user's case can be put in: every parameter and buffer of every rank, or else the inputs.
+
+What the plan cuts comes first, and if there is a parameter among it, alone: a run in which no fault of a sharded
+parameter shows says nothing of the sharding, whatever the others show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from random import Random
+
+import torch
+
+from ..case.case import Case
+from ..checkpoint.checkpoint import TensorSpec
+from ..faults.fault import EVERY
+from ..faults.generic import INPUT
+from ..parallel.placements import Placement, Replicate
+
+Place = tuple[str, int]  # a parameter, a buffer or "input 0", and whose: a rank, or EVERY for a replica's on all ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Of a user's case.
+
+    Args:
+        placed: by degree, the placement of every parameter and buffer.
+        fixed: the buffers' names.
+        inputs: the placement of each input.
+        flat: of each input that is the same number everywhere in every draw, a sentence that says so.
+        blind: every input is one of these, so that no permutation of tokens or features could show.
+    """
+
+    placed: Mapping[int, Mapping[str, Placement]] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    inputs: tuple[Placement, ...] = ()
+    flat: tuple[str, ...] = ()
+    blind: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of inputs that are flat; where all are, the verdict says so."""
+        return () if self.blind else tuple(f"{said}: an exchange of its elements is unseen" for said in self.flat)
+
+    def sharded(self, tp: int) -> tuple[str, ...]:
+        """The parameters that are cut."""
+        return tuple(
+            name
+            for name, placement in self.placed.get(tp, {}).items()
+            if name not in self.fixed and not isinstance(placement, Replicate)
+        )
+
+    def drawn(self, tp: int, source: Random) -> list[Place]:
+        """All places at a degree, in the order in which they are tried: each name once before any comes again."""
+        placed = self.placed.get(tp, {})
+        cut = self.sharded(tp)
+        own = {name: placed[name] for name in cut} if cut else placed
+        inputs = {} if cut else {f"{INPUT}{i}": placement for i, placement in enumerate(self.inputs)}
+        return [*_in_turn(own, tp, source), *_in_turn(inputs, tp, source)]
+
+
+def _in_turn(placed: Mapping[str, Placement], tp: int, source: Random) -> Iterator[Place]:
+    names = source.sample(list(placed), len(placed))
+    ranks = [[EVERY] if isinstance(placed[name], Replicate) else source.sample(range(tp), tp) for name in names]
+    for turn in zip_longest(*ranks):
+        yield from ((name, rank) for name, rank in zip(names, turn, strict=True) if rank is not None)
+
+
+def places_of(
+    case: Case,
+    specs: Sequence[TensorSpec],
+    placed: Mapping[int, Mapping[str, Placement]],
+    draws: Sequence[Sequence[torch.Tensor]],
+) -> Places:
+    """The places of a case, whose tensors are `specs`, placed like that at each degree, given these inputs per draw."""
+    flat, blind = flat_inputs(draws)
+    return Places(
+        placed=placed,
+        fixed=frozenset(spec.name.removeprefix(case.prefix) for spec in specs if spec.fixed is not None),
+        inputs=tuple(map(case.input_placement, range(len(draws[0])))),
+        flat=flat,
+        blind=blind,
+    )
+
+
+def flat_inputs(draws: Sequence[Sequence[torch.Tensor]]) -> tuple[tuple[str, ...], bool]:
+    """What `Places.flat` and `Places.blind` are, of the full inputs of each draw."""
+    said, seen = [], 0
+    for i, of_draws in enumerate(zip(*draws, strict=True)):
+        whole = [x for x in of_draws if x.numel() > 1]
+        seen += bool(whole)
+        if whole and all(bool((x == x.flatten()[0]).all()) for x in whole):
+            values = sorted({x.flatten()[0].item() for x in whole})
+            said.append(f"input {i} is {', '.join(f'{value:g}' for value in values[:3])} everywhere")
+    return tuple(said), bool(said) and len(said) == seen

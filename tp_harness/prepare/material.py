@@ -1,0 +1,71 @@
+"""What every degree of a run shares: targets, weights on disk, inputs, and what must come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..config.options import Resolved
+from ..ranks.job import Job, Subject, Task
+from .control_places import Places
+from .oracle import Expectation
+from .own_cases import OwnCase
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A component at a layer, with one task per draw; one row of the verdict table."""
+
+    name: str
+    layer: int
+    tasks: tuple[Task, ...]
+
+    def by_dtype(self, dtypes: tuple[str, ...]) -> tuple[Target, ...]:
+        """A target for each dtype, so that what fails in one takes no verdict of another with it."""
+        return tuple(replace(self, tasks=tuple(replace(task, dtype=dtype) for task in self.tasks)) for dtype in dtypes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The weights of each draw, what each task must give, and the folder that ranks read and write."""
+
+    options: Resolved
+    subject: Subject
+    targets: tuple[Target, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    expectations: Mapping[Task, Expectation]
+    folder: Path
+    own: OwnCase | None = None
+    places: Places = field(default_factory=Places)
+
+    def job(self, tp: int, targets: tuple[Target, ...]) -> Job:
+        """What the ranks of one degree are to do."""
+        return Job(
+            tp=tp,
+            subject=self.subject,
+            tasks=tuple(task for target in targets for task in target.tasks),
+            dtypes=self.options.dtypes,
+            weights=tuple(tuple(str(path) for path in c.paths) for c in self.checkpoints),
+            folder=str(self.folder),
+            kernels=self.options.kernels,
+            repeats=self.options.repeats,
+            unlocked=tp == min(self.options.degrees, key=_after_one),
+        )
+
+    def expectation(self, task: Task) -> Expectation:
+        """What a task must give."""
+        whole = self.expectations[task.clean]
+        return whole.first(task.tokens, self.options.batch) if task.tokens else whole
+
+    def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:
+        """The same tasks once more, with the intermediate tensors written down."""
+        return replace(self.job(tp, ()), tasks=tasks, unlocked=False, taps=True, repeats=0)
+
+
+def _after_one(tp: int) -> tuple[bool, int]:
+    """Orders degrees for the unlocked run: it is reported, not judged, and the cheapest real degree shows it."""
+    return tp == 1, tp

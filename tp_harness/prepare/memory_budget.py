@@ -1,0 +1,232 @@
+"""Whether a run fits into this machine, estimated before any rank starts: memory, and room for the run's folder.
+
+The estimate is of what cannot be given back while it is in use: results of a forward, matrices cast to a wider dtype,
+and what ranks leave for the verdict. Mapped weights on a disk take no memory that the system could not have back.
+
+Not covered: modules of a user's case, whose size is not known here; a device's own memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoint.checkpoint import TensorSpec
+from ..config.model import ModelConfig
+from ..config.options import Resolved
+from ..errors import UsageError
+from ..ranks.job import WHOLE
+
+SHM = Path("/dev/shm")
+GIB = 2**30
+SMALL_FILES = 64 << 20  # inputs, jobs and small outputs
+RANK_BYTES = 40 << 20  # private to a forked rank that has done little; measured 27 MiB
+LEAD_BYTES = 200 << 20
+SPARE = 1.1  # of what is free, over what is needed
+ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """Bytes that can be had: of memory (None where the system does not say), and in each place for a folder."""
+
+    memory: int | None
+    places: dict[Path, int]
+
+    @classmethod
+    def here(cls, places: Iterable[Path]) -> Free:
+        """On this machine, now."""
+        return cls(memory=available_memory(), places={place: shutil.disk_usage(place).free for place in places})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that a run needs: in its folder, and of memory beside it where it needs most, which `where` names.
+
+    `at_worst`: in its folder if no two ranks give the same bits where all should.
+    """
+
+    folder: int
+    at_worst: int
+    memory: int
+    where: str
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that new programs can have without swapping, no more than a container's limit leaves; None: not known."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):  # no Linux
+        return None
+    try:
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return free
+    return min(free, limit - used)
+
+
+def working_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
+    """What one rank of `tp` holds at most in a forward, weights excepted.
+
+    Args:
+        config: of the model.
+        component: by name.
+        tokens: (batch, seq).
+        tp: the degree; 1 is also the single-core reference.
+        width: bytes of an element.
+    """
+    batch, seq = tokens
+    count, hidden, vocab = batch * seq, config.hidden_size, config.vocab_size
+    states = 12 * count * hidden  # residual, norm, and what is made of them
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    attention = 4 * batch * -(-heads // tp) * seq * (seq + 1) + 4 * count * config.qkv_size // tp
+    attention += max(config.qkv_size * hidden, hidden * heads * head_dim) // tp
+    experts = 8 * count * config.intermediate_size * 2 // tp
+    logits = vocab * hidden // tp + 3 * count * vocab // tp
+    whole = 2 * count * vocab if tp > 1 else 0  # gathered: in parts, and joined
+    elements = {
+        "attention": attention,
+        "mlp": experts,
+        "transformer_block": max(attention, experts),
+        "unembedding": logits,
+        "transformer": max(attention, experts, logits, whole + count * vocab // tp),
+    }
+    return width * (states + elements.get(component, 0))
+
+
+def output_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
+    """The whole output of a component."""
+    columns = config.vocab_size if component in ("unembedding", "transformer") else config.hidden_size
+    return width * tokens[0] * tokens[1] * columns
+
+
+def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int, str]:
+    """The most memory that a run of built-in components takes at once beside its folder, and where.
+
+    `copied` gives the bytes of a component's weights that the ranks of a degree copy together.
+    """
+    model, tokens, degrees = options.model, (options.batch, options.seq), options.degrees
+    kept = LEAD_BYTES + sum(options.draws * output_bytes(model, name, tokens, 14) for name, _ in options.targets)
+    found = [(0, "")]
+    for name in dict.fromkeys(name for name, _ in options.targets):
+        oracle = working_bytes(model, name, tokens, 1, ORACLE)
+        found.append((kept + oracle, f"the float64 reference of {name}"))
+        baseline = working_bytes(model, name, tokens, 1, SINGLE)
+        judged = 7 * output_bytes(model, name, tokens, ORACLE)  # differences, norms, the rolled control
+        for tp in degrees:
+            ranks = tp * (RANK_BYTES + working_bytes(model, name, tokens, tp, SINGLE)) + copied(name)
+            beside = max(judged, baseline if tp == degrees[0] else 0)  # computed once, beside the first ranks
+            found.append((kept + ranks + beside, f"{name} at tp {tp}"))
+    return max(found)
+
+
+def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None) -> str:
+    """Why every intermediate tensor of a component cannot be written down at a degree, if so; "" where it can."""
+    model, count = options.model, options.batch * options.seq
+    layers = (options.depth or model.num_hidden_layers) if component == WHOLE else 1
+
+    def of_one(ranks: int, width: int) -> int:
+        """What one of so many ranks keeps: some 14 hidden states and the chosen experts' parts in each layer."""
+        chosen = 3 * count * model.experts_per_token * 2 * model.intermediate_size // ranks
+        whole = working_bytes(model, component, (options.batch, options.seq), ranks, width)
+        return width * layers * (14 * count * model.hidden_size + chosen) + whole
+
+    references, ranks = of_one(1, ORACLE) + of_one(1, SINGLE), tp * (RANK_BYTES + of_one(tp, SINGLE))
+    needed = LEAD_BYTES + max(references, ranks)  # one after the other
+    if options.case or free is None or needed <= free:
+        return ""
+    return f"all tensors need about {_gib(needed)} of memory, and {_gib(free)} are free; try fewer layers or tokens"
+
+
+def need_of(
+    options: Resolved, specs: Iterable[TensorSpec], stored: Callable[[TensorSpec], int], *, copies: int
+) -> Need:
+    """What a run needs.
+
+    Args:
+        options: of the run.
+        specs: the weights of all its targets.
+        stored: bytes of a weight in the run's folder.
+        copies: how many of its weights the ranks of a degree hold as copies of their own, 0 where they map them.
+    """
+    specs = [spec for spec in specs if _has(options, spec.name)]
+    folder = SMALL_FILES + sum(map(stored, specs))
+    if options.case:
+        return Need(folder=folder, at_worst=folder, memory=LEAD_BYTES, where=", ".join(options.case))
+
+    def copied(component: str) -> int:
+        layers = options.depth or options.model.num_hidden_layers if component == WHOLE else 1
+        return copies * sum(spec.bytes for spec in specs if _layer(spec.name) < layers)
+
+    tokens = (options.batch, options.seq)
+    outputs = max(output_bytes(options.model, name, tokens, 2 * SINGLE) for name, _ in options.targets)
+    memory, where = memory_need(options, copied=copied)
+    return Need(
+        folder=folder + 2 * outputs, at_worst=folder + max(options.degrees) * outputs, memory=memory, where=where
+    )
+
+
+def _has(options: Resolved, name: str) -> bool:
+    """Whether the run has a weight: one of a layer that the transformer is run with, or that another target is of."""
+    whole = any(component == WHOLE for component, _ in options.targets)
+    depth = (options.depth or options.model.num_hidden_layers) if whole else 0
+    return bool(options.case) or _layer(name) < depth or _layer(name) in {0, *(layer for _, layer in options.targets)}
+
+
+def _layer(name: str) -> int:
+    """Of a weight; 0 for what belongs to none."""
+    return int(name.split(".")[1]) if name.startswith("block.") else 0
+
+
+def place_for(options: Resolved, need: Callable[[Resolved], Need], free: Free) -> Path:
+    """The first place for the run's folder where all of it fits; one in shared memory takes of the memory too.
+
+    Raises:
+        UsageError: none; the sentence holds what is needed, what is free, and what would fit.
+    """
+    needed = need(options)
+    place = _fitting(needed, free)
+    if place:
+        return place
+    advice = next((text for text, other in _smaller(options) if _fitting(need(other), free)), _LAST_ADVICE)
+    if free.memory is not None and needed.memory > free.memory:
+        raise UsageError(
+            f"{needed.where} needs about {_gib(needed.memory)} of memory, and {_gib(free.memory)} are free; {advice}."
+        )
+    has = " and ".join(f"{place} has {_gib(room)}" for place, room in free.places.items())
+    raise UsageError(
+        f"the run's weights and outputs need {_gib(needed.folder)}, but {has} free; {advice}, or another folder with "
+        "TMPDIR."
+    )
+
+
+_LAST_ADVICE = "choose other components with --component, or fewer --draws"
+
+
+def _smaller(options: Resolved) -> Iterator[tuple[str, Resolved]]:
+    """Smaller runs in the order in which they give up less, each with the advice to choose it."""
+    if options.case:
+        return
+    all_layers = options.depth or options.model.num_hidden_layers
+    depths = range(all_layers, 0, -1) if any(name == WHOLE for name, _ in options.targets) else [0]
+    seq = options.seq
+    while seq:
+        for depth in depths:
+            flags = [f"--depth {depth}"] * (depth < all_layers and depth > 0) + [f"--seq {seq}"] * (seq < options.seq)
+            yield f"{' '.join(flags)} would fit", replace(options, depth=depth, seq=seq)
+        seq //= 2
+
+
+def _fitting(need: Need, free: Free) -> Path | None:
+    for place, room in free.places.items():
+        beside = need.memory + (need.at_worst if place == SHM else 0)
+        if room > SPARE * need.folder and (free.memory is None or beside <= free.memory):
+            return place
+    return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

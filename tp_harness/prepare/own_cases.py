@@ -1,0 +1,118 @@
+"""The Cases of a user that a run verifies: which ones `--case` names, and what each is called in its results."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..case.case import Case
+from ..case.case_file import load_case, run_file, split_spec
+from ..checkpoint.checkpoint import TensorSpec
+from ..config.options import Resolved
+from ..errors import UsageError
+from ..models.gpt_oss.modules.nki import has_kernels
+from ..models.gpt_oss.weights import TIED
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCase:
+    """One Case: `FILE.py:NAME`, what its rows are called, and the number beside that."""
+
+    spec: str
+    label: str
+    layer: int
+
+    def check_init(self, options: Resolved, specs: Sequence[TensorSpec]) -> None:
+        """Refuse an --init that changes none of the Case's weights."""
+        if options.init == "tied" and not any(spec.name.endswith(TIED) for spec in specs):
+            raise UsageError(
+                f"--init is tied, which ties experts by their router's {' and '.join(TIED)}, and {self.label} has "
+                "none; leave it out."
+            )
+
+    def check_kernels(self, options: Resolved, module: nn.Module) -> None:
+        """Refuse --kernels nki for a sharded module of which no part has a kernel."""
+        if options.kernels == "nki" and not has_kernels(module):
+            raise UsageError(f"--kernels is nki, and no part of {self.label} has such a kernel; leave it out.")
+
+
+def own_cases(specs: Sequence[str]) -> tuple[OwnCase, ...]:
+    """All Cases that are named, in order; a FILE.py stands for all of its Cases, in the file's order.
+
+    Cases of one `name` and layer are told apart by their Python names, or where these too are the same by their files.
+
+    Raises:
+        UsageError: a file that cannot be read or has no Case, one that is named twice, or two whose files import
+            different modules of one name.
+    """
+    found: dict[str, Case] = {}
+    for spec in specs:
+        path, name = split_spec(spec)
+        _refuse_strangers(path)
+        for of_file, case in ({name: load_case(spec)} if name else _cases_of(path)).items():
+            if f"{path}:{of_file}" in found:
+                raise UsageError(f"--case names {path}:{of_file} twice; leave one out.")
+            found[f"{path}:{of_file}"] = case
+    labels = {spec: case.name for spec, case in found.items()}
+    for own_name in (lambda spec: spec.rpartition(":")[2], lambda spec: spec):
+        counts = Counter((labels[spec], case.layer) for spec, case in found.items())
+        twice = [spec for spec, case in found.items() if counts[labels[spec], case.layer] > 1]
+        labels |= {spec: f"{found[spec].name} ({own_name(spec)})" for spec in twice}
+    return tuple(OwnCase(spec=spec, label=labels[spec], layer=case.layer) for spec, case in found.items())
+
+
+def named(cases: Iterable[OwnCase]) -> dict[str, Any]:
+    """Options of a run that say which Case each name of its results stands for."""
+    cases = tuple(cases)
+    return {"case": tuple(own.spec for own in cases), "targets": tuple((own.label, own.layer) for own in cases)}
+
+
+def with_cases_named(options: Resolved) -> Resolved:
+    """The options of a run with every Case as FILE.py:NAME, and targets named as results are; others as they are.
+
+    Raises:
+        UsageError: as `own_cases`.
+    """
+    return replace(options, **named(own_cases(options.case))) if options.case else options
+
+
+def log_suffix(specs: Sequence[str], spec: str) -> str:
+    """What tells the logs of several Cases apart: the Python name, with a number where two have the same."""
+    names = [each.rpartition(":")[2] for each in specs]
+    name = spec.rpartition(":")[2]
+    if len(names) == 1:
+        return ""
+    return f"-{name}" if names.count(name) == 1 else f"-{name}-{specs.index(spec)}"
+
+
+def _cases_of(path: Path) -> dict[str, Case]:
+    """The Cases of a file by name; of several names for one the first, and none that begins with an underscore."""
+    cases: dict[str, Case] = {}
+    for name, value in vars(run_file(path)).items():
+        if isinstance(value, Case) and not name.startswith("_") and all(value is not case for case in cases.values()):
+            cases[name] = value
+    if not cases:
+        raise UsageError(f"{path} defines no Case; a tp_harness.Case at the top level of the file is needed.")
+    return cases
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Python gives a file the modules that one of another folder has imported by the names of its neighbours."""
+    folder = path.resolve().parent
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        root = file.parent.parent if file.name == "__init__.py" else file.parent
+        neighbours = (folder / f"{name}.py", folder / name / "__init__.py")
+        beside = next((each for each in neighbours if each.is_file() and each != path.resolve()), None)
+        if beside and root in _FOLDERS - {folder}:
+            raise UsageError(f"{path} may import {beside}, but {file} was imported before it: run these files apart.")
+    _FOLDERS.add(folder)
+
+
+_FOLDERS: set[Path] = set()  # of all files of Cases that this process has run

@@ -1,0 +1,1 @@
+"""What one rank does, and what it leaves."""

@@ -1,0 +1,174 @@
+"""What a forward costs a rank: wall and CPU time, time in collectives, FLOPs, resident memory.
+
+Nothing here looks at numbers that a verdict rests on; the forward that is judged is timed as it runs, and further
+ones (`--repeats`) run after it.
+
+Not covered: what a device does by itself (power, its own counters); collectives that a user's module issues without
+`Group` are recorded but not timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ..parallel.dtensors import is_dtensor_type
+from ..parallel.group import Group
+from ..results.result import Collective, Forwards
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Times forwards of one rank; `cpu_seconds` is the rank's own CPU clock."""
+
+    def __init__(self, group: Group, cpu_seconds: Callable[[], float] = time.process_time) -> None:
+        self.group, self.cpu_seconds = group, cpu_seconds
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+        self.calls: list[tuple[Collective, ...]] = []
+
+    def time(self, forward: Callable[[], tuple[T, tuple[Collective, ...]]]) -> tuple[T, tuple[Collective, ...]]:
+        """Run `forward`, which returns its outputs and the collectives it issued; the same is returned."""
+        wall, cpu = time.perf_counter(), self.cpu_seconds()
+        outputs, calls = forward()
+        self.wall_s.append(time.perf_counter() - wall)
+        self.cpu_s.append(self.cpu_seconds() - cpu)
+        self.calls.append(calls)
+        return outputs, calls
+
+    def repeat(self, forward: Callable[[], tuple[T, tuple[Collective, ...]]], repeats: int) -> T:
+        """Time `repeats` more forwards, each begun by all ranks together; what was timed before was the warm-up.
+
+        Returns:
+            The outputs of the last one.
+        """
+        self.wall_s, self.cpu_s, self.calls = [], [], []
+        for _ in range(repeats):
+            self.group.meet()
+            outputs, _calls = self.time(forward)
+        return outputs
+
+    def forwards(self, *, warm: bool, eager: bool = True) -> Forwards:
+        """What was timed, in seconds; see `Device.eager` for what cannot be."""
+        if not (warm or eager):
+            return Forwards(wall_s=(), cpu_s=())
+        sums = [[call.seconds for call in calls] for calls in self.calls]
+        return Forwards(
+            wall_s=_rounded(self.wall_s),
+            cpu_s=_rounded(self.cpu_s) if eager else (),
+            collective_s=_rounded(sum(s for s in each if s is not None) for each in sums if None not in each),
+            warm=warm,
+        )
+
+    def timed(self, calls: tuple[Collective, ...]) -> tuple[Collective, ...]:
+        """These calls, each with the median of its times over the forwards that made the same ones."""
+        alike = [each for each in self.calls if each == calls] or [calls]
+        return tuple(_median_call(same) for same in zip(*alike, strict=True))
+
+
+def _median_call(same: tuple[Collective, ...]) -> Collective:
+    seconds = [call.seconds for call in same if call.seconds is not None]
+    return replace(same[0], seconds=round(median(seconds), 7) if seconds else None)
+
+
+def _rounded(seconds: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(s, 7) for s in seconds)
+
+
+def _matmul_flops(x: torch.Tensor, _y: torch.Tensor, *, out_val: torch.Tensor) -> int:
+    return 2 * out_val.numel() * x.shape[-1]
+
+
+# matmul is here because torch's own decomposition of it imports sympy: a third of a second per rank.
+_FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.matmul: _matmul_flops}
+
+
+_PLAIN = torch.Tensor.__torch_dispatch__  # of a tensor that does not dispatch by itself
+
+
+class FlopCount(TorchDispatchMode):
+    """Counts floating-point operations inside its `with` block in `flops`, by the formulas of torch's flop counter.
+
+    torch's own `FlopCounterMode` counts the same, but imports torch._dynamo and sympy at its first operation: more
+    than a second and 40 MB in every rank.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if any(map(is_dtensor_type, types)):
+            return NotImplemented  # DTensor's own dispatch is next: what it does with this rank's data comes back here
+        if func.namespace == "prim" or any(getattr(kind, "__torch_dispatch__", _PLAIN) is not _PLAIN for kind in types):
+            return func(*args, **(kwargs or {}))  # without data: DTensor asks which shapes there will be
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is None:
+            with self:  # in inference mode a linear or einsum arrives here whole
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **(kwargs or {}))
+        if formula is not None:
+            self.flops += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def count_flops(forward: Callable[[], Any]) -> int:
+    """Floating-point operations of one run of `forward`: matrix products and attention, as torch counts them."""
+    with FlopCount() as count:
+        forward()
+    return count.flops
+
+
+class PeakMemory:
+    """The most memory this process had resident since `start`, in bytes; pages shared with others count in full.
+
+    Where the system cannot start anew (any but Linux), the most it ever had.
+    """
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Forget earlier peaks."""
+        with contextlib.suppress(OSError):  # no Linux, or a container that forbids it
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: resets VmHWM
+        self.begin_bytes = _status_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """The peak since `start`."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status_bytes(field: str) -> int:
+    """A size of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

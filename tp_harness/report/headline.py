@@ -1,0 +1,88 @@
+"""The one number that a cell of the table or of a page shows of a result, with its limit where that is no usual one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..judge.verdict import RATIO_ALARM, nearest_gate
+from ..results.result import Gate, Result, Status
+
+WHOLE = ("rel_L2", "R")  # measured over a whole tensor
+_ERROR = "the relative L2 error against the float64 oracle"
+
+
+def legend(results: Iterable[Result]) -> str:
+    """What the numbers of these results mean, in the dtypes that have any; "" if none has."""
+    dtypes = {result.dtype for result in results if result.gates}
+    error = "that error" if "float32" in dtypes else _ERROR
+    meanings = {
+        "float32": f"float32: rel_L2, {_ERROR}.",
+        "bfloat16": f"bfloat16: R, {error} over the error of one core in bfloat16; its limit is {RATIO_ALARM:g} unless "
+        "it stands beside it.",
+    }
+    said = [meaning for dtype, meaning in meanings.items() if dtype in dtypes]
+    return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
+
+
+def kind_of(gate: Gate) -> str:
+    """What a gate measures: rel_L2, worst token or worst block in float32, R in bfloat16."""
+    return gate.metric.partition(" of ")[0]
+
+
+def tensor_of(gate: Gate) -> str:
+    """The tensor that a gate is measured on, as `output.0`."""
+    return gate.metric.partition(" of ")[2]
+
+
+def number_of(result: Result) -> Gate | None:
+    """The gate that a cell stands for: the one farthest over its limit; if none is over, of the worst output.
+
+    An exact check that failed is no number, and neither is a void that no number decided: None then.
+    """
+    over = tuple(gate for gate in result.gates if not gate.passed)
+    if over:
+        return nearest_gate(over)
+    return worst_output(result) if result.status is Status.PASS else None
+
+
+def worst_output(result: Result) -> Gate | None:
+    """The gate over a whole output that is nearest to its limit, or farthest over it; None where none was compared."""
+    whole = tuple(gate for gate in result.gates if kind_of(gate) in WHOLE)
+    return nearest_gate(tuple(gate for gate in whole if tensor_of(gate).startswith("output.")) or whole)
+
+
+def measure(result: Result, exact: str = "") -> str:
+    """`2.1e-07`, `R 2.51 of 4.95` (the limit) or `worst token 1.2e-04 over 4.0e-05`; "" where there is none.
+
+    Args:
+        result: of a run.
+        exact: the word for a number that is 0, "" for the number itself.
+    """
+    gate = number_of(result)
+    if gate is None:
+        return ""
+    if gate.value == 0 and exact:
+        return exact
+    against = "of" if gate.passed else "over"
+    if kind_of(gate) == "R":
+        value = f"R {gate.value:.2f}" if gate.value < 10 else f"R {gate.value:.3g}"
+        return value + (f" {against} {gate.limit:.2f}" if gate.limit != RATIO_ALARM else "")
+    if kind_of(gate) == "rel_L2":
+        return f"{gate.value:.1e}"
+    return f"{kind_of(gate)} {gate.value:.1e} {against} {gate.limit:.1e}"
+
+
+def failed_by(result: Result) -> str:
+    """`schedule`, say: what a result failed by, where that is no number; "" otherwise."""
+    checks = [check.name for check in result.checks if not check.passed]
+    if checks or result.status is not Status.MISMATCH or any(not gate.passed for gate in result.gates):
+        return ", ".join(checks)
+    return "router" if any(not flip.margin <= flip.limit for flip in result.flips) else ""
+
+
+def cell(result: Result, exact: str = "") -> tuple[str, str]:
+    """What a cell says: the word of the status ("" for a pass), and what stands beside it."""
+    number = measure(result, exact)
+    if result.status is Status.PASS:
+        return "", number
+    return result.status.value, " ".join(filter(None, (failed_by(result), number)))

@@ -1,0 +1,1 @@
+"""What a run found, and its form on disk. No torch."""

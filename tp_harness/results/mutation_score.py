@@ -1,0 +1,172 @@
+"""Faults and how they fared: the trials of a run, its kill scores, and both as text. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..text_table import TextTable
+
+CAUGHT, MISSED, INERT, WRONG = "caught", "missed", "inert", "wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a fault fared at one degree in one dtype.
+
+    Args:
+        fault: its name.
+        outcome: "caught"; "missed"; "inert", which is proved: every tensor and collective of every rank is that of the
+            clean run, bit for bit; or "wrong": the fault is not what it says, and `reason` has what.
+        must: whether the fault is declared to be visible in this dtype.
+        status, reason: the verdict's.
+        checks: the names of all checks and gates that rejected it.
+        first, expected: the first divergent tensor that was named, and the declared one.
+        causes, signature: what the diagnosis named, best first, and what it should have.
+    """
+
+    fault: str
+    tp: int
+    dtype: str
+    outcome: str
+    must: bool = True
+    status: str = ""
+    reason: str = ""
+    checks: tuple[str, ...] = ()
+    first: str = ""
+    expected: str = ""
+    causes: tuple[str, ...] = ()
+    signature: str = ""
+
+    @property
+    def bad(self) -> bool:
+        """Whether the harness, or the fault, must be mended."""
+        return self.outcome == WRONG or (self.outcome == MISSED and self.must) or self.misplaced
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether another tensor than the declared one was named as the first to go wrong (in float32)."""
+        return self.outcome == CAUGHT and self.dtype == "float32" and self.first != self.expected
+
+    @property
+    def only_by(self) -> str:
+        """The one check that caught it, if it was one."""
+        kinds = {check.partition(" of ")[0] if " of " in check else check for check in self.checks}
+        gates = {"rel_L2", "worst token", "worst block"}
+        kinds = {"rel_L2" if kind in gates else kind for kind in kinds}
+        return kinds.pop() if len(kinds) == 1 else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Faults caught of those active, at one degree in one dtype."""
+
+    tp: int
+    dtype: str
+    caught: int
+    active: int
+    missed: tuple[str, ...]
+    inert: tuple[str, ...]
+    wrong: tuple[str, ...]
+    first_right: int
+    named_right: int
+    signed: int
+    misnamed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.caught} of {self.active}"
+
+
+def scores(trials: Sequence[Trial]) -> list[Score]:
+    """One per dtype and degree, in the order of the trials."""
+    return [
+        _score(tp, dtype, [t for t in trials if (t.tp, t.dtype) == (tp, dtype)])
+        for dtype, tp in dict.fromkeys(
+            (t.dtype, t.tp) for t in sorted(trials, key=lambda t: (t.dtype != "float32", t.tp))
+        )
+    ]
+
+
+def _score(tp: int, dtype: str, trials: Iterable[Trial]) -> Score:
+    by: dict[str, list[Trial]] = {CAUGHT: [], MISSED: [], INERT: [], WRONG: []}
+    for trial in trials:
+        by[trial.outcome].append(trial)
+    signed = [trial for trial in by[CAUGHT] if trial.signature]
+    return Score(
+        tp=tp,
+        dtype=dtype,
+        caught=len(by[CAUGHT]),
+        active=len(by[CAUGHT]) + len(by[MISSED]),
+        missed=tuple(trial.fault for trial in by[MISSED]),
+        inert=tuple(trial.fault for trial in by[INERT]),
+        wrong=tuple(trial.fault for trial in by[WRONG]),
+        first_right=sum(trial.first == trial.expected for trial in by[CAUGHT]),
+        named_right=sum(trial.signature in trial.causes[:1] for trial in signed),
+        signed=len(signed),
+        misnamed=tuple(trial.fault for trial in by[CAUGHT] if trial.causes and trial.signature not in trial.causes),
+    )
+
+
+def score_table(trials: Sequence[Trial]) -> TextTable:
+    """The kill scores."""
+    rows = tuple(
+        (
+            score.dtype,
+            str(score.tp),
+            str(score),
+            f"{score.first_right} of {score.caught}",
+            f"{score.named_right} of {score.signed}",
+            ", ".join(score.misnamed) or "none",
+            ", ".join(score.missed) or "none",
+            ", ".join(score.inert) or "none",
+        )
+        for score in scores(trials)
+    )
+    headers = (
+        "dtype",
+        "tp",
+        "caught of active",
+        "first tensor right",
+        "cause right",
+        "wrongly named",
+        "missed",
+        "inert (proved)",
+    )
+    return TextTable(title="Kill score", headers=headers, rows=rows, left=len(headers))
+
+
+def trial_table(trials: Sequence[Trial]) -> TextTable:
+    """One row per fault: its outcome in every dtype and degree, and the first tensor and cause named."""
+    columns = list(dict.fromkeys((t.dtype, t.tp) for t in trials))
+    by = {(t.fault, t.dtype, t.tp): t for t in trials}
+    rows = []
+    for fault in dict.fromkeys(t.fault for t in trials):
+        own = [by[fault, dtype, tp] for dtype, tp in columns if (fault, dtype, tp) in by]
+        first = _joined(t.first for t in own if t.outcome == CAUGHT)
+        causes = _joined(cause for t in own for cause in t.causes[:1])
+        rows.append((fault, *(t.outcome for t in own), first, causes))
+    short = {"float32": "fp32", "bfloat16": "bf16"}
+    headers = ("fault", *(f"{short.get(d, d)} tp {tp}" for d, tp in columns), "first tensor", "cause named")
+    return TextTable(title="Faults", headers=headers, rows=tuple(rows), left=len(headers))
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(name for name in names if name)) or "-"
+
+
+def remarks(trials: Sequence[Trial]) -> list[str]:
+    """What must be mended, one sentence each; then what one check alone caught."""
+    lines = [
+        f"{t.fault} at tp {t.tp} in {t.dtype}: {t.first or 'no tensor'} was named as the first wrong one, where "
+        f"{t.expected} is declared"
+        if t.misplaced
+        else f"{t.fault} at tp {t.tp} in {t.dtype} was {t.outcome}: {t.reason or 'nothing rejected it'}"
+        for t in trials
+        if t.bad
+    ]
+    alone: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.dtype == "float32" and trial.only_by not in ("", "rel_L2", "shape"):
+            alone.setdefault(trial.only_by, []).append(trial.fault)
+    lines += [f"Seen by {check} alone: {_joined(names)}." for check, names in alone.items()]
+    return lines

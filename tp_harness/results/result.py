@@ -1,0 +1,294 @@
+"""What a run found: the types of run.json (schema 1), frozen, made of JSON values and free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .collective import Collective as Collective  # noqa: PLC0414 (a type of run.json like those below)
+
+SCHEMA = 1
+
+
+class Status(str, Enum):
+    """How one result ended: UNDECIDED is neither passed nor failed, FAILED an assertion of a test's own."""
+
+    PASS = "PASS"
+    UNDECIDED = "UNDECIDED"
+    MISMATCH = "MISMATCH"
+    SHAPE = "SHAPE"
+    NONFINITE = "NONFINITE"
+    MISSING = "MISSING"
+    CRASH = "CRASH"
+    TIMEOUT = "TIMEOUT"
+    VOID = "VOID"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+# What each status means for the process: an incomplete run (3) says so before a mismatch (1), a mismatch before a void.
+_EXIT_CODES = (
+    (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
+    (1, {Status.FAILED, Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
+    (4, {Status.VOID}),
+)
+
+
+def exit_code(statuses: list[Status]) -> int:
+    """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when nothing passed)."""
+    return next((code for code, group in _EXIT_CODES if group & set(statuses)), 0 if Status.PASS in statuses else 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramCollective:
+    """One collective of a compiled program: `shape` and `bytes` are those of a rank's input."""
+
+    kind: str
+    groups: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+    def __str__(self) -> str:
+        spans = ((group, tuple(range(group[0], group[-1] + 1))) for group in self.groups)
+        groups = ", ".join(f"{group[0]}-{group[-1]}" if group == span else str(list(group)) for group, span in spans)
+        return f"{self.kind} {list(self.shape)} {self.dtype} in groups {groups}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The compiled program that all ranks ran.
+
+    `compiles` counts its compilations over all ranks and draws; `fallbacks` are operations that ran on the host
+    instead (torch-xla's aten:: counters).
+    """
+
+    fingerprint: str
+    compiles: int
+    collectives: tuple[ProgramCollective, ...]
+    fallbacks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a tensor is from the oracle: relative L2 over all, the worst token, the worst rank's block."""
+
+    rel_l2: float
+    token: float
+    token_index: int
+    block: float
+    block_index: int
+    elements: int = 0  # compared; 0 where not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The number a verdict hangs on. `reason` says where the limit comes from."""
+
+    metric: str
+    value: float
+    limit: float
+    reason: str
+    undecided: bool = False  # over the limit, but no farther off than the single-core reference itself
+
+    @property
+    def passed(self) -> bool:
+        """True within the limit; a NaN never is."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """An exact check, without tolerance. `detail` says what was compared, or what differs."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """The element farthest from the oracle, and the rank that produced it."""
+
+    tensor: str
+    index: tuple[int, ...]
+    rank: int
+    actual: float
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """The first tensor, in order of execution, that leaves its limit.
+
+    `kind`: "value" (`gate` says which limit), "replicas" (ranks that must agree differ), "choice" (of experts),
+    "nonfinite" or "shape". `after` is the last tensor found right before it, "" if there is none. `ranks` hold it
+    wrong; a sum over ranks belongs to all of them. `index` is the worst element, `token` its (row, position), None
+    where not known.
+    """
+
+    tensor: str
+    kind: str
+    after: str
+    ranks: tuple[int, ...]
+    index: tuple[int, ...]
+    token: tuple[int, int] | None = None
+    actual: float
+    expected: float
+    gate: Gate | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """A known mistake that reproduces the wrong numbers of the first divergent tensor.
+
+    `explained` is the share of the squared error that is gone when compared with what the mistake would give;
+    `residual` what is left, relative, within `limit`, which rounding allows.
+    """
+
+    name: str
+    sentence: str
+    explained: float
+    residual: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A token whose own top-k choice differs from the oracle's; `margin` is the oracle's logit gap."""
+
+    layer: str
+    token: int
+    margin: float
+    limit: float
+    chosen: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """Timed forwards of one rank in one dtype, one entry each, in seconds.
+
+    With `warm` False there is one, the forward that was judged and the first of its kind; else it served as the
+    warm-up and these came after it. `collective_s` is the part of `wall_s` inside collectives, waiting for other
+    ranks included. Each is empty where it was not measured, or would say nothing.
+    """
+
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    collective_s: tuple[float, ...] = ()
+    warm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRecord:
+    """What one rank did. `wall_s` and `cpu_s` are those of the whole task: building, loading, every dtype.
+
+    `begin_bytes` were resident in its process when this dtype began, `peak_bytes` at most until it was done, shared
+    pages included. `flops` are those of one forward (None: not counted).
+    """
+
+    rank: int
+    core: str
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    weight_bytes: int
+    collectives: tuple[Collective, ...]
+    begin_bytes: int = 0
+    forwards: Forwards | None = None
+    flops: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A fault put in at one degree, on the first `tokens` of each row (0: all); it had to be rejected."""
+
+    tp: int
+    fault: str
+    component: str
+    layer: int
+    dtype: str
+    seed: int
+    rejected: bool
+    reason: str
+    tokens: int = 0
+    place: str = ""  # where, if the fault can be put in anywhere: "up.weight of rank 3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One component at one degree, dtype and layer; the worst of its draws.
+
+    `gates` and `checks` hold everything that was judged, `gate` the one nearest to (or over) its limit.
+    """
+
+    component: str
+    tp: int
+    backend: str
+    dtype: str
+    layer: int
+    draws: int
+    seed: int
+    status: Status
+    reason: str
+    gate: Gate | None = None
+    gates: tuple[Gate, ...] = ()
+    checks: tuple[Check, ...] = ()
+    worst: Worst | None = None
+    flips: tuple[Flip, ...] = ()
+    unlocked: str = ""
+    notes: tuple[str, ...] = ()
+    ranks: tuple[RankRecord, ...] = ()
+    program: Program | None = None
+    log_dir: str = ""
+    traceback: str = ""
+    first_divergence: Divergence | None = None
+    diagnosis: tuple[Cause, ...] = ()
+    fault: str = ""  # the mistake that was put in on purpose
+    hypotheses: int = 0  # known mistakes that were tried on the first divergence
+    extent: str = ""  # what of the model the component was run with, "" for all: "2 of 24 layers"
+    alternatives: tuple[Cause, ...] = ()  # others that reproduce the numbers, and say less of them
+    refuted: tuple[str, ...] = ()  # names of known mistakes that would act here, and give other numbers
+    as_float32: tuple[Cause, ...] = ()  # what float32 found at the same degree, where this dtype found none
+
+    @property
+    def never_ran(self) -> bool:
+        """A compiled program was found wrong before it ran, so there are no outputs."""
+        return not self.gates and any(check.name == "program" and not check.passed for check in self.checks)
+
+    @property
+    def rejections(self) -> tuple[str, ...]:
+        """Everything that rejects it: a status that is decided before any check, or each failed check and gate."""
+        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
+            return (self.status.value.lower(),)
+        failed = [check.name for check in self.checks if not check.passed]
+        failed += [gate.metric for gate in self.gates if not gate.passed]
+        failed += ["router choice"] if any(not flip.margin <= flip.limit for flip in self.flips) else []
+        return tuple(failed)
+
+    @property
+    def title(self) -> str:
+        """`attention layer 1 tp 8 float32`, the way messages name a result."""
+        return f"{self.label} layer {self.layer} tp {self.tp} {self.dtype}"
+
+    @property
+    def label(self) -> str:
+        """The component as tables name it: `attention`, or `transformer (2 of 24 layers)`."""
+        return f"{self.component} ({self.extent})" if self.extent else self.component
+
+
+def to_json(value: Any) -> Any:
+    """The JSON form of any type of this module; NaN and infinities become strings (JSON has none)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,0 +1,1 @@
+"""This machine: its cores, interrupts, environment and temporary folders."""

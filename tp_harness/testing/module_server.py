@@ -1,0 +1,248 @@
+"""A module whose ranks stay alive and answer calls: what build_module returns, and what its ranks execute.
+
+Ranks connect back over a Unix socket. A call sends the inputs to every rank and takes every rank's outputs, both
+as safetensors; an end of file ends a rank, so none outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import tempfile
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from ..case.case import Tensors
+from ..errors import UsageError
+from ..launch import RankLauncher, RunningRanks
+from ..launch.outcome import rank_log
+from ..neuron.log_patterns import advice, read_log
+from ..parallel.group import TorchGroup, use_group
+from ..parallel.placements import Placement, ReplicaError
+from ..ranks.rank import as_tuple
+from ..system.scratch_dir import WorkFolder
+
+_HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
+TENSORS, ERROR, NOTE = b"t", b"e", b"n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A rank's module, and what there is to say of how it was made; rank 0's `note` is told."""
+
+    module: nn.Module
+    note: str = ""
+
+
+MakeModule = Callable[[TorchGroup], Made]
+
+
+class ShardedModuleError(RuntimeError):
+    """The ranks of a built module could not be started, raised, or are gone."""
+
+
+class ShardedModule:
+    """Callable like the module it serves: full inputs in, full outputs out.
+
+    Use it as a context manager, or call `close`; otherwise its ranks end with this object or this process.
+
+    Args:
+        make: called on every rank with the group; returns the module with this rank's shards loaded.
+        tp_degree: number of ranks.
+        output: the placement of every output.
+
+    `note` is what `make` had to say.
+    """
+
+    def __init__(self, make: MakeModule, tp_degree: int, output: Placement) -> None:
+        self.tp_degree, self.output, self.note = tp_degree, output, ""
+        folder = WorkFolder(Path(tempfile.gettempdir()))
+        self._folder = folder.path
+        self._launcher = RankLauncher.fork(partial(serve_rank, make))
+        self._links: list[socket.socket] = []
+        self._why = "they were closed"
+        # holds no reference to self: it runs when self is gone, and at exit
+        self.close = weakref.finalize(self, _close, self._launcher, self._links, folder)
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | Tensors:
+        """The module's outputs for these inputs; one tensor if the module returns one.
+
+        Raises:
+            UsageError: an input is no tensor.
+            ShardedModuleError: a rank raised or died; the message says which and why. All ranks are ended then.
+            ReplicaError: the ranks' outputs differ where they must agree.
+        """
+        if not self.close.alive:
+            raise ShardedModuleError(f"the ranks of this module were ended: {self._why}; build it again")
+        for i, x in enumerate(inputs):
+            if not isinstance(x, torch.Tensor):
+                raise UsageError(f"input {i} of the module is a {type(x).__name__}; a tensor is needed.")
+        message = save({str(i): x.detach().contiguous() for i, x in enumerate(inputs)})
+        try:
+            for link in self._links:
+                _send(link, TENSORS, message)
+            answers = [self._answer(rank) for rank in range(self.tp_degree)]
+        except BaseException as error:
+            self._why = (str(error).splitlines() or [type(error).__name__])[0]
+            self.close()
+            raise
+        outputs = [self._join([answer[str(i)] for answer in answers]) for i in range(len(answers[0]))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def __enter__(self) -> ShardedModule:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _connect(self) -> None:
+        """Start the ranks and wait until each has built its module."""
+        address = str(self._folder / "s")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(address)
+            server.listen(self.tp_degree)
+            server.settimeout(0.05)
+            self._running = self._launcher.start(
+                address,
+                size=self.tp_degree,
+                work_dir=self._folder,
+                log_dir=self._folder / "logs",
+                timeout=None,
+            )
+            links: dict[int, socket.socket] = {}
+            while len(links) < self.tp_degree:
+                try:
+                    link = server.accept()[0]
+                except TimeoutError:
+                    self._check_running(self._running)
+                    continue
+                self._links.append(link)
+                link.setblocking(True)
+                links[struct.unpack("<Q", _receive(link, 8))[0]] = link
+        self._links[:] = [links[rank] for rank in range(self.tp_degree)]
+        for rank in range(self.tp_degree):
+            self._answer(rank)
+
+    def _answer(self, rank: int) -> dict[str, torch.Tensor]:
+        try:
+            kind, length = _HEADER.unpack(_receive(self._links[rank], _HEADER.size))
+            content = _receive(self._links[rank], length)
+        except (ConnectionError, OSError):
+            outcome = self._running.wait()
+            raise self._error(outcome.message, outcome.traceback) from None
+        if kind == ERROR:
+            summary, trace = json.loads(content)
+            if trace is None:  # the user's own mistake, which the sentence says
+                raise UsageError(summary)
+            raise self._error(f"rank {rank} of {self.tp_degree} failed: {summary}", trace)
+        if kind == NOTE:
+            self.note = content.decode()
+            return self._answer(rank)
+        return load(content)
+
+    def _check_running(self, running: RunningRanks) -> None:
+        outcome = running.poll()
+        if outcome is not None:
+            raise self._error(outcome.message, outcome.traceback)
+
+    def _error(self, message: str, trace: str | None) -> ShardedModuleError:
+        """With the remedy that the ranks' logs call for, which go with the ranks."""
+        logs = {rank: read_log(rank_log(self._folder / "logs", rank)) for rank in range(self.tp_degree)}
+        remedy = advice(logs, hung=False)
+        first = f"{message}; {remedy}" if remedy else message
+        return ShardedModuleError(f"{first}\n{trace}" if trace else first)
+
+    def _join(self, shards: list[torch.Tensor]) -> torch.Tensor:
+        try:
+            return self.output.join(shards)
+        except ReplicaError as error:
+            raise ReplicaError(
+                error.ranks,
+                error.index,
+                error.actual,
+                error.expected,
+                "the ranks' outputs must agree; if each rank returns its shard, say so on the module class: "
+                "output_placement = Shard(-1)",
+            ) from None
+
+
+def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
+    """What a rank executes: build the module, then answer calls until the other end is closed."""
+    group = TorchGroup()
+    with socket.socket(socket.AF_UNIX) as link, use_group(group), torch.no_grad():
+        link.connect(address)
+        link.sendall(struct.pack("<Q", rank))
+        module: nn.Module | None = None
+        while True:
+            try:
+                inputs = None if module is None else _take_call(link)
+                if module is None:
+                    made = make(group)
+                    module, answer = made.module.eval(), {}
+                    if made.note and rank == 0:
+                        _send(link, NOTE, made.note.encode())
+                else:
+                    outputs = as_tuple(module(*inputs or ()))
+                    answer = {str(i): x.clone().contiguous() for i, x in enumerate(outputs)}
+            except EOFError:
+                return
+            except Exception as error:  # the caller gets the text, whatever the module did
+                wrong = (str(error), None) if isinstance(error, UsageError) else _told(error)
+                _send(link, ERROR, json.dumps(wrong).encode())
+                raise
+            _send(link, TENSORS, save(answer))
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+
+
+def _take_call(link: socket.socket) -> Tensors:
+    """The next call's inputs.
+
+    Raises:
+        EOFError: there will be none.
+    """
+    try:
+        _, length = _HEADER.unpack(_receive(link, _HEADER.size))
+    except ConnectionError:
+        raise EOFError from None
+    tensors = load(_receive(link, length))
+    return tuple(tensors[str(i)] for i in range(len(tensors)))
+
+
+def _send(link: socket.socket, kind: bytes, content: bytes) -> None:
+    link.sendall(_HEADER.pack(kind, len(content)) + content)
+
+
+def _receive(link: socket.socket, length: int) -> bytes:
+    content = bytearray()
+    while len(content) < length:
+        piece = link.recv(min(1 << 20, length - len(content)))
+        if not piece:
+            raise ConnectionError("the other end was closed")
+        content += piece
+    return bytes(content)
+
+
+def _close(launcher: RankLauncher, links: list[socket.socket], folder: WorkFolder) -> None:
+    for link in links:
+        with contextlib.suppress(OSError):
+            link.close()
+    launcher.close()
+    folder.remove()

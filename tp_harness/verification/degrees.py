@@ -1,0 +1,294 @@
+"""The flow of `verify`: material, then degree by degree ranks, gather, judge, record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from ..backends import Backend, RunningJob, Session
+from ..config.options import OWN, Resolved
+from ..diagnosis.explain import explain
+from ..errors import blame, described, is_theirs
+from ..faults.choice import with_fault_s_target
+from ..judge.evidence import Evidence, as_placed
+from ..judge.gather import Awaited, RankOutput, read_outputs, remove_outputs
+from ..judge.judge import judge
+from ..judge.verdict import nearest_gate, reconciled, severity
+from ..launch import LaunchOutcome
+from ..prepare.material import Material, Progress, Target
+from ..prepare.memory_budget import available_memory, lacks_for_taps
+from ..prepare.own_cases import log_suffix, named
+from ..prepare.prepare import prepare
+from ..ranks.job import Job, Task
+from ..results.remaining_work import Todo
+from ..results.result import Result, Status
+from ..results.run_record import RunRecord
+from ..system.interrupts import check_interrupt
+from .agreement import agreed
+from .negative_control import ControlRun, failure_status
+from .run_notes import run_notes
+
+POLL_SECONDS = 0.01
+
+
+def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
+    """Verify every target at every degree; `record` grows by one result at a time. What it holds is not repeated.
+
+    Raises:
+        UsageError: a case, plan or checkpoint that cannot be; no rank was started then.
+    """
+    options = with_fault_s_target(options)
+    targets = options.targets if options.case else Todo(options=options, record=record).targets
+    if targets:
+        _verify(replace(options, targets=targets), backend, record, progress)
+    for i, result in enumerate(agreed(record.results)):
+        if result != record.results[i]:
+            record.replace(i, result)
+    record.notes += run_notes(options, backend, record.results)
+    record.finished = True
+    record.save()
+
+
+def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
+    with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
+        # Two threads that wait for each other between thousands of small products cost more than they save, many times
+        # over where something else wants the cores; and once ranks run, the other cores are theirs. See idle_cores.py.
+        torch.set_num_threads(1)
+        preparations = prepare(options, copies=backend.weight_copies, process_group=backend.process_group)
+        if options.targets == (OWN,):
+            record.options |= named(preparation.own for preparation in preparations if preparation.own)
+            record.save()
+        with ExitStack() as stack:
+            folders = [stack.enter_context(preparation.folder()) for preparation in preparations]
+            stack.enter_context(session)  # again: ranks end before their folders go
+            materials = [
+                preparation.material(folder, progress)
+                for preparation, folder in zip(preparations, folders, strict=True)
+            ]
+            notes = [note for preparation in preparations for note in preparation.notes_in(len(preparations))]
+            record.notes += [note for note in notes if note not in record.notes]  # a resumed run has them
+            for material in materials:
+                for tp in options.degrees:
+                    DegreeRun(material, session, record, tp, progress).run()
+
+
+class DegreeRun:
+    """All targets of a material at one degree: one start of the ranks, and after a failure another for the rest."""
+
+    def __init__(self, material: Material, session: Session, record: RunRecord, tp: int, progress: Progress) -> None:
+        self.material, self.session, self.record, self.tp = material, session, record, tp
+        self.progress = progress
+        self.options = material.options
+        self.own = material.own
+        self.todo = Todo(
+            options=self.options, record=record, own=(self.own.label, self.own.layer) if self.own else None
+        )
+        self.control = ControlRun(self.todo, tp, first=not session.starts_anew, places=material.places)
+        self.log_dir = Path()
+        self.name = f"tp{tp}" + (log_suffix(record.options["case"], self.own.spec) if self.own else "")
+
+    def run(self) -> None:
+        """Add one result per target and dtype to the record."""
+        pending = tuple(t for t in self.material.targets if self.todo.dtypes((t.name, t.layer), self.tp))
+        pending = self.control.of(pending) if pending or self.todo.lacks_control(self.tp) else ()
+        while pending:
+            self.log_dir = self._new_log_dir()
+            job = self.material.job(self.tp, pending)
+            for task in job.tasks:  # a rank may have been ahead of the one that failed
+                remove_outputs(job, task)
+            running = self.session.start(job.write(), tp=self.tp, log_dir=self.log_dir, timeout=self.options.timeout)
+            try:
+                self._compute_baselines(pending)
+                done, outcome = self._follow(job, pending, running)
+            finally:
+                running.stop()
+            if outcome.start_retries:
+                self.record.notes.append(f"tp {self.tp}: the ranks had to be started a second time")
+            # The first that is not complete is the one that failed; ranks that cannot start fail for all.
+            failed = len(pending) if outcome.kind == "start" else done + 1
+            again: tuple[Target, ...] = ()
+            for target in pending[done:failed]:
+                if target is self.control.target:
+                    self.control.fail(outcome)
+                elif dtypes := self._to_part(target, job, outcome):
+                    again += target.by_dtype(dtypes)
+                else:
+                    dtypes = job.dtypes_of(target.tasks[0])
+                    self._add_all(self._failure(target, dtype, outcome) for dtype in dtypes)
+                    if len(dtypes) == 1:
+                        self.control.leave(dtypes[0])
+            pending = self.control.of((*again, *pending[failed:]))
+        self._reconcile()
+        self.control.conclude()
+        self._explain()
+
+    def _to_part(self, target: Target, job: Job, outcome: LaunchOutcome) -> tuple[str, ...]:
+        """The dtypes of a user's module that crashed in one of them, where ranks can be started for each by itself."""
+        dtypes = job.dtypes_of(target.tasks[0])
+        crashed = failure_status(outcome) is Status.CRASH and outcome.kind != "start"
+        return dtypes if crashed and self.options.case and self.session.starts_anew and len(dtypes) > 1 else ()
+
+    def _reconcile(self) -> None:
+        """Say of 16-bit results what they cannot decide, now that float32 has a verdict too."""
+        results = enumerate(self.record.results)
+        found = [(i, result) for i, result in results if result.tp == self.tp and self.todo.holds(result)]
+        in_float32 = {self.todo.target_of(result): result for _, result in found if result.dtype == "float32"}
+        for i, result in found:
+            exact = in_float32.get(self.todo.target_of(result))
+            if exact:
+                planned = self.material.subject.case(self._task(result), dtype=result.dtype, tp=self.tp).collectives
+                self.record.replace(i, reconciled(result, exact, planned=planned is not None))
+
+    def _new_log_dir(self) -> Path:
+        """tp8, or tp8-NAME of several Cases, and for further starts tp8-start1 and so on; never one that holds logs."""
+        names = (self.name + (f"-start{start}" if start else "") for start in count())
+        return next(p for p in (self.record.folder / "logs" / name for name in names) if not p.exists())
+
+    def _compute_baselines(self, pending: tuple[Target, ...]) -> None:
+        """Compute what is still missing of the single-core runs, while the ranks run."""
+        for target in pending:
+            self.progress(f"tp {self.tp}: single-core runs of {self.material.subject.called(target.tasks[0])}")
+            for task in target.tasks:
+                _ = self.material.expectations[task.clean].baselines
+
+    def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
+        """Judge targets as the ranks complete them; how many were complete, and how the ranks ended.
+
+        The last one counts as complete when the ranks have also ended well: there is no other for them to fail.
+        """
+        outcome = None
+        for done, target in enumerate(pending):
+            check_interrupt()
+            self.progress(f"tp {self.tp}: {self.material.subject.called(target.tasks[0])}")
+            is_last, awaited = target is pending[-1], Awaited(job, target.tasks)
+            while not awaited.all_there() or (is_last and outcome is None):
+                if outcome is not None:
+                    return done, outcome
+                outcome = running.poll()
+                check_interrupt()
+                time.sleep(POLL_SECONDS)
+            if is_last and outcome is not None and not outcome.ok:
+                return done, outcome
+            drawn = [self._judge(job, task) for task in target.tasks]
+            if target is self.control.target:
+                self.control.settle([results[0] for results in drawn])
+            else:
+                self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
+        assert outcome is not None  # the last target waited for it
+        return len(pending), outcome
+
+    def _judge(self, job: Job, task: Task) -> list[Result]:
+        """One result per dtype."""
+        ranks = read_outputs(job, task)
+        self.control.see(task, ranks)
+        evidence = (self._evidence(job, task, dtype, ranks) for dtype in job.dtypes_of(task))
+        results = [judge(of_dtype, self._blank(task, of_dtype.dtype)) for of_dtype in evidence]
+        remove_outputs(job, task)
+        return results
+
+    def _evidence(self, job: Job, task: Task, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
+        return Evidence(
+            case=as_placed(job.subject.case(task, dtype=dtype, tp=self.tp), dtype, ranks),
+            tp=self.tp,
+            dtype=dtype,
+            expectation=self.material.expectation(task),
+            ranks=ranks,
+            checkpoint=self.material.checkpoints[task.draw],
+        )
+
+    def _explain(self) -> None:
+        """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
+        failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.unexplained(r)}
+        failed = {i: result for i, result in failed.items() if self._taps_fit(result)}
+        tasks = {i: self._task_beside_crashes(result) for i, result in failed.items()}
+        if not failed:
+            return
+        job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
+        log_dir = self.record.folder / "logs" / f"{self.name}-taps"
+        running = self.session.start(job.write(), tp=self.tp, log_dir=log_dir, timeout=self.options.timeout)
+        try:
+            while (outcome := running.poll()) is None:
+                time.sleep(POLL_SECONDS)
+        finally:
+            running.stop()
+        if not outcome.ok:
+            self.record.notes.append(f"tp {self.tp}: looking for what went wrong first failed: {outcome.message}")
+            return
+        for i, result in failed.items():
+            self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
+            evidence = self._evidence(job, tasks[i], result.dtype, read_outputs(job, tasks[i]))
+            try:
+                self.record.replace(i, explain(evidence, result))
+            except Exception as error:  # the verdict stands, whatever becomes of its explanation
+                (log_dir / "explanation.log").write_text(traceback.format_exc())
+                whose = blame(error) if is_theirs(error) else f"which is a bug in tp-harness: {described(error)}"
+                self.record.notes.append(
+                    f"{result.title}: what went wrong first was not found out, {whose} ({log_dir / 'explanation.log'})"
+                )
+
+    def _taps_fit(self, result: Result) -> bool:
+        """Whether there is memory for all tensors of what a result is of; a note says so if not."""
+        lacking = lacks_for_taps(self.options, result.component, self.tp, available_memory())
+        if lacking:
+            self.record.notes.append(f"what went wrong first in {result.title} was not looked for: {lacking}")
+        return not lacking
+
+    def _task(self, result: Result) -> Task:
+        """The draw that a result stands for."""
+        name, layer = self.todo.target_of(result)
+        return Task(component=name, layer=layer, draw=result.seed - self.options.seed, fault=result.fault)
+
+    def _task_beside_crashes(self, result: Result) -> Task:
+        """The same, in the result's dtype alone where the ranks crash in another one."""
+        held = (r for r in self.record.results if r.tp == self.tp and self.todo.holds(r))
+        of_target = (r for r in held if self.todo.target_of(r) == self.todo.target_of(result))
+        crashed = any(r.status is Status.CRASH for r in of_target)
+        return replace(self._task(result), dtype=result.dtype if crashed else "")
+
+    def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
+        """The result of a target whose ranks crashed, hung, or left without their outputs."""
+        return replace(
+            self._blank(target.tasks[0], dtype),
+            status=failure_status(outcome),
+            reason="the ranks ended without leaving their outputs" if outcome.ok else outcome.message,
+            traceback=outcome.traceback or "",
+        )
+
+    def _blank(self, task: Task, dtype: str) -> Result:
+        component, layer = (self.own.label, self.own.layer) if self.own else (task.component, task.layer)
+        return Result(
+            component=component,
+            extent=self.material.subject.extent(task.component),
+            tp=self.tp,
+            backend=self.record.backend,
+            dtype=dtype,
+            layer=layer,
+            draws=self.options.draws,
+            seed=self.options.seed + task.draw,
+            status=Status.SKIPPED,
+            reason="not judged",
+            fault=task.fault,
+            log_dir=str(self.log_dir),
+        )
+
+    def _add_all(self, results: Iterator[Result]) -> None:
+        for result in results:
+            if result.dtype in self.todo.dtypes(self.todo.target_of(result), self.tp):
+                self.record.add(result)
+
+
+def worst_draw(results: tuple[Result, ...]) -> Result:
+    """The verdict over several draws is the worst one; clean ones are represented by the nearest to a limit."""
+
+    def badness(result: Result) -> tuple[bool, float]:
+        gate = nearest_gate(result.gates)
+        return result.status is not Status.PASS, severity(gate) if gate else 0.0
+
+    return max(results, key=badness)

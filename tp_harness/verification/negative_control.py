@@ -1,0 +1,259 @@
+"""The control of a degree: a fault is put in beside the run's own targets, and must be rejected.
+
+A verdict that accepts what is wrong proves nothing, so if the fault passes, so does nothing else at that degree. The
+fault is drawn at random (by the run's seed) from those that are active there. One that turns out to change no bit of
+this run, as a bias does that is zero in a user's checkpoint, is no control; another is drawn then.
+
+Faults among experts are put in on the first tokens of each row alone, which no other token has a part in. If one is not
+rejected, the same tokens are run without it as well, to see whether it changed anything.
+
+Not covered: with `--kernels nki` only faults in what ranks load or are given, because kernels pass by what the others
+change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from ..config.options import Resolved
+from ..faults import FAULTS, GENERIC, Fault
+from ..faults.choice import config_at
+from ..judge.gather import RankOutput
+from ..launch import LaunchOutcome
+from ..prepare.control_places import Places
+from ..prepare.material import Target
+from ..ranks.job import Task
+from ..results.remaining_work import Todo
+from ..results.result import Control, Result, Status
+from .run_outputs import Left
+
+TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of them
+DRAWN = 3  # faults at most, until one ends with a verdict
+BATCHES = (1, 8, 24)  # of a user's case: how many are tried in one start of the ranks, and if none shows, in the next
+PLAIN = {"float32": 1e-3, "bfloat16": 0.3}  # relative change of an output that no rounding gives: it must be rejected
+SHOWN = 6
+DRAW = "draw inputs of random numbers of order one that reach every parameter"
+
+
+def candidates(options: Resolved, tp: int) -> list[Fault]:
+    """Faults that may serve as control at a degree of a run, in the order in which they are tried."""
+    if not options.fault_control or options.fault:
+        return []
+    config, dtype = config_at(options, tp), control_dtype(options)
+    pool = GENERIC if options.case else FAULTS
+    fit = [
+        fault
+        for fault in pool
+        if (fault.component, fault.layer) in options.targets
+        and dtype in fault.visible_in
+        and not (fault.heavy or fault.faint)
+        and (fault.loads or fault.spoil or options.kernels == "torch")
+        and fault.active(config, tp)
+    ]
+    return Random(f"{options.seed} {tp}").sample(fit, len(fit))
+
+
+def failure_status(outcome: LaunchOutcome) -> Status:
+    """The status of what ranks did not complete."""
+    return {"timeout": Status.TIMEOUT, "ok": Status.MISSING}.get(outcome.kind, Status.CRASH)
+
+
+def control_dtype(options: Resolved) -> str:
+    """float32 where the run has it: more faults are visible there."""
+    return "float32" if "float32" in options.dtypes else options.dtypes[0]
+
+
+class ControlRun:
+    """The control of one degree, from the choice of its fault to what it says about the degree's results.
+
+    It is run last, so that a fault that ends its ranks costs nothing; or, where they could not be started again for a
+    control, `first`: then a rank that is lost later on leaves what had passed before it a verdict.
+    """
+
+    def __init__(self, todo: Todo, tp: int, *, first: bool = False, places: Places | None = None) -> None:
+        options = todo.options
+        self.todo, self.options, self.record, self.tp, self._first = todo, options, todo.record, tp, first
+        self.places = places or Places()
+        self.dtype = control_dtype(options)
+        faults = candidates(options, tp)
+        self._left = self._own(faults) if options.case else [self._task(fault) for fault in faults]
+        self._sizes = list(BATCHES if options.case else (1,) * DRAWN)
+        self._wanted = bool(self._left) or (options.fault_control and not options.fault)
+        self._clean: dict[Task, Left] = {}
+        self._spoilt: dict[Task, Left] = {}
+        self._tried: list[Task] = []
+        self._crashed: set[str] = set()  # dtypes in which the module itself crashes
+        self._cause: LaunchOutcome | None = None
+        self._failure: LaunchOutcome | None = None  # why no fault could be tried
+        self.target: Target | None = None
+        self._draw()
+
+    def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        """The targets of the next start: with the control, unless nothing passed that it could speak for."""
+        own = tuple(target for target in targets if self.options.fault or not any(t.fault for t in target.tasks))
+        speaks = own or bool(self._passed())
+        if not self.target or not speaks:
+            return own
+        name = self.target.name, self.target.layer
+        beside = own if not self._first else tuple(t for t in own if (t.name, t.layer) == name)
+        return (*beside, self.target, *(target for target in own if target not in beside))
+
+    def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
+        """Remember what ranks left with the fault and without it, to tell whether it changed anything."""
+        if task.fault:
+            self._spoilt[task] = Left.of(ranks, self.dtype, outputs=bool(task.place))
+        elif self.target is not None and self._is_clean(task):
+            self._clean[_twin(task)] = Left.of(ranks, self.dtype, outputs=bool(self.options.case))
+
+    def _is_clean(self, task: Task) -> bool:
+        """Whether it is what the target's tasks are without their faults, and was run in their dtype."""
+        assert self.target is not None
+        return _twin(task) == _twin(self.target.tasks[-1]) and task.dtype in ("", self.dtype)
+
+    def leave(self, dtype: str) -> None:
+        """The module crashes in this dtype: what passes in another one is spoken for by faults in that one."""
+        self._crashed.add(dtype)
+        others = [other for other in self.options.dtypes if other not in self._crashed]
+        if dtype != self.dtype or not others or self.target is None:
+            return
+        self.dtype = others[0]
+        tasks, self._left = ([replace(t, dtype=self.dtype) for t in some] for some in (self.target.tasks, self._left))
+        self.target = replace(self.target, tasks=tuple(tasks))
+
+    def settle(self, results: Sequence[Result]) -> None:
+        """The verdict on each task of the target: the first fault that changes this run is its control."""
+        assert self.target is not None
+        tasks, clean = self.target.tasks, self._clean.get(_twin(self.target.tasks[-1]))
+        for task, result in zip(tasks, results, strict=True):
+            # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
+            rejected = bool(set(result.rejections) - {"reassembly"})
+            if not task.fault or (clean is not None and self._spoilt[task].is_as(clean)):
+                continue
+            if clean is None and not rejected:
+                self.target = replace(self.target, tasks=(replace(task, fault="", place="", rank=-1), *tasks))
+                return
+            if rejected or clean is None or not task.place or self._spoilt[task].off(clean) > PLAIN[self.dtype]:
+                self._record(task, result.seed, rejected, result.reason)
+                return
+        self._draw()
+
+    def fail(self, outcome: LaunchOutcome) -> None:
+        """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
+
+        If they do so nowhere, the degree has no verdict: its ranks crash, hang or go missing.
+        """
+        assert self.target is not None
+        task = self.target.tasks[-1]
+        passed = {self.todo.target_of(r) for _, r in self._passed()}
+        self._left = [task for task in self._left if (task.component, task.layer) in passed]
+        self._sizes = [1] * len(self._sizes)  # one that ends its ranks takes the others along
+        self._draw()
+        self._cause = self._cause or outcome  # the first: where no rank is started anew, others only say so
+        if self.target is None:
+            self._failure = self._cause
+            self._record(task, self.options.seed, False, f"its ranks ended: {self._cause.message}")
+
+    def conclude(self) -> None:
+        """Take back what passed at this degree if no control was rejected, or none could be; say so if none fits."""
+        controls = [control for control in self.record.controls if control.tp == self.tp and self.todo.holds(control)]
+        if self._wanted and not controls and not self._tried:
+            if self._passed():
+                of = f" {self.todo.own[0]}" if self.todo.own else ""
+                self.record.notes.append(
+                    f"tp {self.tp}{of}: no fault that could be put in as a control changes this run"
+                )
+        elif self._wanted and not controls:
+            self._take_back(Status.VOID, self._unchanged())
+        for control in controls:
+            if not control.rejected:
+                status = failure_status(self._failure) if self._failure else Status.VOID
+                self._take_back(status, self._verdict(control))
+        if self._wanted and self.places.blind:
+            self._take_back(
+                Status.VOID,
+                f"{' and '.join(self.places.flat)}, which hides every exchange of tokens or features: {DRAW}",
+            )
+
+    def _take_back(self, status: Status, reason: str) -> None:
+        for i, result in self._passed():
+            self.record.replace(i, replace(result, status=status, reason=reason, worst=None))
+
+    def _unchanged(self) -> str:
+        """Why no fault that was put in could be seen, and what to do."""
+        tried = " and ".join(dict.fromkeys(task.fault for task in self._tried))
+        places = list(dict.fromkeys(task.place for task in self._tried if task.place))
+        tried += f" in {', '.join(places[:SHOWN])}{', ...' if len(places) > SHOWN else ''}" if places else ""
+        why = "; ".join((tried, *self.places.flat))
+        advice = DRAW if self.options.case else "choose other weights or a larger input"
+        return f"no fault put in as a control changes this run ({why}), so that no mistake would show: {advice}"
+
+    def _verdict(self, control: Control) -> str:
+        """What a control that was not rejected says about a result that passed."""
+        where = f"{control.place} of " if control.place else ""
+        fault = f"fault {control.fault}, put into {where}{control.component} layer {control.layer} in {control.dtype}"
+        fault += f" on the first {control.tokens} tokens of each row" if control.tokens else ""
+        if self._failure:  # the ranks' status, and not VOID: nothing that is wrong was accepted
+            return f"passed, but no control could run, so it proves nothing: {fault}: {control.reason}"
+        return f"the control passed: {fault}, was not rejected: {control.reason}"
+
+    def _passed(self) -> list[tuple[int, Result]]:
+        results = enumerate(self.record.results)
+        return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS and self.todo.holds(r)]
+
+    def _draw(self) -> None:
+        """The next target: as many of the faults that are left as are tried in one start of the ranks."""
+        self.target = None
+        if self._left and self._sizes:
+            size = self._sizes.pop(0)
+            tasks, self._left = self._left[:size], self._left[size:]
+            self._tried += tasks
+            self.target = Target(name=tasks[0].component, layer=tasks[0].layer, tasks=tuple(tasks))
+
+    def _task(self, fault: Fault, **fields: Any) -> Task:
+        tokens = TOKENS.get(fault.component, 0)
+        tokens = tokens if tokens < self.options.seq else 0
+        task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
+        return replace(task, tokens=tokens, **fields)
+
+    def _own(self, faults: Sequence[Fault]) -> list[Task]:
+        """Each fault at each place, as many as will ever be tried."""
+        places = self.places.drawn(self.tp, Random(f"{self.options.seed} {self.tp} places"))
+        pairs = [
+            (faults[(i + turn) % len(faults)], place) for turn in range(len(faults)) for i, place in enumerate(places)
+        ]
+        return [
+            self._task(fault, place=place, rank=rank, number=number)
+            for number, (fault, (place, rank)) in enumerate(pairs[: sum(BATCHES)], 1)
+        ]
+
+    def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
+        component, layer = self.todo.own or (task.component, task.layer)
+        self.record.controls.append(
+            Control(
+                tp=self.tp,
+                fault=task.fault,
+                component=component,
+                layer=layer,
+                dtype=self.dtype,
+                tokens=task.tokens,
+                place=_whose(task),
+                seed=seed,
+                rejected=rejected,
+                reason=reason,
+            )
+        )
+        self.record.save()
+        self.target, self._left = None, []
+
+
+def _twin(task: Task) -> Task:
+    """What two tasks share that differ in the fault and in the dtypes they are run in."""
+    return replace(task, fault="", dtype="", place="", rank=-1, number=0)
+
+
+def _whose(task: Task) -> str:
+    """Where a task's fault is put in, "" for one that has its own place."""
+    return f"{task.place} of {'every rank' if task.rank < 0 else f'rank {task.rank}'}" if task.place else ""

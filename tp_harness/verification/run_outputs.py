@@ -1,0 +1,52 @@
+"""What the ranks of a run left, to be set beside what those of another one did: by bits and by distance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..judge.distance import without_constants
+from ..judge.gather import RankOutput
+from ..ranks.rank_files import digest
+
+
+@dataclass(frozen=True)
+class Left:
+    """What ranks left that is judged: a digest of every such tensor and every schedule, and each rank's outputs."""
+
+    digest: str
+    outputs: Mapping[str, torch.Tensor]
+
+    @staticmethod
+    def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
+        """The outputs are kept only if asked for."""
+        start = f"{dtype}.locked.output."
+        kept = {f"{r} {n}": x for r, left in ranks.items() for n, x in left.tensors.items() if n.startswith(start)}
+        return Left(_digest(ranks, dtype), kept if outputs else {})
+
+    def is_as(self, other: Left) -> bool:
+        """Whether no bit differs."""
+        return self.digest == other.digest
+
+    def off(self, other: Left) -> float:
+        """The largest relative L2 difference of a rank's output; infinite if one has another shape or is not there."""
+        if any(self.outputs.get(name, torch.empty(0)).shape != x.shape for name, x in other.outputs.items()):
+            return float("inf")
+        pairs = [without_constants(x.double(), self.outputs[name].double())[::-1] for name, x in other.outputs.items()]
+        return max(((x - y).norm() / y.norm().clamp(min=1e-300)).item() for x, y in pairs)
+
+
+def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:
+    """Of every tensor of the run that is judged, and every rank's schedule."""
+    total, of_tensor = hashlib.blake2b(digest_size=16), dict[int, str]()
+    for rank in sorted(ranks):
+        for name, tensor in sorted(ranks[rank].tensors.items()):
+            if name.startswith(f"{dtype}.locked."):
+                if id(tensor) not in of_tensor:  # ranks that hold the same bits share a large tensor
+                    of_tensor[id(tensor)] = digest(tensor)
+                total.update(f"{rank} {name} {of_tensor[id(tensor)]}".encode())
+        total.update(" ".join(map(str, ranks[rank].collectives(dtype))).encode())
+    return total.hexdigest()

@@ -1,0 +1,98 @@
+"""Virtual cores: ranks as threads of this process, each with a device of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .rendezvous import Meeting
+
+if TYPE_CHECKING:
+    from .device import XLADevice
+    from .group import XLAGroup
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+Entry = Callable[["XLAGroup", "XLADevice"], None]
+
+
+def environment(size: int) -> dict[str, str]:
+    """What torch-xla must find in the environment when it is imported, to offer `size` virtual cores.
+
+    A collective blocks a thread of XLA's pool, which by default has one per processor: too few, and ranks that have
+    not arrived never get one. A program runs a few times only, so LLVM's optimisation, most of a compilation, is left
+    out; what the user's XLA_FLAGS say comes last and wins.
+    """
+    flags = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+    pool = str(max(8, 4 * size))
+    return {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(size), "XLA_THREAD_POOL_SIZE": pool, "XLA_FLAGS": flags}
+
+
+def thread_line(rank: int, size: int) -> str:
+    """What a rank says at its start, so that its stack can be found among those of the process's threads."""
+    return f"rank {rank} of {size} is thread {threading.get_ident():#x}"
+
+
+def _process_groups(size: int) -> Callable[[int], None]:
+    """Give every thread a torch.distributed of its own, as torch's tests of collectives do.
+
+    Returns what joins the default group as a rank, for modules that call torch.distributed: torch-xla's "xla" backend,
+    which traces collectives into the program.
+    """
+    import torch.distributed as dist  # noqa: PLC0415
+    from torch._C._distributed_c10d import _set_thread_isolation_mode  # type: ignore[attr-defined]  # noqa: PLC0415
+    from torch.testing._internal.distributed.multi_threaded_pg import _install_threaded_pg  # noqa: PLC0415
+
+    _install_threaded_pg()
+    _set_thread_isolation_mode(True)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    return lambda rank: dist.init_process_group("xla", store=store, rank=rank, world_size=size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The first rank that raised, and what."""
+
+    rank: int
+    error: Exception
+    traceback: str
+
+
+def run_on_cores(size: int, entry: Entry) -> Failure | None:
+    """Call `entry` on `size` ranks and wait for all; imports torch-xla, whose world this process has from then on.
+
+    A rank that raises makes the others leave at their next meeting.
+    """
+    os.environ.update(environment(size))
+    for name in _LAUNCHER:  # this process's own rank, which is none of theirs
+        os.environ.pop(name, None)
+    from torch_xla._internal import pjrt  # noqa: PLC0415  (not before the environment is set)
+
+    from .device import XLADevice  # noqa: PLC0415
+    from .group import XLAGroup  # noqa: PLC0415
+
+    join = _process_groups(size)
+    meeting = Meeting(size)
+    failures: list[tuple[int, Failure]] = []
+
+    def rank() -> None:
+        number = -1
+        try:
+            group = XLAGroup(size)
+            number = group.rank
+            print(thread_line(number, size), flush=True)
+            join(number)
+            entry(group, XLADevice(number, size, meeting))
+        except threading.BrokenBarrierError:
+            return
+        except Exception as error:
+            moment = time.monotonic_ns()
+            meeting.leave()
+            failures.append((moment, Failure(rank=number, error=error, traceback=traceback.format_exc())))
+
+    pjrt._run_thread_per_device(0, 1, rank, pjrt.initialize_multiprocess)
+    return min(failures, key=lambda failure: failure[0])[1] if failures else None
