@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+DOCS_STAMP := $(VENV)/docs-installed
 
 XLA_VENV := .venv-xla
 
-.PHONY: verify test test-slow test-xla check fuzz launcher-faults bench packing kernels screenshot clean
+.PHONY: verify test test-slow test-xla check docs fuzz launcher-faults bench packing kernels screenshot clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,14 @@ check: $(STAMP)
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p tp_harness
 	$(PYTEST)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# The documentation as a site, which asks no other host for anything: open build/site/index.html.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 # 500 hostile inputs of each kind, and every fault in the launcher at every moment (half an hour).
 fuzz: $(STAMP)
 	$(BIN)/python tests/support/fuzz.py --count 500
@@ -60,7 +69,7 @@ packing: $(STAMP)
 kernels: $(STAMP)
 	$(BIN)/python -m tp_harness.kernels.checks.report
 
-# The README's picture of a report; needs Chromium.
+# The picture of a report in docs/report.md; needs Chromium.
 screenshot: $(STAMP)
 	$(BIN)/tp-harness verify --repeats 3 --out build/screenshot
 	$(BIN)/python tests/support/screenshot.py build/screenshot/$$(ls -t build/screenshot | head -1)

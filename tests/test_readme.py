@@ -1,4 +1,4 @@
-"""The README's examples, run as a reader would."""
+"""The examples of the README and of docs/, run as a reader would, and the limits that docs/verdict.md states."""
 
 import math
 import re
@@ -12,8 +12,10 @@ import torch
 from tp_harness.judge import verdict
 from tp_harness.parallel.group import collective
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-MODULE, BUILD = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CASE, NXD, VERDICT = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("case", "nxd", "verdict"))
+[MODULE], [BUILD] = (re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for text in (README, NXD))
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -55,14 +57,8 @@ def test_build_module_example(tmp_path: Path) -> None:
     assert (tmp_path / "mlp.pt").exists()
 
 
-def test_every_linked_path_exists() -> None:
-    root = Path(__file__).parents[1]
-    named = re.findall(r"`((?:tp_harness|launch|tests|reference)/[\w/.]*)`", README)
-    assert all((root / path).exists() for path in named)
-
-
 def test_samples_of_runs_show_the_controls_and_what_a_run_prints() -> None:
-    samples = re.findall(r"    ┏(?:.+\n)+", README)
+    samples = [sample for text in (README, CASE) for sample in re.findall(r"    ┏(?:.+\n)+", text)]
     assert len(samples) == 2
     controls = r"^    controls, mistakes put in on purpose, rejected as they must be: [\w-]+ at tp 1\b.*\b32$"
     for sample in samples:
@@ -74,9 +70,8 @@ def test_samples_of_runs_show_the_controls_and_what_a_run_prints() -> None:
     assert ratios[8] > verdict.RATIO_ALARM, "the sample is one whose limit is wider"
 
 
-def test_the_limits_that_the_readme_states_are_those_of_verdicts() -> None:
-
-    text = " ".join(README.split())
+def test_the_limits_that_the_page_states_are_those_of_verdicts() -> None:
+    text = " ".join(VERDICT.split())
     half, whole = (collective("all_reduce", 8, (64,), dtype) for dtype in (torch.bfloat16, torch.float32))
     widened = [sums.roundings if (sums := verdict.sums_of([call], planned=p)) else 0.0
                for call, p in ((half, True), (half, False), (whole, False), (whole, True))]  # fmt: skip

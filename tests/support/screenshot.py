@@ -1,4 +1,4 @@
-"""docs/report.png: the head of a real report, as the README shows it. `make screenshot` runs this.
+"""docs/report.png: the head of a real report, as docs/report.md shows it. `make screenshot` runs this.
 
 python tests/support/screenshot.py RUN_DIR
 """
