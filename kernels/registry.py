@@ -21,10 +21,8 @@ from tp_harness.kernels import (
     router,
     router_torch,
 )
-from tp_harness.kernels.models import per_rank
 
 from tp_harness.config.divisibility import TRN1_DEGREES
-from tp_harness.config.model import ModelConfig
 
 STATUS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 Dims = dict[str, tuple[str, ...]]
@@ -139,9 +137,9 @@ def spec(name: str) -> KernelSpec:
     raise KeyError(f"unknown kernel {name!r}{hint} Choices: {', '.join(_BY_NAME)}")
 
 
-def shapes(name: str, model: ModelConfig, tp: int, tokens: int) -> dict[str, dict[str, int]]:
-    """Return, for each use of a kernel in the model, the sizes of its symbols on one rank."""
-    rank = per_rank(model, tp)
+def shapes(name: str, model: Any, tp: int, tokens: int) -> dict[str, dict[str, int]]:
+    """Return, for each use of a kernel in the family's model, the sizes of its symbols on one rank."""
+    rank = model.on_rank(tp)
     hidden, head = model.hidden_size, model.head_dim
     queries = rank.q_heads * head
     uses: dict[str, dict[str, dict[str, int]]] = {

@@ -21,6 +21,8 @@ def files_of_cases_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> It
     yield
     if own_cases := sys.modules.get("tp_harness.prepare.own_cases"):
         own_cases._FOLDERS.clear()
+    if case_file := sys.modules.get("tp_harness.case.case_file"):
+        case_file.forget_files()
     base = str(tmp_path_factory.getbasetemp())
     if any(folder.startswith(base) for folder in sys.path):
         sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]

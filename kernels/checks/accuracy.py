@@ -21,7 +21,7 @@ from tp_harness.kernels.registry import KernelSpec
 from tp_harness.kernels.router_torch import choose_torch
 
 from tp_harness.config.divisibility import TRN1_DEGREES
-from tp_harness.config.model import PRESETS
+from tp_harness.models import presets
 
 # float32: what the task promises, relative to max |y|. Measured errors are 20 to 100 times smaller.
 FLOAT32_LIMIT = 2e-5
@@ -56,10 +56,10 @@ class Case:
 
     def arguments(self) -> inputs.Inputs:
         """Draw the inputs."""
-        sizes = dict(registry.shapes(self.kernel, PRESETS[self.model], self.tp, self.tokens)[self.use])
+        sizes = dict(registry.shapes(self.kernel, presets()[self.model], self.tp, self.tokens)[self.use])
         changes = dict(self.changes)
         sizes.update({key: changes.pop(key) for key in list(changes) if key in sizes})
-        made = inputs.make(self.kernel, sizes, PRESETS[self.model], seed=self.seed, dtype=self.dtype)
+        made = inputs.make(self.kernel, sizes, presets()[self.model], seed=self.seed, dtype=self.dtype)
         if self.shift:
             made["mlp1_bias"][:, 0::2] += self.shift
         first = next(iter(made))
@@ -142,7 +142,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float,
 
 def uses(name: str) -> tuple[str, ...]:
     """Return the uses of a kernel in a model."""
-    return tuple(registry.shapes(name, PRESETS["tiny"], 1, 1))
+    return tuple(registry.shapes(name, presets()["tiny"], 1, 1))
 
 
 def tiny_cases(dtype: torch.dtype) -> list[Case]:

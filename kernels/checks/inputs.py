@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from tp_harness.config.model import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
-
 Inputs = dict[str, Any]
 
 
@@ -31,7 +29,7 @@ class Draw:
         return torch.rand(*shape, generator=self._generator) * (high - low) + low
 
 
-def make(name: str, sizes: dict[str, int], model: ModelConfig, *, seed: int, dtype: torch.dtype) -> Inputs:
+def make(name: str, sizes: dict[str, int], model: Any, *, seed: int, dtype: torch.dtype) -> Inputs:
     """Return the arguments of the kernel `name` for the sizes of its symbols."""
     draw = Draw(seed, dtype)
     makers = {
@@ -46,15 +44,15 @@ def make(name: str, sizes: dict[str, int], model: ModelConfig, *, seed: int, dty
     return makers[name](draw, sizes, model)
 
 
-def _rmsnorm(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _rmsnorm(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     tokens, hidden = sizes["T"], sizes["H"]
     # Rows of very different size: a mean over the wrong axis, or an eps in the wrong place, shows.
     size = torch.logspace(-2, 2, tokens)[:, None]
     x = (draw.normal(tokens, hidden).float() * size).to(draw.normal(1).dtype)
-    return {"x": x, "scale": draw.normal(hidden, spread=0.5, mean=1.0), "eps": RMS_NORM_EPS}
+    return {"x": x, "scale": draw.normal(hidden, spread=0.5, mean=1.0), "eps": model.rms_norm_eps}
 
 
-def _rope(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _rope(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     tokens, half = sizes["T"], sizes["D/2"]
     angle = draw.uniform(tokens, half, low=-20.0, high=20.0)
     return {
@@ -64,7 +62,7 @@ def _rope(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     }
 
 
-def _attention(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _attention(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     batch, length, queries, groups, head = (sizes[symbol] for symbol in ("B", "S", "Q", "G", "D"))
     # One head with a sink that takes everything, one with a sink that takes nothing, others between.
     sinks = torch.linspace(-20.0, 10.0, queries).to(draw.normal(1).dtype)
@@ -80,7 +78,7 @@ def _attention(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     }
 
 
-def _router(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _router(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     tokens, hidden, experts = sizes["T"], sizes["H"], sizes["E"]
     return {
         "x": draw.normal(tokens, hidden),
@@ -90,7 +88,7 @@ def _router(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
     }
 
 
-def _expert_mlp(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _expert_mlp(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     tokens, hidden, experts, size = (sizes[symbol] for symbol in ("T", "H", "E", "I"))
     logits = draw.uniform(tokens, experts, low=-2.0, high=2.0)
     values, chosen = logits.topk(min(model.experts_per_token, experts), dim=-1)
@@ -103,16 +101,16 @@ def _expert_mlp(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs
         "mlp1_bias": draw.normal(experts, 2 * size),
         "mlp2_weight": draw.normal(experts, hidden, size, spread=size**-0.5),
         "mlp2_bias": draw.normal(experts, hidden),
-        "alpha": SWIGLU_ALPHA,
+        "alpha": model.swiglu_alpha,
         "limit": model.swiglu_limit,
         "bias_share": 0.125,
     }
 
 
-def _linear(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _linear(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     return {**_linear_no_bias(draw, sizes, model), "bias": draw.normal(sizes["N"])}
 
 
-def _linear_no_bias(draw: Draw, sizes: dict[str, int], model: ModelConfig) -> Inputs:
+def _linear_no_bias(draw: Draw, sizes: dict[str, int], model: Any) -> Inputs:
     tokens, inputs, outputs = sizes["T"], sizes["K"], sizes["N"]
     return {"x": draw.normal(tokens, inputs), "weight": draw.normal(outputs, inputs, spread=inputs**-0.5)}

@@ -20,14 +20,18 @@ from tp_harness.launch import LaunchOutcome
 from tp_harness.backends import RunningJob, choose_backend
 from tp_harness.backends.base import Session
 from tp_harness.backends.local_group import ring_sum
-from tp_harness.config.options import COMPONENT_NAMES, Resolved
+from tp_harness.config.options import Resolved
 from tp_harness.judge.gather import Awaited, read_outputs
-from tp_harness.models.gpt_oss.components import LAYERED
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.parallel.placements import same_bits
 from tp_harness.prepare.material import Material
 from tp_harness.prepare.prepare import Preparation
 
-TARGETS = tuple((name, layer) for name in COMPONENT_NAMES for layer in ((0, 1) if name in LAYERED else (0,)))
+TARGETS = tuple(
+    (name, layer)
+    for name in FAMILY.components
+    for layer in ((0, 1) if name in ("attention", "transformer_block") else (0,))
+)
 CASES = '''
 import sys, time
 from pathlib import Path

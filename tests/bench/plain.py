@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 
 
 def main() -> int:

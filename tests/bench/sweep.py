@@ -20,10 +20,11 @@ from rich.table import Table
 from usage import Usage, run
 
 from tp_harness.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
-from tp_harness.models.gpt_oss.weights import discriminating
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.prepare.oracle import parameter_specs
+from tp_harness.prepare.random_weights import discriminating
 
 DEGREES = (1, 2, 8, 32)
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from ladder import options
 
 from tp_harness.backends import choose_backend
 from tp_harness.case.plan import OF_LOCAL
-from tp_harness.config.model import PRESETS
 from tp_harness.judge.shape_checks import RANDOM
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.report.failure_text import diagnosis_text
 from tp_harness.results.result import Result, Status
 from tp_harness.results.run_record import RunRecord, open_record

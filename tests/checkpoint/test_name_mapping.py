@@ -14,9 +14,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from tp_harness.checkpoint.checkpoint import Checkpoint, TensorSpec, find_checkpoint, write_checkpoint
 from tp_harness.checkpoint.mxfp4 import unpack
-from tp_harness.checkpoint.name_mapping import translation
-from tp_harness.config.model import PRESETS
 from tp_harness.errors import UsageError
+from tp_harness.models.gpt_oss.config import PRESETS
+from tp_harness.models.gpt_oss.name_mapping import translation
 from tp_harness.parallel.placements import same_bits
 
 TINY = PRESETS["tiny"]

@@ -14,9 +14,9 @@ from tp_harness.checkpoint import tiled_file
 from tp_harness.checkpoint.checkpoint import Checkpoint, TensorSpec, write_checkpoint, write_tiles
 from tp_harness.checkpoint.tiled_file import HUGE_BYTES, can_map, open_tiles, use_huge_pages
 from tp_harness.errors import UsageError
-from tp_harness.models.gpt_oss.weights import discriminating, period
 from tp_harness.parallel.placements import Shard, same_bits
 from tp_harness.prepare.memory_budget import SHM
+from tp_harness.prepare.random_weights import discriminating, period
 
 pytestmark = pytest.mark.skipif(not can_map(), reason="this system cannot map tiles")
 

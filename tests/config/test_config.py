@@ -13,9 +13,11 @@ import torch
 from published import ORIGINAL
 
 from tp_harness.config.divisibility import check_degrees
-from tp_harness.config.model import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.errors import UsageError
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig, ModelConfig
 from tp_harness.prepare.oracle import parameter_specs
 
 
@@ -35,7 +37,7 @@ def test_presets_are_the_published_models(name: str, layers: int, experts: int, 
 
 def test_tiny_is_small_and_can_show_mistakes() -> None:
     tiny = PRESETS["tiny"]
-    check_degrees(tiny, ("transformer",), (1, 2, 8, 32))
+    check_degrees(tiny, FAMILY.requirements, ("transformer",), (1, 2, 8, 32))
     assert tiny.hidden_size != tiny.intermediate_size
     assert tiny.num_key_value_heads < 32 <= tiny.num_attention_heads
     assert tiny.sliding_window < NeuronConfig().seq_len

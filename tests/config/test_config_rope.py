@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from published import HUGGING_FACE
 
-from tp_harness.config.huggingface import load_model_config
 from tp_harness.errors import UsageError
+from tp_harness.models import load_model
 
 YARN: dict[str, Any] = HUGGING_FACE["rope_scaling"]
 ONLY = "and this tool knows no other"
@@ -163,4 +163,4 @@ def test_another_rotary_embedding_is_refused_with_both_values(tmp_path: Path, na
     file = tmp_path / "config.json"
     file.write_text(json.dumps(HUGGING_FACE | over))
     with pytest.raises(UsageError, match=f"^{re.escape(f'{file}: {sentence}')}$"):
-        load_model_config(str(file))
+        load_model(str(file))

@@ -20,10 +20,10 @@ from published import HUGGING_FACE
 from tp_harness.reference.gpt_oss import AttentionBlock
 from transformers.models.gpt_oss import modeling_gpt_oss as hf
 
-from tp_harness.config import huggingface
-from tp_harness.config.huggingface import load_model_config
-from tp_harness.config.model import SWIGLU_ALPHA, ModelConfig
 from tp_harness.errors import UsageError
+from tp_harness.models import load_model
+from tp_harness.models.gpt_oss import huggingface
+from tp_harness.models.gpt_oss.config import SWIGLU_ALPHA, ModelConfig
 
 ROPE_KEYS = ("rope_scaling", "rope_theta", "initial_context_length", "experts_per_token")
 BASE = {key: value for key, value in HUGGING_FACE.items() if key not in ROPE_KEYS} | {
@@ -92,7 +92,7 @@ def read(values: object) -> ModelConfig:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(values))
-        return load_model_config(str(path))
+        return load_model(str(path))
 
 
 def assert_same(ours: ModelConfig, values: dict[str, Any]) -> None:

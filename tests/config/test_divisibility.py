@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from tp_harness.case.plan import check_plan, stand_in_group
-from tp_harness.config.divisibility import REQUIREMENTS, check_degrees, mxfp4_note
-from tp_harness.config.model import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
-from tp_harness.config.options import COMPONENT_NAMES, MAX_DEGREE
+from tp_harness.config.divisibility import check_degrees
+from tp_harness.config.model import NeuronConfig
+from tp_harness.config.options import MAX_DEGREE
 from tp_harness.errors import UsageError
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig, ModelConfig
+from tp_harness.models.gpt_oss.divisibility import REQUIREMENTS, mxfp4_note
 
 
 @pytest.mark.parametrize(
@@ -47,20 +50,20 @@ def test_preflight_says_what_does_not_divide_and_which_degrees_would(
 ) -> None:
     text = f"tp_degree {degree} does not divide {what}. Of the Trn1 degrees, {would} would; choose with --tp."
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
-        check_degrees(ModelConfig(**numbers), ("rmsnorm", component), (1, degree))
-    check_degrees(ModelConfig(**numbers), (component,), tuple(int(d) for d in would.split(", ")))
+        check(ModelConfig(**numbers), ("rmsnorm", component), (1, degree))
+    check(ModelConfig(**numbers), (component,), tuple(int(d) for d in would.split(", ")))
 
 
 def test_preflight_asks_only_for_what_the_chosen_components_shard() -> None:
     odd = ModelConfig(vocab_size=50257, intermediate_size=2881, num_attention_heads=9, num_key_value_heads=9)
-    check_degrees(odd, ("rmsnorm",), tuple(range(1, MAX_DEGREE + 1)))
-    check_degrees(ModelConfig(vocab_size=50257), ("attention", "mlp"), (32,))
-    assert {name for requirement in REQUIREMENTS for name in requirement.needed_by} == set(COMPONENT_NAMES) - {
+    check(odd, ("rmsnorm",), tuple(range(1, MAX_DEGREE + 1)))
+    check(ModelConfig(vocab_size=50257), ("attention", "mlp"), (32,))
+    assert {name for requirement in REQUIREMENTS for name in requirement.needed_by} == set(FAMILY.components) - {
         "rmsnorm"
     }
 
 
-@pytest.mark.parametrize("component", [name for name in COMPONENT_NAMES if name != "rope"])
+@pytest.mark.parametrize("component", [name for name in FAMILY.components if name != "rope"])
 def test_preflight_refuses_exactly_the_degrees_that_the_plan_cannot_cut(component: str) -> None:
     """The plan's own arithmetic on numbers with different divisors (rope has no parameters to cut)."""
     numbers = {"num_attention_heads": 24, "num_key_value_heads": 6, "intermediate_size": 20, "vocab_size": 28}
@@ -74,8 +77,12 @@ def test_preflight_refuses_exactly_the_degrees_that_the_plan_cannot_cut(componen
 
     degrees = range(1, MAX_DEGREE + 1)
     expected = [tp for tp in degrees if plan_refuses(tp)]
-    assert [tp for tp in degrees if refuses(check_degrees, model, (component,), (tp,))] == expected
+    assert [tp for tp in degrees if refuses(check, model, (component,), (tp,))] == expected
     assert (component == "rmsnorm") is not bool(expected)
+
+
+def check(model: ModelConfig, components: tuple[str, ...], degrees: tuple[int, ...]) -> None:
+    check_degrees(model, REQUIREMENTS, components, degrees)
 
 
 def refuses(check: Callable[..., None], *arguments: Any) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from published import HUGGING_FACE, ORIGINAL
 
-from tp_harness.config.huggingface import load_model_config
-from tp_harness.config.model import PRESETS, ModelConfig
 from tp_harness.errors import UnknownNameError, UsageError
+from tp_harness.models import load_model
+from tp_harness.models.gpt_oss.config import PRESETS, ModelConfig
 
 PATHS = {  # every number of a Hugging Face file that is read: where it is, our field, another value
     "num_hidden_layers": ("num_hidden_layers", 6),
@@ -61,20 +61,20 @@ def written(folder: Path, values: object) -> str:
 
 @pytest.mark.parametrize("values", [HUGGING_FACE, ORIGINAL], ids=["hugging_face", "original"])
 def test_config_json_of_either_kind_is_the_preset(tmp_path: Path, values: dict[str, Any]) -> None:
-    assert load_model_config(written(tmp_path, values)) == PRESETS["gpt-oss-20b"]
+    assert load_model(written(tmp_path, values)) == PRESETS["gpt-oss-20b"]
 
 
 def test_rope_parameters_of_newer_files_are_read(tmp_path: Path) -> None:
     values = {key: value for key, value in HUGGING_FACE.items() if key not in ("rope_scaling", "rope_theta")}
     values["rope_parameters"] = {**HUGGING_FACE["rope_scaling"], "rope_theta": 99000.0, "factor": 8.0}
     expected = dataclasses.replace(PRESETS["gpt-oss-20b"], rope_theta=99000.0, rope_scaling_factor=8.0)
-    assert load_model_config(written(tmp_path, values)) == expected
+    assert load_model(written(tmp_path, values)) == expected
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_number_of_a_config_json_is_used(tmp_path: Path, path: str) -> None:
     field, value = PATHS[path]
-    model = load_model_config(written(tmp_path, with_value(path, value)))
+    model = load_model(written(tmp_path, with_value(path, value)))
     assert model == dataclasses.replace(PRESETS["gpt-oss-20b"], **{field: value})
     assert model != PRESETS["gpt-oss-20b"]
 
@@ -133,14 +133,14 @@ WRONG: list[tuple[str, object, str]] = [  # of rotary numbers: test_config_rope.
 def test_a_wrong_value_in_config_json_is_named(tmp_path: Path, path: str, value: object, text: str) -> None:
     file = written(tmp_path, with_value(path, value))
     with pytest.raises(UsageError, match=f"^{re.escape(text.format(file))}$"):
-        load_model_config(file)
+        load_model(file)
 
 
 def test_missing_fields_are_listed(tmp_path: Path) -> None:
     file = written(tmp_path, {"hidden_size": 96, "vocab_size": 544, "num_experts": 8})
     text = f"{file}: num_hidden_layers, intermediate_size not given; is it a gpt-oss config.json?"
     with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
-        load_model_config(file)
+        load_model(file)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_json_object_is_said_to_be_none(tmp_path: Path, conten
     file = tmp_path / "config.json"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=text) as caught:
-        load_model_config(str(file))
+        load_model(str(file))
     assert str(file) in str(caught.value)
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     reasons["pipe"] = "not a regular file"
     for name, reason in reasons.items():
         with pytest.raises(UsageError, match=rf"cannot read {tmp_path}/{name}\.json: {reason}"):
-            load_model_config(f"{tmp_path}/{name}.json")
+            load_model(f"{tmp_path}/{name}.json")
 
 
 def test_an_unknown_model_name_gets_the_nearest_one_and_all_choices(tmp_path: Path) -> None:
@@ -183,6 +183,6 @@ def test_an_unknown_model_name_gets_the_nearest_one_and_all_choices(tmp_path: Pa
         "Choose from: tiny, gpt-oss-20b, gpt-oss-120b, path/to/config.json."
     )
     with pytest.raises(UnknownNameError, match=f"^{re.escape(text)}$"):
-        load_model_config("gpt-oss-20B")
+        load_model("gpt-oss-20B")
     with pytest.raises(UnknownNameError, match="unknown model"):
-        load_model_config(str(tmp_path))  # a folder
+        load_model(str(tmp_path))  # a folder

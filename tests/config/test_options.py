@@ -13,11 +13,12 @@ import pytest
 
 from tp_harness import cli
 from tp_harness.commands import verify
-from tp_harness.config.model import PRESETS
-from tp_harness.config.options import COMPONENT_NAMES, DTYPES, INIT_NAMES, Options, as_record, resolve
+from tp_harness.config.options import DTYPES, INIT_NAMES, Options, as_record, resolve
 from tp_harness.errors import UnknownNameError, UsageError
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import COMPONENTS
-from tp_harness.models.gpt_oss.weights import INITS
+from tp_harness.models.gpt_oss.config import PRESETS
+from tp_harness.prepare.random_weights import INITS
 
 FLAGS = (
     "component tp model batch seq layer depth dtype backend seed draws init kernels repeats fault no-fault-control "
@@ -75,14 +76,14 @@ def test_flags_reach_their_options() -> None:
 
 
 def test_names_kept_apart_from_torch_are_those_of_the_registries() -> None:
-    assert tuple(COMPONENTS) == COMPONENT_NAMES
+    assert tuple(COMPONENTS) == tuple(FAMILY.components)
     assert tuple(INITS) == INIT_NAMES
 
 
 def test_defaults_of_tiny() -> None:
     resolved = resolve(Options())
     both = {"attention": (0, 1), "transformer_block": (0, 1)}
-    assert resolved.targets == tuple((name, layer) for name in COMPONENT_NAMES for layer in both.get(name, (0,)))
+    assert resolved.targets == tuple((name, layer) for name in FAMILY.components for layer in both.get(name, (0,)))
     assert (resolved.degrees, resolved.dtypes) == ((1, 2, 8, 32), DTYPES)
     assert (resolved.batch, resolved.seq, resolved.draws, resolved.seed) == (2, 40, 2, 0)
     assert (resolved.init, resolved.model, resolved.case, resolved.checkpoint) == (
@@ -97,7 +98,7 @@ def test_defaults_of_tiny() -> None:
 def test_defaults_of_a_real_model() -> None:
     resolved = resolve(Options(model="gpt-oss-20b"))
     both = {"attention": (0, 1)}
-    assert resolved.targets == tuple((name, layer) for name in COMPONENT_NAMES for layer in both.get(name, (0,)))
+    assert resolved.targets == tuple((name, layer) for name in FAMILY.components for layer in both.get(name, (0,)))
     assert (resolved.batch, resolved.seq, resolved.draws) == (1, 160, 1)
     assert resolved.seq > resolved.model.sliding_window
 
@@ -135,7 +136,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "component-nothing_near": (
         {"components": ("xyz",)},
-        f"unknown component 'xyz'. Choose from: {', '.join(COMPONENT_NAMES)}.",
+        f"unknown component 'xyz'. Choose from: {', '.join(FAMILY.components)}.",
     ),
     "component-twice": ({"components": ("mlp", "rope", "mlp")}, "a component is named twice: mlp, rope, mlp."),
     "dtype": (

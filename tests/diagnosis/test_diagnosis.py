@@ -14,7 +14,7 @@ from ladder import Ladder, ThreadGroup, after_build
 from test_judge_faults import FAULTS
 from torch import nn
 
-from tp_harness.diagnosis import SIGNATURES
+from tp_harness.diagnosis import all_signatures
 from tp_harness.diagnosis.common import told
 from tp_harness.diagnosis.explain import explain
 from tp_harness.judge.evidence import Evidence
@@ -217,7 +217,7 @@ offset|range|shard of rank 0|shard instead of whole|over a share|slice of other 
 
 
 def test_every_signature_is_tried() -> None:
-    assert set(MADE) | set(OF_OWN.replace("\n", "|").split("|")) == {signature.name for signature in SIGNATURES}
+    assert set(MADE) | set(OF_OWN.replace("\n", "|").split("|")) == {signature.name for signature in all_signatures()}
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -19,12 +19,13 @@ from command import PATIENCE, Harness
 from ladder import options
 
 from tp_harness.backends import choose_backend
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.faults import BY_NAME, FAULTS, GENERIC, GRAPH, Fault, find_fault, injected
 from tp_harness.faults.fault import always
 from tp_harness.faults.ways import all_of, computes, edits, loads, put
 from tp_harness.judge.gather import read_outputs
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.mutation.bench import Bench
 from tp_harness.mutation.mutant import try_faults
 from tp_harness.parallel.group import Group

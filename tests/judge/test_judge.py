@@ -15,10 +15,11 @@ from spoiled import SPOILED, edit, one_bit, one_element
 
 from tp_harness.judge.evidence import Evidence
 from tp_harness.judge.judge import SCATTER
-from tp_harness.models.gpt_oss import components, weights
+from tp_harness.models.gpt_oss import components
 from tp_harness.models.gpt_oss.modules import attention, mlp
 from tp_harness.parallel.group import Group
 from tp_harness.parallel.placements import Placement, Replicate, Shard
+from tp_harness.prepare import random_weights
 from tp_harness.prepare.oracle import Run
 from tp_harness.ranks import rank
 from tp_harness.results.result import Status
@@ -187,14 +188,14 @@ def test_a_genuine_tie_flips_without_mismatch(tmp_path: Path, monkeypatch: Patch
     """Experts 2 and 5 differ by 1e-9 in the bias, which float32 cannot resolve."""
 
     def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-        values = weights.discriminating(name, shape, seed)
+        values = random_weights.discriminating(name, shape, seed)
         if name.endswith("gate.weight"):
             values.view(shape)[5] = values.view(shape)[2]
         if name.endswith("gate.bias"):
             values[2], values[5] = 0.0, 1e-9
         return values
 
-    monkeypatch.setitem(weights.INITS, "tied", tied)
+    monkeypatch.setitem(random_weights.INITS, "tied", tied)
     result = Ladder(tmp_path, targets=(("mlp", 0),), init="tied").run("mlp", 8)
     assert result.status is Status.PASS
     assert result.flips

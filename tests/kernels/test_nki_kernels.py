@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.checks import accuracy, inputs
 from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure, relative_error
-from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.router_torch import choose_torch
 
 from tp_harness.config.divisibility import TRN1_DEGREES
-from tp_harness.config.model import PRESETS
+from tp_harness.models.gpt_oss.config import PRESETS
 
 TINY = PRESETS["tiny"]
 FLOAT32_CASES = accuracy.tiny_cases(torch.float32) + accuracy.edge_cases(torch.float32)
@@ -151,7 +150,7 @@ def test_future_keys_do_not_matter() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_expert_mlp_partials_sum_to_the_whole(tp: int, dtype: torch.dtype) -> None:
     whole = Case(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33, dtype=dtype).arguments()
-    size = per_rank(TINY, tp).intermediate
+    size = TINY.on_rank(tp).intermediate
     total = torch.zeros(33, TINY.hidden_size, dtype=torch.float64)
     for rank in range(tp):
         part, pairs = slice(rank * size, (rank + 1) * size), slice(2 * rank * size, 2 * (rank + 1) * size)

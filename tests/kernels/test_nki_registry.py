@@ -8,11 +8,11 @@ import pytest
 import torch
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.call import KernelArgumentError, to_numpy, to_torch
-from tp_harness.kernels.models import per_rank
 from tp_harness.kernels.nki_interpreter import NkiValidationError
 
 from tp_harness.config.divisibility import TRN1_DEGREES
-from tp_harness.config.model import PRESETS
+from tp_harness.errors import UsageError
+from tp_harness.models.gpt_oss.config import PRESETS
 
 WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 
@@ -46,7 +46,7 @@ def test_every_kernel_has_shapes_at_every_degree(model: str, tp: int) -> None:
 
 
 def test_per_rank_sizes_of_gpt_oss_20b() -> None:
-    table = [(tp, per_rank(PRESETS["gpt-oss-20b"], tp)) for tp in TRN1_DEGREES]
+    table = [(tp, PRESETS["gpt-oss-20b"].on_rank(tp)) for tp in TRN1_DEGREES]
     assert [(tp, r.q_heads, r.kv_heads, r.intermediate, r.vocab) for tp, r in table] == [
         (1, 64, 8, 2880, 201_088),
         (2, 32, 4, 1440, 100_544),
@@ -54,8 +54,8 @@ def test_per_rank_sizes_of_gpt_oss_20b() -> None:
         (32, 2, 1, 90, 6284),
     ]
     assert registry.shapes("linear", PRESETS["gpt-oss-20b"], 8, 4)["qkv"] == {"T": 4, "K": 2880, "N": 640}
-    with pytest.raises(ValueError, match="query heads 64 is not divisible by tp_degree 3"):
-        per_rank(PRESETS["tiny"], 3)
+    with pytest.raises(UsageError, match="query heads 64 is not divisible by tp_degree 3"):
+        PRESETS["tiny"].on_rank(3)
 
 
 def test_unknown_kernel_names_the_nearest() -> None:

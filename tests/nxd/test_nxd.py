@@ -23,9 +23,10 @@ from test_nxd_attributes import cut
 from torch import nn
 
 from tp_harness import nxd, testing
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.errors import UsageError
 from tp_harness.models.gpt_oss.components import component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.nxd import traced
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.testing import neuron_build

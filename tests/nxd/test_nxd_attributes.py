@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tp_harness.case.plan import PlanError, module_placement
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.parallel.nxd_attributes import NOT_SHARDED, mark, marked, marks, replicate_kv
 from tp_harness.parallel.placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard, StridedShard

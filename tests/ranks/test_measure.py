@@ -13,8 +13,9 @@ import torch
 from ladder import Ladder
 from torch.utils.flop_counter import FlopCounterMode
 
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group
 from tp_harness.ranks.measure import FlopCount, PeakMemory, Stopwatch, count_flops
 from tp_harness.results.result import Collective, Forwards, RankRecord, Status

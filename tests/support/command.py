@@ -10,10 +10,11 @@ from typing import Any
 from warm import Program, server
 
 from tp_harness.checkpoint.checkpoint import write_checkpoint
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import component_case
-from tp_harness.models.gpt_oss.weights import discriminating
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.prepare.oracle import parameter_specs
+from tp_harness.prepare.random_weights import discriminating
 
 PATIENCE = 120.0  # seconds until a test gives up; never the measure of a pass
 

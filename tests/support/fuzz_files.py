@@ -13,8 +13,8 @@ from fuzz_junk import json_bytes, mutate, spoil
 from fuzz_words import WORDS
 
 from tp_harness.checkpoint.checkpoint import TensorSpec, write_checkpoint
-from tp_harness.config.model import PRESETS
 from tp_harness.config.options import Options, as_record, resolve
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.results.result import Gate, Result, Status
 from tp_harness.results.run_record import open_record
 

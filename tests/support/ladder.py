@@ -19,11 +19,12 @@ from torch import nn
 
 from tp_harness.case.case import Case
 from tp_harness.checkpoint.checkpoint import Checkpoint
-from tp_harness.config.model import PRESETS, ModelConfig
-from tp_harness.config.options import COMPONENT_NAMES, Resolved
+from tp_harness.config.options import Resolved
 from tp_harness.judge.evidence import Evidence
 from tp_harness.judge.gather import RankOutput, read_outputs, remove_outputs
 from tp_harness.judge.judge import judge
+from tp_harness.models.gpt_oss import FAMILY
+from tp_harness.models.gpt_oss.config import PRESETS, ModelConfig
 from tp_harness.parallel.group import Group
 from tp_harness.prepare.material import Material, Target
 from tp_harness.prepare.prepare import Preparation
@@ -33,7 +34,7 @@ from tp_harness.results.result import Result, Status
 
 PATIENCE = 120.0  # seconds after which a rank that waits for others gives up
 TINY = PRESETS["tiny"]
-TARGETS = (*((name, 0) for name in COMPONENT_NAMES), ("attention", 1))
+TARGETS = (*((name, 0) for name in FAMILY.components), ("attention", 1))
 
 Ranks = dict[int, RankOutput]
 Edit = Callable[[nn.Module, Case, Checkpoint, Group], None]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tp_harness.cli import main
-from tp_harness.config.model import PRESETS
 from tp_harness.errors import UsageError
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.trn1.collectives import Collectives, parse_nccom, read_nccom
 from tp_harness.trn1.predict import predict
 from tp_harness.trn1.work import Message

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tp_harness.cli import main
-from tp_harness.config.model import PRESETS
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.trn1 import MODELLED, calibrate, constants, page, roofline
 from tp_harness.trn1.collectives import Collectives
 from tp_harness.trn1.predict import predict

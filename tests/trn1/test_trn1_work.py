@@ -7,13 +7,14 @@ import torch
 from ladder import TINY, Ladder
 from torch.utils.flop_counter import FlopCounterMode
 
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
-from tp_harness.config.options import COMPONENT_NAMES
+from tp_harness.config.model import NeuronConfig
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.ranks.rank import as_tuple, shard_inputs
 from tp_harness.trn1.predict import predict
-from tp_harness.trn1.work import COMPONENTS, MXFP4, Place, Step, decode, transformer
+from tp_harness.trn1.work import MXFP4, Place, Step, decode, transformer
 
 BATCH, SEQ = 2, 24  # what Ladder runs
 AS_VERIFIED = Step(batch=BATCH, new=SEQ, context=SEQ, logits=BATCH * SEQ)  # verify computes all logits
@@ -35,9 +36,9 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])
-@pytest.mark.parametrize("name", COMPONENT_NAMES)
+@pytest.mark.parametrize("name", FAMILY.components)
 def test_weights_and_messages_are_those_that_ranks_record(ladder: Ladder, name: str, tp: int) -> None:
-    work = COMPONENTS[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0)
+    work = FAMILY.work[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0)
     for rank in ladder.run(name, tp, "bfloat16").ranks:
         assert work.weight_bytes == rank.weight_bytes
         assert [(m.kind, m.bytes) for m in work.messages] == [(c.kind, c.bytes) for c in rank.collectives]
@@ -55,9 +56,9 @@ def counted_operations(name: str, tp: int) -> int:
 
 
 @pytest.mark.parametrize("tp", [1, 8, 32])
-@pytest.mark.parametrize("name", COMPONENT_NAMES)
+@pytest.mark.parametrize("name", FAMILY.components)
 def test_operations_are_those_that_torch_counts(name: str, tp: int) -> None:
-    assert COMPONENTS[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0).flops == counted_operations(name, tp)
+    assert FAMILY.work[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0).flops == counted_operations(name, tp)
 
 
 def test_the_public_numbers_of_gpt_oss_come_out() -> None:
@@ -84,9 +85,9 @@ def test_packed_weights_are_padded_where_a_degree_cuts_a_block() -> None:
 
 def test_decode_reads_the_window_and_the_chosen_experts_only() -> None:
     def read(layer: int, seq: int) -> float:
-        return COMPONENTS["attention"](Place(config=TINY, tp=1, step=decode(1, seq)), layer).cache_bytes
+        return FAMILY.work["attention"](Place(config=TINY, tp=1, step=decode(1, seq)), layer).cache_bytes
 
     assert read(0, 1000) == read(0, TINY.sliding_window) < read(1, 1000)
-    one, many = (COMPONENTS["mlp"](Place(config=TINY, tp=1, step=decode(batch, 1)), 0) for batch in (1, 1000))
+    one, many = (FAMILY.work["mlp"](Place(config=TINY, tp=1, step=decode(batch, 1)), 0) for batch in (1, 1000))
     assert one.read_bytes < 0.6 * one.weight_bytes  # 4 of 8 experts
     assert many.read_bytes == pytest.approx(many.weight_bytes)

@@ -9,9 +9,10 @@ import pytest
 from command import Harness
 from ladder import options
 
-from tp_harness.config.options import COMPONENT_NAMES, Options, resolve
+from tp_harness.config.options import Options, resolve
 from tp_harness.faults import find_fault
 from tp_harness.judge.judge import judge
+from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.mutation.bench import open_bench
 from tp_harness.ranks.job import Task
 from tp_harness.results.run_record import read_run
@@ -32,7 +33,7 @@ def accept(evidence, blank):
     return replace(result, status=Status.PASS, reason="accepted", gates=gates, checks=checks, flips=())
 degrees.judge = accept
 """
-ALL = tuple((name, 0) for name in COMPONENT_NAMES)
+ALL = tuple((name, 0) for name in FAMILY.components)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import nn
 
 from tp_harness.backends import choose_backend
 from tp_harness.case.case import Case
-from tp_harness.config.model import PRESETS
 from tp_harness.faults import EVERY, find_fault, injected
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.results.result import Control, Status
 from tp_harness.results.run_record import RunRecord, open_record
@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 from tp_harness import Case, Replicate, Shard
-from tp_harness.config.model import PRESETS
+from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.models.gpt_oss.modules.norm import NeuronGPTOSSRMSNorm
 from tp_harness.parallel.group import current_group
 

@@ -1,12 +1,13 @@
-"""A user's file of Cases: read as it would be if it were run itself."""
+"""A user's file of Cases: read as it would be if it were run itself, once in each process."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +15,22 @@ from ..errors import UnknownNameError, UsageError, described
 from .case import Case
 
 _OURS = __name__.partition(".")[0]
+_LOADED: dict[tuple[Path, str], ModuleType] = {}  # of this process, by file and the sha256 of its text
+_FOLDERS: list[str] = []  # that were put on sys.path, for a file's neighbours
 
 
-def load_case(spec: str) -> Case:
+def load_case(spec: str, sha256: str = "") -> Case:
     """The Case that `FILE.py:NAME` names.
 
+    Args:
+        spec: file and name.
+        sha256: of the file's text as another process has read it; "" for whatever text it has.
+
     Raises:
-        UsageError: no such file or name, the file raises when run, or the object is no Case.
+        UsageError: no such file or name, the file raises when run or has another text, or the object is no Case.
     """
     path, name = split_spec(spec)
-    names = vars(run_file(path))
+    names = vars(run_file(path, sha256))
     cases = {key: value for key, value in names.items() if isinstance(value, Case)}
     if name not in names:
         if not cases:
@@ -51,16 +58,28 @@ def split_spec(spec: str) -> tuple[Path, str]:
     return path, name
 
 
-def run_file(path: Path) -> ModuleType:
-    """A user's file as a module.
+def run_file(path: Path, sha256: str = "") -> ModuleType:
+    """A user's file as a module, which a process runs once however often it asks.
 
     Raises:
-        UsageError: no such file, or it raises when it is run.
+        UsageError: no such file, it raises when it is run, or its text is not the one of `sha256`.
     """
+    place = path.resolve()
+    if (place, sha256) in _LOADED:
+        return _LOADED[place, sha256]
     if not path.is_file():
         raise UsageError(f"--case names the file {path}, which does not exist.")
     try:
-        return _imported(path.resolve())
+        text = place.read_bytes()
+        found = hashlib.sha256(text).hexdigest()
+        if sha256 not in ("", found):
+            raise UsageError(
+                f"its text has the sha256 {found:.12}..., and the run was started with {sha256:.12}...: do not change "
+                "it while ranks start; start the run again."
+            )
+        if (place, found) not in _LOADED:
+            _LOADED[place, found] = _imported(place, text)
+        return _LOADED[place, found]
     except KeyboardInterrupt:
         raise
     except UsageError as error:
@@ -69,20 +88,36 @@ def run_file(path: Path) -> ModuleType:
         raise UsageError(f"{path} could not be imported: {described(error)}.") from error
 
 
+def sha256_of(path: Path) -> str:
+    """Of the text that this process has run of a file, the latest where there were several."""
+    return [text for place, text in _LOADED if place == path.resolve()][-1]
+
+
 @contextmanager
 def imported_anew(specs: Iterable[str]) -> Iterator[None]:
-    """Have the modules beside cases' files imported again by who needs them, and put those back that were there.
+    """Have cases' files and the modules beside them imported again by who needs them, and put back what was there.
 
-    What such a module has read from the environment when it was imported would be another run's.
+    What such a module has read from the environment when it was imported would be another run's. sys.path is left as it
+    was.
     """
     roots = {_place(split_spec(spec)[0].resolve())[0] for spec in specs}
     before = {name: sys.modules.pop(name) for root in roots for name in _beside(root)}
+    forget_files()
     try:
         yield
     finally:
+        forget_files()
         for name in [name for root in roots for name in _beside(root)]:
             sys.modules.pop(name, None)
         sys.modules.update(before)
+
+
+def forget_files() -> None:
+    """Run files anew when they are asked for again, and take their folders off sys.path."""
+    _LOADED.clear()
+    while _FOLDERS:
+        with suppress(ValueError):  # somebody else has taken it off
+            sys.path.remove(_FOLDERS.pop())
 
 
 def _beside(root: Path) -> list[str]:
@@ -104,18 +139,20 @@ def _place(path: Path) -> tuple[Path, str]:
     return root, name
 
 
-def _imported(path: Path) -> ModuleType:
+def _imported(path: Path, text: bytes) -> ModuleType:
     """The file as a module: of its package if it is in one, or else beside its neighbours, as when it is run itself."""
     root, name = _place(path)
-    sys.path.insert(0, str(root))
+    if sys.path[:1] != [str(root)]:
+        sys.path.insert(0, str(root))  # and stays: what the Case calls may import neighbours as well
+        _FOLDERS.append(str(root))
     if "." in name:
         module = importlib.import_module(name)
         if Path(module.__file__ or "").resolve() != path:
             raise UsageError(f"another module of this name, {module.__file__}, was imported before it; run them apart")
         return module
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader  # a .py file always has one
+    assert spec  # a .py file always has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    exec(compile(text, str(path), "exec"), vars(module))  # the very text whose sha256 is known
     return module

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..config.options import Options, parse_degrees, resolve
 from ..errors import UsageError
+from ..models import presets
 
 NAME = "checks"
 HELP = "judge faults and clean runs by the checks in use today, side by side with this tool's"
@@ -21,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
     add = parser.add_argument
     add("--tp", default="2,8,32", metavar="2,8,32", help="tp_degrees, comma-separated")
-    add("--model", default="tiny", help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
+    add("--model", default="tiny", help=f"{', '.join(presets())} or a config.json")
     add("--seed", type=int, default=0, metavar="N", help="of weights and inputs")
     add("--draws", type=int, default=3, metavar="N", help="clean runs of each component and degree")
     add("--page", type=Path, metavar="FILE.md", help="write the page of docs/, and its numbers beside it as JSON")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..config.options import Options, Resolved, parse_degrees, resolve
 from ..errors import UsageError
+from ..models import presets
 from ..results.result import to_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", default=[], metavar="NAME", help="a fault from `tp-harness list faults`; repeatable")
     add("--clean", type=int, default=0, metavar="N", help="instead, N draws of right code: is any rejected?")
     add("--dtype", action="append", default=[], metavar="D", help="float32 or bfloat16; repeatable; default: both")
-    add("--model", default="tiny", help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
+    add("--model", default="tiny", help=f"{', '.join(presets())} or a config.json")
     add("--seed", type=int, default=0, metavar="N", help="of weights and inputs")
     add("--json", action="store_true", help="every trial, for programs")
     add("--markdown", type=Path, metavar="FILE", help="write the page about it; with --clean, about both")

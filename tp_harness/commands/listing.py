@@ -8,14 +8,15 @@ from collections.abc import Callable
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from ..models import families
+
 
 def components() -> RenderableType:
     """The built-in components and what is sharded in each."""
-    from ..models.gpt_oss.components import COMPONENTS  # noqa: PLC0415  (imports torch; the other lists do not)
-
     table = _table("component", "what is verified")
-    for name, factory in COMPONENTS.items():
-        table.add_row(name, (factory.__doc__ or "").splitlines()[0])
+    for family in families():
+        for name, about in family.components.items():
+            table.add_row(name, about)
     return table
 
 
@@ -55,12 +56,13 @@ def faults() -> RenderableType:
 
 def models() -> RenderableType:
     """The presets and their numbers."""
-    from ..config.model import PRESETS, ModelConfig  # noqa: PLC0415
-
-    table = _table("", *PRESETS)
-    for field in dataclasses.fields(ModelConfig):
-        table.add_row(field.name, *(f"{getattr(preset, field.name):g}" for preset in PRESETS.values()))
-    return table
+    tables = []
+    for family in families():
+        table = _table("", *family.presets)
+        for field in dataclasses.fields(family.config):
+            table.add_row(field.name, *(f"{getattr(preset, field.name):g}" for preset in family.presets.values()))
+        tables.append(table)
+    return Group(*tables)
 
 
 def _table(*headers: str) -> Table:

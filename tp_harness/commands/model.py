@@ -1,4 +1,4 @@
-"""`tp-harness model`: what gpt-oss would cost on Trn1, modelled."""
+"""`tp-harness model`: what a model would cost on Trn1, modelled."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config.divisibility import check_degrees
-from ..config.huggingface import load_model_config
-from ..config.options import COMPONENT_NAMES, check_distinct_degrees, check_range, parse_degrees
+from ..config.options import check_distinct_degrees, check_range, parse_degrees
 from ..errors import UsageError
+from ..models import families, family_of, load_model, presets, real_models
 
 NAME = "model"
-HELP = "what gpt-oss would cost on Trn1 (model, not measured)"
+HELP = f"what {families()[0].title} would cost on Trn1 (model, not measured)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from ..trn1.constants import PRICE  # noqa: PLC0415
 
     add = parser.add_argument
-    add("--model", default="gpt-oss-20b", help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
+    add("--model", default=next(iter(real_models())), help=f"{', '.join(presets())} or a config.json")
     add("--tp", default="1,2,8,32", metavar="1,2,8,32", help="tp_degrees, comma-separated")
     add("--batch", type=int, default=1, metavar="B", help="rows")
     add("--seq", type=int, default=1024, metavar="S", help="tokens of prompt (prefill) or cache (decode)")
@@ -45,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..trn1.predict import predict  # noqa: PLC0415
     from ..trn1.view import terminal  # noqa: PLC0415
 
-    config, degrees = load_model_config(arguments.model), parse_degrees(arguments.tp)
+    config, degrees = load_model(arguments.model), parse_degrees(arguments.tp)
     check_range("--batch", arguments.batch)
     check_range("--seq", arguments.seq)
     check_distinct_degrees(degrees)
-    check_degrees(config, COMPONENT_NAMES, degrees)
+    check_degrees(config, family_of(config).requirements, tuple(family_of(config).components), degrees)
     if not 0 < arguments.price < math.inf:
         raise UsageError(f"--price is {arguments.price:g}; a positive number of dollars per hour is needed.")
     prediction = predict(

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..config.options import Options, parse_degrees, resolve
 from ..errors import UsageError
+from ..models import presets
 
 if TYPE_CHECKING:
     from ..results.run_record import RunRecord
@@ -29,7 +30,7 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--component", action="append", default=[], metavar="NAME", help="repeatable; default: all")
     add("--tp", metavar="1,2,8,32", help="tp_degrees, comma-separated")
-    add("--model", help="tiny, gpt-oss-20b, gpt-oss-120b or a config.json")
+    add("--model", help=f"{', '.join(presets())} or a config.json")
     add("--batch", type=int, metavar="B", help="rows of the input")
     add("--seq", type=int, metavar="S", help="tokens of a row; more than the sliding window to exercise it")
     add(
@@ -66,14 +67,14 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="weights under public gpt-oss names, or a Case's own: safetensors, or torch.save's",
+        help="weights under the model's public names, or a Case's own: safetensors, or torch.save's",
     )
     add(
         "--case",
         action="append",
         default=[],
         metavar="FILE.py[:NAME]",
-        help="an own Case, or all of a file, instead of gpt-oss's components; repeatable",
+        help="an own Case, or all of a file, instead of the model's components; repeatable",
     )
     add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
     add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import UnknownNameError, UsageError
+from ..models import SMALL, family_of, load_model
 from .divisibility import check_degrees
-from .huggingface import load_model_config
-from .model import PRESETS, ModelConfig
 
-# Kept here rather than read from components.py, which imports torch; a test holds them equal.
-COMPONENT_NAMES = (
-    "rmsnorm",
-    "rope",
-    "attention",
-    "mlp",
-    "transformer_block",
-    "embedding",
-    "unembedding",
-    "transformer",
-)
 DTYPES = ("float32", "bfloat16")
 OTHER_DTYPES = ("float64", "fp64", "double", "float16", "fp16", "half", "float8", "fp8")
 KERNEL_NAMES = ("torch", "nki")
@@ -30,7 +19,7 @@ INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
 MODEL = "tiny"  # by default
 OWN = ("case", 0)  # the target of an own Case, within the run of that Case alone
-OF_GPT_OSS = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that an own Case passes over
+OF_MODEL = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that an own Case passes over
 _NOT_OF_A_CASE = {
     "components": "--component",
     "layers": "--layer",
@@ -75,14 +64,14 @@ class Resolved:
     """A run, fully decided. `targets` are (component, layer) in order; `case` is () for built-in components.
 
     `case` names own Cases as FILE.py:NAME, each with a target of the name and layer that its results have; as long as
-    nobody has looked into their files, they may be FILE.py too, and `targets` is (OWN,). `model` is the whole model;
-    `depth` is how many of its layers the transformer is run with, 0 for all.
+    nobody has looked into their files, they may be FILE.py too, and `targets` is (OWN,). `model` is a whole model of a
+    family; `depth` is how many of its layers the component that has all of them is run with, 0 for all.
     """
 
     targets: tuple[tuple[str, int], ...]
     degrees: tuple[int, ...]
     model_name: str = MODEL
-    model: ModelConfig = PRESETS[MODEL]
+    model: Any = field(default_factory=lambda: load_model(MODEL))
     batch: int = 2
     seq: int = 40
     dtypes: tuple[str, ...]
@@ -111,10 +100,10 @@ def resolve(options: Options) -> Resolved:
     """
     case = case_specs(options.case)
     _check_case(options, case)
-    model = load_model_config(options.model or MODEL)
-    small = model.hidden_size <= 512
-    components = options.components or COMPONENT_NAMES
-    _check_choices("component", components, COMPONENT_NAMES)
+    model = load_model(options.model or MODEL)
+    family, small = family_of(model), model.hidden_size <= SMALL
+    components = options.components or tuple(family.components)
+    _check_choices("component", components, tuple(family.components))
     _check_dtypes(options.dtypes)
     _check_choices("init", (options.init,), INIT_NAMES)
     _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
@@ -133,10 +122,10 @@ def resolve(options: Options) -> Resolved:
     if case:
         targets: tuple[tuple[str, int], ...] = (OWN,)
     else:
-        check_degrees(model, components, options.degrees)
+        check_degrees(model, family.requirements, components, options.degrees)
         _check_layers(options, model)
         _check_depth(options, model, components)
-        targets = tuple((name, layer) for name in components for layer in _layers(options, model, name, small))
+        targets = tuple((name, layer) for name in components for layer in _layers(options, model, name))
     depth = options.depth or model.num_hidden_layers
     return Resolved(
         targets=targets,
@@ -181,17 +170,16 @@ def _check_case(options: Options, case: tuple[str, ...]) -> None:
         )
 
 
-def _layers(options: Options, model: ModelConfig, component: str, small: bool) -> tuple[int, ...]:
-    """Even layers have a sliding window and odd ones not, so what holds attention is run on one of each."""
-    if component not in ("attention", "transformer_block", "mlp"):
-        return (0,)
-    if options.layers:
+def _layers(options: Options, model: Any, component: str) -> tuple[int, ...]:
+    """The layers that --layer names, or those that the family says."""
+    family = family_of(model)
+    if component in family.layered and options.layers:
         return options.layers
-    both = component == "attention" or (component == "transformer_block" and small)
-    return (0, 1) if both and model.num_hidden_layers > 1 else (0,)
+    said = family.layers_of(component, small=model.hidden_size <= SMALL)
+    return tuple(layer for layer in said if layer < model.num_hidden_layers)
 
 
-def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ...]) -> None:
+def _check_depth(options: Options, model: Any, components: tuple[str, ...]) -> None:
     if options.depth is None:
         return
     if not 1 <= options.depth <= model.num_hidden_layers:
@@ -199,19 +187,21 @@ def _check_depth(options: Options, model: ModelConfig, components: tuple[str, ..
             f"--depth is {options.depth}; a number between 1 and {model.num_hidden_layers} is needed, the layers of "
             f"{options.model or MODEL}."
         )
-    if "transformer" not in components:
-        raise UsageError(f"--depth is {options.depth}, but only the transformer has one; add --component transformer.")
+    whole = family_of(model).whole
+    if whole not in components:
+        raise UsageError(f"--depth is {options.depth}, but only the {whole} has one; add --component {whole}.")
 
 
-def _timeout(model: ModelConfig, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
+def _timeout(model: Any, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
     """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes where cores are few."""
-    layers = depth if any(name == "transformer" for name, _ in targets) else 1
-    weights = layers * 3 * model.num_experts * model.hidden_size * model.intermediate_size
+    family = family_of(model)
+    layers = depth if any(name == family.whole for name, _ in targets) else 1
+    weights = layers * family.layer_weights(model)
     forwards = 3 + repeats if repeats else 1
     return TIMEOUT + round(SECONDS_PER_WEIGHT * weights * forwards)
 
 
-def _check_layers(options: Options, model: ModelConfig) -> None:
+def _check_layers(options: Options, model: Any) -> None:
     for layer in options.layers:
         if not 0 <= layer < model.num_hidden_layers:
             raise UsageError(
@@ -279,4 +269,4 @@ def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) 
 def as_record(resolved: Resolved) -> dict[str, object]:
     """The resolved options as JSON values, for run.json; of an own Case without those that it passes over."""
     values = dataclasses.asdict(resolved)
-    return {name: value for name, value in values.items() if not (resolved.case and name in OF_GPT_OSS)}
+    return {name: value for name, value in values.items() if not (resolved.case and name in OF_MODEL)}

@@ -1,16 +1,16 @@
 """Known mistakes of tensor parallelism by what they do to numbers; see `signature.py` for when one is named.
 
-To add one: a function that computes the wrong tensor, and an entry in the tuple of its file.
+To add one: a function that computes the wrong tensor, and an entry in the tuple of its file. Those of a model family's
+modules are in its own folder.
 """
 
-from .attention import ATTENTION
-from .blocks import BLOCKS
+from __future__ import annotations
+
+from ..models import families
 from .common import COMMON
 from .cuts import CUTS
-from .experts import EXPERTS
 from .heads import HEADS
 from .indices import INDICES
-from .norm import NORM
 from .outputs import OUTPUTS
 from .parts import PARTS
 from .places import PLACES
@@ -19,15 +19,9 @@ from .signature import Diagnosis, Guess, Signature, diagnose
 from .site import Site, UnavailableError, as_output, is_known, site_of
 from .summands import SUMMANDS
 from .sums import SUMS
-from .vocabulary import VOCABULARY
 
-SIGNATURES: tuple[Signature, ...] = (
-    *NORM,
-    *ATTENTION,
-    *EXPERTS,
-    *BLOCKS,
+OF_ANY_MODULE: tuple[Signature, ...] = (
     *SUMS,
-    *VOCABULARY,
     *OUTPUTS,
     *SUMMANDS,
     *PARTS,
@@ -40,14 +34,19 @@ SIGNATURES: tuple[Signature, ...] = (
 )
 
 __all__ = [
-    "SIGNATURES",
     "Diagnosis",
     "Guess",
     "Signature",
     "Site",
     "UnavailableError",
+    "all_signatures",
     "as_output",
     "diagnose",
     "is_known",
     "site_of",
 ]
+
+
+def all_signatures() -> tuple[Signature, ...]:
+    """Those of the families' modules first, which speak of one place, then those that any module can have."""
+    return (*(known for family in families() for known in family.knowledge().SIGNATURES), *OF_ANY_MODULE)

@@ -14,7 +14,7 @@ from ..judge.shape_checks import RANDOM
 from ..parallel.placements import Placement, PlacementError, Replicate, Shard
 from ..prepare.oracle import Tapped
 from ..results.result import Divergence, Result
-from . import SIGNATURES, Signature, Site, as_output, diagnose, is_known, site_of
+from . import Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
 from .localise import divergences, first_divergence
 from .trace import Traced
 
@@ -24,8 +24,9 @@ NUMBERS = ("value", "replicas")  # kinds of divergence whose numbers a signature
 
 
 @torch.no_grad()
-def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] = SIGNATURES) -> Result:
+def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] | None = None) -> Result:
     """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
+    signatures = all_signatures() if signatures is None else signatures
     tapped = evidence.expectation.run_tapped(evidence.dtype)
     runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
     if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):

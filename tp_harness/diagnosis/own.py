@@ -15,7 +15,7 @@ import torch
 from ..parallel.placements import Placement, PlacementError, Replicate
 from ..prepare.changed_run import run_with
 from ..ranks.rank_files import digest
-from .replay import Value
+from .carry import Value
 from .signature import Guess
 from .site import Site, UnavailableError, is_known
 
@@ -32,7 +32,7 @@ def own_tensors(site: Site) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a module of the user's, by name; the names that share one each have it.
 
     Raises:
-        UnavailableError: a module of gpt-oss, which has signatures of its own, or one that is large.
+        UnavailableError: a family's module, which has signatures of its own, or one that is large.
     """
     reference = site.tapped.reference
     tensors = dict(reference.named_parameters(remove_duplicate=False)) | dict(reference.named_buffers())

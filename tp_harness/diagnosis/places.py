@@ -12,8 +12,8 @@ from functools import partial
 import torch
 
 from ..parallel.placements import KVHeads, Placement, QKVHeads, Shard
+from .carry import Value
 from .own import by_owner, cut_tensors, held, made, own_tensors, rerun, same
-from .replay import Value
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 

@@ -18,7 +18,7 @@ from ..judge import distance, verdict
 from ..judge.gates import sums_in
 from ..parallel.placements import PlacementError
 from ..results.result import Cause, Distance, Gate
-from .replay import Value, carry
+from .carry import Value, carry
 from .site import Site, UnavailableError
 
 EXPLAINED = 0.9  # the least share of the squared error: the rest, at most a third of the error, is rounding

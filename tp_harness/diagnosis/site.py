@@ -14,21 +14,12 @@ from torch import nn
 
 from ..case.taps import tap_key
 from ..judge.evidence import Evidence
+from ..models import families
 from ..parallel.placements import Placement, Replicate
 from ..prepare.oracle import Run, Tapped
-from ..reference import gpt_oss, rotary
 from .trace import Traced
 
 UNKNOWN = ("", "output")
-MAKERS: dict[type[nn.Module], tuple[str, str]] = {
-    gpt_oss.RMSNorm: ("", "norm"),
-    gpt_oss.AttentionBlock: ("", "residual"),
-    gpt_oss.MLPBlock: ("", "residual"),
-    gpt_oss.TransformerBlock: ("mlp", "residual"),
-    gpt_oss.Embedding: ("", "total"),
-    gpt_oss.Unembedding: ("", "logits"),
-    gpt_oss.Transformer: ("unembedding", "logits"),
-}
 
 
 class UnavailableError(Exception):
@@ -73,20 +64,6 @@ class Site:
     def module(self) -> nn.Module:
         """The reference's module that the tensor belongs to."""
         return self.tapped.reference.get_submodule(self.owner)
-
-    @property
-    def attention(self) -> gpt_oss.AttentionBlock:
-        """The module, which must be an attention block."""
-        if not isinstance(self.module, gpt_oss.AttentionBlock):
-            raise UnavailableError
-        return self.module
-
-    @property
-    def experts(self) -> gpt_oss.MLPBlock:
-        """The module, which must be a mixture of experts."""
-        if not isinstance(self.module, gpt_oss.MLPBlock):
-            raise UnavailableError
-        return self.module
 
     def name(self, leaf: str) -> str:
         """The tap's full name."""
@@ -149,18 +126,14 @@ class Site:
 
 
 def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int, ...]) -> Site:
-    """The place of a tensor; an output of a built-in module counts as the last tap of what made it."""
-    owner, _, leaf = traced.name.rpartition(".")
-    if owner == "output":
-        owner, leaf = _maker(tapped.reference, int(leaf))
-    elif leaf == "norm" and not owner and isinstance(tapped.reference, gpt_oss.Transformer):
-        owner, leaf = "norm", "norm"
+    """The place of a tensor; an output of a module that a family knows counts as the last tap of what made it."""
+    owner, leaf = _maker(tapped.reference, traced.name)
     return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf, wrong=wrong)
 
 
 def is_known(reference: nn.Module) -> bool:
-    """Whether it is a module of gpt-oss, whose taps mean what the signatures take them for."""
-    return _maker(reference, 0) != UNKNOWN
+    """Whether it is a family's module, whose taps mean what the family's signatures take them for."""
+    return _maker(reference, "output.0") != UNKNOWN
 
 
 def as_output(site: Site) -> Site:
@@ -169,8 +142,10 @@ def as_output(site: Site) -> Site:
     return replace(site, owner=owner, leaf=leaf, target=leaf, memo={})
 
 
-def _maker(reference: nn.Module, output: int) -> tuple[str, str]:
-    """The submodule and leaf whose value an output is; an unknown module's is `output`."""
-    if isinstance(reference, rotary.RotaryEmbedding):
-        return "", ("q_rope", "k_rope")[output % 2]
-    return MAKERS.get(type(reference), UNKNOWN)
+def _maker(reference: nn.Module, name: str) -> tuple[str, str]:
+    """The submodule and leaf whose value a tensor is; an unknown module's output is `output`."""
+    for family in families():
+        if made := family.knowledge().maker(reference, name):
+            return made
+    owner, _, leaf = name.rpartition(".")
+    return UNKNOWN if owner == "output" else (owner, leaf)

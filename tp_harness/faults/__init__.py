@@ -1,32 +1,44 @@
-"""The faults that the harness is tried on, by name. To add one: an entry in a file beside this one.
+"""The faults that the harness is tried on, by name. To add one: an entry in a file of its family, or in generic.py.
 
-A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of built-in
-components, in the order of the data; `GENERIC` two that any module can have; `GRAPH` those of the
-compiled path, to which most backends are blind.
+A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of the
+families' components, in the order of the data; `GENERIC` two that any module can have; `GRAPH` those of the compiled
+path, to which most backends are blind.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ..case.case import Case
 from ..errors import UsageError
-from . import attention, embedding, experts, generic, graph, norm, runtime
+from ..models import families
+from . import generic
 from .fault import EVERY, Fault
 
-FAULTS: tuple[Fault, ...] = (
-    *embedding.FAULTS,
-    *norm.FAULTS,
-    *attention.FAULTS,
-    *experts.FAULTS,
-    *runtime.FAULTS,
-)
+if TYPE_CHECKING:
+    FAULTS: tuple[Fault, ...]
+    GRAPH: tuple[Fault, ...]
+    BY_NAME: dict[str, Fault]
+
 GENERIC: tuple[Fault, ...] = generic.FAULTS
-GRAPH: tuple[Fault, ...] = graph.FAULTS
-BY_NAME: Mapping[str, Fault] = {fault.name: fault for fault in (*FAULTS, *GENERIC, *GRAPH)}
 
 __all__ = ["BY_NAME", "EVERY", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_fault", "injected"]
+
+
+@cache
+def _registry() -> dict[str, Any]:
+    """Made at the first use: the families' faults are made of what is in this room."""
+    faults = tuple(fault for family in families() for fault in family.faults())
+    graph = tuple(fault for family in families() for fault in family.graph_faults())
+    return {"FAULTS": faults, "GRAPH": graph, "BY_NAME": {fault.name: fault for fault in (*faults, *GENERIC, *graph)}}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("FAULTS", "GRAPH", "BY_NAME"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _registry()[name]
 
 
 def find_fault(name: str) -> Fault:
@@ -35,11 +47,12 @@ def find_fault(name: str) -> Fault:
     Raises:
         UsageError: there is none.
     """
-    if name not in BY_NAME:
-        near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
+    found: dict[str, Fault] = _registry()["BY_NAME"]
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown fault {name!r}.{hint} `tp-harness list faults` shows all {len(BY_NAME)}.")
-    return BY_NAME[name]
+        raise UsageError(f"unknown fault {name!r}.{hint} `tp-harness list faults` shows all {len(found)}.")
+    return found[name]
 
 
 def injected(name: str, case: Case, place: str = "", rank: int = EVERY) -> Case:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from ..config.model import InferenceConfig, NeuronConfig
 from ..config.options import OWN, Resolved
 from ..errors import UsageError
+from ..models import family_of
 from . import find_fault
 
 
-def config_at(options: Resolved, tp: int, dtype: str = "float32") -> InferenceConfig:
+def config_at(options: Resolved, tp: int, dtype: str = "float32") -> Any:
     """What decides whether a fault is active at a degree of a run."""
-    neuron = NeuronConfig(batch_size=options.batch, seq_len=options.seq, torch_dtype=dtype, tp_degree=tp)
     model = replace(options.model, num_hidden_layers=options.depth or options.model.num_hidden_layers)
-    return InferenceConfig.of(model, neuron)
+    return family_of(model).at(model, batch=options.batch, seq=options.seq, dtype=dtype, tp=tp)
 
 
 def with_fault_s_target(options: Resolved) -> Resolved:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..case.case import Case
-from ..config.model import InferenceConfig
 from ..errors import UsageError
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]
 EVERY = -1  # in the place of a rank: all of them
 
-Active = Callable[[InferenceConfig, int], bool]
+Active = Callable[[Any, int], bool]  # (a model together with how it is run, tp_degree)
 
 
-def always(config: InferenceConfig, tp: int) -> bool:
+def always(config: Any, tp: int) -> bool:
     """At every degree, one rank included."""
     return True
 
 
-def sharded(config: InferenceConfig, tp: int) -> bool:
+def sharded(config: Any, tp: int) -> bool:
     """Wherever there is more than one rank."""
     return tp > 1
 

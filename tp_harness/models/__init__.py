@@ -1,1 +1,53 @@
-"""The models that the harness knows, one folder a family."""
+"""The model families that the harness knows. To add one: a folder beside this file, and its name here. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+from ..errors import UnknownNameError
+from .family import Family
+
+NAMES = ("gpt_oss",)
+SMALL = 512  # features up to which a model only exists to be verified
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All of them; the first one's models are the defaults of commands."""
+    return tuple(importlib.import_module(f".{name}", __name__).FAMILY for name in NAMES)
+
+
+def family(name: str) -> Family:
+    """The family of that name."""
+    return families()[NAMES.index(name)]
+
+
+def family_of(model: Any) -> Family:
+    """The family that a model's numbers are of."""
+    return next(each for each in families() if isinstance(model, each.config))
+
+
+def presets() -> dict[str, Any]:
+    """All models by name."""
+    return {name: model for each in families() for name, model in each.presets.items()}
+
+
+def real_models() -> dict[str, Any]:
+    """Those that are used; others only exist to be verified."""
+    return {name: model for name, model in presets().items() if model.hidden_size > SMALL}
+
+
+def load_model(name_or_path: str) -> Any:
+    """A model by name, or that of a config.json.
+
+    Raises:
+        UnknownNameError: neither a name nor a path that ends in .json.
+        UsageError: the file cannot be read, or holds a model of no family.
+    """
+    if name_or_path in presets():
+        return presets()[name_or_path]
+    if not name_or_path.endswith(".json"):
+        raise UnknownNameError("model", name_or_path, (*presets(), "path/to/config.json"))
+    return families()[0].read_config(name_or_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..config.model import InferenceConfig
 from ..diagnosis.explain import explain
 from ..faults import Fault
 from ..judge.evidence import Evidence
@@ -47,7 +46,7 @@ def _try(bench: Bench, fault: Fault, tp: int, clean: Ranks) -> list[Trial]:
 
 def _judge(evidence: Evidence, blank: Result, fault: Fault, clean: Ranks, bench: Bench) -> Trial:
     tp, dtype = evidence.tp, evidence.dtype
-    config = InferenceConfig.of(bench.options.model, bench.material.subject.neuron_config(dtype=dtype, tp=tp))
+    config = bench.material.subject.config(dtype=dtype, tp=tp)
     active, changed = fault.active(config, tp), first_change(evidence, clean)
     if not changed and (not active or dtype not in fault.visible_in):
         return _trial(fault, tp, dtype, INERT)

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint.checkpoint import TensorSpec
-from ..config.model import ModelConfig
 from ..config.options import Resolved
 from ..errors import UsageError
-from ..ranks.job import WHOLE
+from ..models import family_of
 
 SHM = Path("/dev/shm")
 GIB = 2**30
@@ -68,56 +67,22 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path(
     return min(free, limit - used)
 
 
-def working_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
-    """What one rank of `tp` holds at most in a forward, weights excepted.
-
-    Args:
-        config: of the model.
-        component: by name.
-        tokens: (batch, seq).
-        tp: the degree; 1 is also the single-core reference.
-        width: bytes of an element.
-    """
-    batch, seq = tokens
-    count, hidden, vocab = batch * seq, config.hidden_size, config.vocab_size
-    states = 12 * count * hidden  # residual, norm, and what is made of them
-    heads, head_dim = config.num_attention_heads, config.head_dim
-    attention = 4 * batch * -(-heads // tp) * seq * (seq + 1) + 4 * count * config.qkv_size // tp
-    attention += max(config.qkv_size * hidden, hidden * heads * head_dim) // tp
-    experts = 8 * count * config.intermediate_size * 2 // tp
-    logits = vocab * hidden // tp + 3 * count * vocab // tp
-    whole = 2 * count * vocab if tp > 1 else 0  # gathered: in parts, and joined
-    elements = {
-        "attention": attention,
-        "mlp": experts,
-        "transformer_block": max(attention, experts),
-        "unembedding": logits,
-        "transformer": max(attention, experts, logits, whole + count * vocab // tp),
-    }
-    return width * (states + elements.get(component, 0))
-
-
-def output_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
-    """The whole output of a component."""
-    columns = config.vocab_size if component in ("unembedding", "transformer") else config.hidden_size
-    return width * tokens[0] * tokens[1] * columns
-
-
 def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int, str]:
     """The most memory that a run of built-in components takes at once beside its folder, and where.
 
     `copied` gives the bytes of a component's weights that the ranks of a degree copy together.
     """
     model, tokens, degrees = options.model, (options.batch, options.seq), options.degrees
-    kept = LEAD_BYTES + sum(options.draws * output_bytes(model, name, tokens, 14) for name, _ in options.targets)
+    family = family_of(model)
+    kept = LEAD_BYTES + sum(options.draws * family.output_bytes(model, name, tokens, 14) for name, _ in options.targets)
     found = [(0, "")]
     for name in dict.fromkeys(name for name, _ in options.targets):
-        oracle = working_bytes(model, name, tokens, 1, ORACLE)
+        oracle = family.working_bytes(model, name, tokens, 1, ORACLE)
         found.append((kept + oracle, f"the float64 reference of {name}"))
-        baseline = working_bytes(model, name, tokens, 1, SINGLE)
-        judged = 7 * output_bytes(model, name, tokens, ORACLE)  # differences, norms, the rolled control
+        baseline = family.working_bytes(model, name, tokens, 1, SINGLE)
+        judged = 7 * family.output_bytes(model, name, tokens, ORACLE)  # differences, norms, the rolled control
         for tp in degrees:
-            ranks = tp * (RANK_BYTES + working_bytes(model, name, tokens, tp, SINGLE)) + copied(name)
+            ranks = tp * (RANK_BYTES + family.working_bytes(model, name, tokens, tp, SINGLE)) + copied(name)
             beside = max(judged, baseline if tp == degrees[0] else 0)  # computed once, beside the first ranks
             found.append((kept + ranks + beside, f"{name} at tp {tp}"))
     return max(found)
@@ -125,14 +90,13 @@ def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int
 
 def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None) -> str:
     """Why every intermediate tensor of a component cannot be written down at a degree, if so; "" where it can."""
-    model, count = options.model, options.batch * options.seq
-    layers = (options.depth or model.num_hidden_layers) if component == WHOLE else 1
+    model, family = options.model, family_of(options.model)
+    layers = (options.depth or model.num_hidden_layers) if component == family.whole else 1
 
     def of_one(ranks: int, width: int) -> int:
-        """What one of so many ranks keeps: some 14 hidden states and the chosen experts' parts in each layer."""
-        chosen = 3 * count * model.experts_per_token * 2 * model.intermediate_size // ranks
-        whole = working_bytes(model, component, (options.batch, options.seq), ranks, width)
-        return width * layers * (14 * count * model.hidden_size + chosen) + whole
+        """What one of so many ranks keeps."""
+        tapped = layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
+        return width * tapped + family.working_bytes(model, component, (options.batch, options.seq), ranks, width)
 
     references, ranks = of_one(1, ORACLE) + of_one(1, SINGLE), tp * (RANK_BYTES + of_one(tp, SINGLE))
     needed = LEAD_BYTES + max(references, ranks)  # one after the other
@@ -157,12 +121,14 @@ def need_of(
     if options.case:
         return Need(folder=folder, at_worst=folder, memory=LEAD_BYTES, where=", ".join(options.case))
 
+    family = family_of(options.model)
+
     def copied(component: str) -> int:
-        layers = options.depth or options.model.num_hidden_layers if component == WHOLE else 1
-        return copies * sum(spec.bytes for spec in specs if _layer(spec.name) < layers)
+        layers = options.depth or options.model.num_hidden_layers if component == family.whole else 1
+        return copies * sum(spec.bytes for spec in specs if family.layer_of(spec.name) < layers)
 
     tokens = (options.batch, options.seq)
-    outputs = max(output_bytes(options.model, name, tokens, 2 * SINGLE) for name, _ in options.targets)
+    outputs = max(family.output_bytes(options.model, name, tokens, 2 * SINGLE) for name, _ in options.targets)
     memory, where = memory_need(options, copied=copied)
     return Need(
         folder=folder + 2 * outputs, at_worst=folder + max(options.degrees) * outputs, memory=memory, where=where
@@ -171,14 +137,10 @@ def need_of(
 
 def _has(options: Resolved, name: str) -> bool:
     """Whether the run has a weight: one of a layer that the transformer is run with, or that another target is of."""
-    whole = any(component == WHOLE for component, _ in options.targets)
-    depth = (options.depth or options.model.num_hidden_layers) if whole else 0
-    return bool(options.case) or _layer(name) < depth or _layer(name) in {0, *(layer for _, layer in options.targets)}
-
-
-def _layer(name: str) -> int:
-    """Of a weight; 0 for what belongs to none."""
-    return int(name.split(".")[1]) if name.startswith("block.") else 0
+    family = family_of(options.model)
+    whole = any(component == family.whole for component, _ in options.targets)
+    depth, layer = (options.depth or options.model.num_hidden_layers) if whole else 0, family.layer_of(name)
+    return bool(options.case) or layer < depth or layer in {0, *(layer for _, layer in options.targets)}
 
 
 def place_for(options: Resolved, need: Callable[[Resolved], Need], free: Free) -> Path:
@@ -211,7 +173,8 @@ def _smaller(options: Resolved) -> Iterator[tuple[str, Resolved]]:
     if options.case:
         return
     all_layers = options.depth or options.model.num_hidden_layers
-    depths = range(all_layers, 0, -1) if any(name == WHOLE for name, _ in options.targets) else [0]
+    whole = family_of(options.model).whole
+    depths = range(all_layers, 0, -1) if any(name == whole for name, _ in options.targets) else [0]
     seq = options.seq
     while seq:
         for depth in depths:

@@ -21,12 +21,12 @@ from ..case.taps import tapping
 from ..case.top_k import Groups
 from ..checkpoint.checkpoint import Checkpoint, TensorSpec
 from ..errors import UsageError, doing
-from ..models.gpt_oss.weights import generator
 from ..parallel.placements import same_bits
 from ..ranks.excerpt import of_flat, of_rows
 from ..ranks.job import Job, Task
 from ..ranks.rank import as_tuple, write_inputs
 from ..system.idle_cores import idle_cores
+from .random_weights import generator
 from .unreached_parameters import differ, idle
 
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again

@@ -12,12 +12,11 @@ from typing import Any
 from torch import nn
 
 from ..case.case import Case
-from ..case.case_file import load_case, run_file, split_spec
+from ..case.case_file import load_case, run_file, sha256_of, split_spec
 from ..checkpoint.checkpoint import TensorSpec
 from ..config.options import Resolved
 from ..errors import UsageError
-from ..models.gpt_oss.modules.nki import has_kernels
-from ..models.gpt_oss.weights import TIED
+from ..models import families
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +24,22 @@ class OwnCase:
     """One Case: `FILE.py:NAME`, what its rows are called, and the number beside that."""
 
     spec: str
+    sha256: str  # of the text of its file
     label: str
     layer: int
 
     def check_init(self, options: Resolved, specs: Sequence[TensorSpec]) -> None:
         """Refuse an --init that changes none of the Case's weights."""
-        if options.init == "tied" and not any(spec.name.endswith(TIED) for spec in specs):
+        ends = [end for family in families() for end in family.router]
+        if options.init == "tied" and not any(spec.name.endswith(tuple(ends)) for spec in specs):
             raise UsageError(
-                f"--init is tied, which ties experts by their router's {' and '.join(TIED)}, and {self.label} has "
+                f"--init is tied, which ties experts by their router's {' and '.join(ends)}, and {self.label} has "
                 "none; leave it out."
             )
 
     def check_kernels(self, options: Resolved, module: nn.Module) -> None:
         """Refuse --kernels nki for a sharded module of which no part has a kernel."""
-        if options.kernels == "nki" and not has_kernels(module):
+        if options.kernels == "nki" and not any([family.use_kernels(module) for family in families()]):
             raise UsageError(f"--kernels is nki, and no part of {self.label} has such a kernel; leave it out.")
 
 
@@ -64,7 +65,10 @@ def own_cases(specs: Sequence[str]) -> tuple[OwnCase, ...]:
         counts = Counter((labels[spec], case.layer) for spec, case in found.items())
         twice = [spec for spec, case in found.items() if counts[labels[spec], case.layer] > 1]
         labels |= {spec: f"{found[spec].name} ({own_name(spec)})" for spec in twice}
-    return tuple(OwnCase(spec=spec, label=labels[spec], layer=case.layer) for spec, case in found.items())
+    texts = {spec: sha256_of(split_spec(spec)[0]) for spec in found}
+    return tuple(
+        OwnCase(spec=spec, sha256=texts[spec], label=labels[spec], layer=case.layer) for spec, case in found.items()
+    )
 
 
 def named(cases: Iterable[OwnCase]) -> dict[str, Any]:

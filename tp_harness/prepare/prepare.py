@@ -27,14 +27,12 @@ from ..checkpoint.checkpoint import (
     write_checkpoint,
     write_tiles,
 )
-from ..checkpoint.name_mapping import Translation, translation
 from ..checkpoint.tiled_file import SUFFIX as TILES_SUFFIX
 from ..checkpoint.tiled_file import can_map
-from ..config.model import InferenceConfig
+from ..checkpoint.translation import Translation
 from ..config.options import OWN, Resolved
 from ..errors import UsageError, blamed_on
-from ..models.gpt_oss.components import component_case
-from ..models.gpt_oss.weights import INITS, Init, period
+from ..models import family_of
 from ..parallel.placements import Placement, Replicate
 from ..ranks.job import Job, Subject, Task
 from ..ranks.rank import read_inputs
@@ -44,6 +42,7 @@ from .material import Material, Progress, Target
 from .memory_budget import SHM, Free, Need, need_of, place_for
 from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
 from .own_cases import OwnCase, own_cases
+from .random_weights import INITS, Init, period
 from .unreached_parameters import notes as idle_notes
 
 
@@ -95,14 +94,13 @@ class Preparation:
         self.options, self.copies, self.process_group = options, copies, process_group
         self.own = own = own or next(iter(own_cases(options.case)), None)
         self.case_file = own.spec.rpartition(":")[0] if own else ""
-        self.subject = Subject(
-            model=options.model,
-            batch_size=options.batch,
-            seq_len=options.seq,
-            case_spec=own.spec if own else None,
-            depth=options.depth,
-            label=own.label if own else "",
-        )
+        self.family = family_of(options.model)
+        self.subject = Subject(batch_size=options.batch, seq_len=options.seq)
+        if own:
+            self.subject = replace(self.subject, case_spec=own.spec, sha256=own.sha256, label=own.label)
+        else:
+            family = self.family.name
+            self.subject = replace(self.subject, family=family, model=options.model, depth=options.depth)
         self.placed: dict[int, Mapping[str, Placement]] = {}  # of the last target's parameters, by degree
         self._unrehearsed: dict[int, str] = {}  # by degree, why no module could be made before the ranks
         self.targets = tuple(self._target(name, layer) for name, layer in options.targets)
@@ -256,15 +254,16 @@ class Preparation:
                 try_placement(placement, tensor, f"{name} of {case.name}", tp)
 
     def _translation(self) -> Translation | None:
-        found = translation(self.given, self._model_shapes()) if self.given and not self.own else None
+        found = self.family.translation(self.given, self._model_shapes()) if self.given and not self.own else None
         if found:
             found.check(self.specs)
         return found
 
     def _model_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of the whole model, by public name."""
-        config = InferenceConfig.of(self.options.model, self.subject.neuron_config(dtype="bfloat16", tp=1))
-        return {spec.name: spec.shape for spec in parameter_specs(component_case("transformer", config, 0))}
+        config = self.subject.config(dtype="bfloat16", tp=1)
+        whole = self.family.case(self.family.whole, config, 0)
+        return {spec.name: spec.shape for spec in parameter_specs(whole)}
 
     def _checkpoints(self, folder: Path) -> tuple[Checkpoint, ...]:
         """The user's checkpoint for every draw, or generated weights, new ones for each draw."""

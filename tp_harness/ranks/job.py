@@ -11,10 +11,7 @@ from typing import Any
 
 from ..case.case import Case
 from ..case.case_file import load_case
-from ..config.model import InferenceConfig, ModelConfig, NeuronConfig
-from ..models.gpt_oss.components import component_case
-
-WHOLE = "transformer"  # the component that has all layers
+from ..models import family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +48,35 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Which cases a name stands for: the built-in components of a model, or a user's case in a file.
+    """Which Cases the tasks are of: components of a family's model, or a user's Case in a file.
 
-    `depth` is how many layers the transformer is run with, 0 for all that `model` has; `label` is what results call a
-    user's case.
+    Of a family: its name, the whole `model`, and `depth`, how many layers its largest component is run with, 0 for all.
+    Of a user: `case_spec`, FILE.py:NAME; `sha256` of the file's text, for every process to have read the same; `label`,
+    what results call the Case.
     """
 
-    model: ModelConfig
     batch_size: int
     seq_len: int
-    case_spec: str | None = None
+    family: str = ""
+    model: Any = None
     depth: int = 0
+    case_spec: str = ""
+    sha256: str = ""
     label: str = ""
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
         """The case of a task; a user's case is the same in every dtype and at every degree."""
-        if self.case_spec is not None:
-            return load_case(self.case_spec)
+        if self.case_spec:
+            return load_case(self.case_spec, self.sha256)
+        config = self.config(dtype=dtype, tp=tp, tokens=task.tokens, component=task.component)
+        return family(self.family).case(task.component, config, task.layer)
+
+    def config(self, *, dtype: str, tp: int, tokens: int = 0, component: str = "") -> Any:
+        """The model as a component is run, on the first `tokens` of each row, or 0 for all; "" is the whole model."""
         model = self.model
-        if self.extent(task.component):
+        if self.extent(component):
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
-        config = InferenceConfig.of(model, self.neuron_config(dtype=dtype, tp=tp, tokens=task.tokens))
-        return component_case(task.component, config, task.layer)
+        return family(self.family).at(model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=dtype, tp=tp)
 
     def called(self, task: Task) -> str:
         """A task as people are told of it: `mlp layer 0`, or a user's case by its name."""
@@ -84,12 +88,9 @@ class Subject:
 
     def extent(self, component: str) -> str:
         """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""
-        return f"{self.depth} of {self.model.num_hidden_layers} layers" if self.depth and component == WHOLE else ""
-
-    def neuron_config(self, *, dtype: str, tp: int, tokens: int = 0) -> NeuronConfig:
-        """How the model is used in one run, or on the first tokens of one."""
-        seq_len = tokens or self.seq_len
-        return NeuronConfig(batch_size=self.batch_size, seq_len=seq_len, torch_dtype=dtype, tp_degree=tp)
+        if not self.depth or component != family(self.family).whole:
+            return ""
+        return f"{self.depth} of {self.model.num_hidden_layers} layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,8 @@ def read_job(path: Path) -> tuple[Job, str]:
     text = path.read_text(encoding="utf-8")
     values: dict[str, Any] = json.loads(text)
     subject = dict(values["subject"])
-    subject["model"] = ModelConfig(**subject["model"])
+    if subject["family"]:
+        subject["model"] = family(subject["family"]).config(**subject["model"])
     job = Job(
         tp=values["tp"],
         subject=Subject(**subject),

@@ -26,7 +26,7 @@ from ..case.taps import tap_key, tapping
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import doing
 from ..faults import injected
-from ..models.gpt_oss.modules.nki import with_nki
+from ..models import families
 from ..parallel import dtensors
 from ..parallel.collective_recorder import CollectiveRecorder
 from ..parallel.group import Group, use_group
@@ -104,7 +104,8 @@ def _run(
     module, parameters = build(case, checkpoint, getattr(torch, dtype), group)
     module = device.put(module)
     if job.kernels == "nki":
-        module = with_nki(module)
+        for family in families():
+            family.use_kernels(module)
     restore = (lambda: None) if case.lazy or not (job.repeats or job.unlocked) else remembered(module)
     stateful = bool(job.repeats) and is_stateful(job.inputs_path(task))
     read = dtensors.Reader()

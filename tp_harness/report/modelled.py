@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import re
 
-from ..config.model import PRESETS, ModelConfig
 from ..errors import UsageError
+from ..models import SMALL, families, real_models
 from ..results.run_record import RunRecord
 from ..trn1 import MODELLED
 from ..trn1.constants import CORE_BYTES
 from ..trn1.predict import Prediction, predict
 from .charts import Chart, Line, Series
 
-SMALL = 512  # hidden size below which a model only exists to be verified: its Trn1 times would mislead
-
 
 def predictions(record: RunRecord) -> list[Prediction]:
-    """The run's model at degrees 1, 2, 8 and 32, or both gpt-oss sizes where the run's stands in for them.
+    """The run's model at degrees 1, 2, 8 and 32, or the real models where the run's stands in for them.
 
     A user's own modules have no model.
     """
     if record.options.get("case"):
         return []
     try:
-        config = ModelConfig(**record.options["model"])
+        config = families()[0].config(**record.options["model"])
         if config.hidden_size > SMALL:
             return [predict(config, name=str(record.options.get("model_name", "model")))]
-        return [predict(PRESETS[name], name=name) for name in PRESETS if PRESETS[name].hidden_size > SMALL]
+        return [predict(model, name=name) for name, model in real_models().items()]
     except (KeyError, TypeError, UsageError):  # of an older run: a config that this version does not know
         return []
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config.options import OF_GPT_OSS
+from ..config.options import OF_MODEL
 from ..results.result import Control, Gate, Result, Status
 from ..results.run_record import RunRecord
 from .headline import cell
@@ -121,7 +121,7 @@ def command(record: RunRecord, result: Result) -> str:
         words += ["--layer", str(result.layer)]
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
     for key, flag in _FLAGS:
-        value = None if options.get("case") and key in OF_GPT_OSS else options.get(key)
+        value = None if options.get("case") and key in OF_MODEL else options.get(key)
         if value not in (None, "", _LEFT_OUT.get(key)):
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.get("fault_control") is False:
@@ -238,7 +238,7 @@ def environment(record: RunRecord) -> list[tuple[str, str]]:
 def options(record: RunRecord) -> list[tuple[str, str]]:
     """The resolved options that the run goes by, one line each; a Case brings its own sizes and inputs."""
     own = bool(record.options.get("case"))
-    kept = {name: value for name, value in record.options.items() if not (own and name in OF_GPT_OSS)}
+    kept = {name: value for name, value in record.options.items() if not (own and name in OF_MODEL)}
     return _flat(kept)
 
 

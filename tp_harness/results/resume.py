@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config.options import Options, Resolved, case_file, case_specs, resolve
 from ..errors import UsageError
+from ..models import families
 from ..system.scratch_dir import lock_folder
 from .from_json import from_json
 from .run_record import RunRecord, describe_environment, read_run
@@ -70,7 +71,8 @@ def asked_of(record: RunRecord) -> Options:
     """
     try:
         stored = from_json(Resolved, record.options)
-    except ValueError as error:
+        stored = dataclasses.replace(stored, model=_model(stored.model))
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{record.path} does not hold the options of a run: {error}.") from None
     same = {f.name: getattr(stored, f.name) for f in dataclasses.fields(Options) if hasattr(stored, f.name)}
     asked = Options(
@@ -96,6 +98,16 @@ def asked_of(record: RunRecord) -> Options:
                 f"{record.path} says that {name} is {then[name]}, which would be {now[name]} now; start a new run."
             )
     return asked
+
+
+def _model(values: Any) -> Any:
+    """The model that a record holds as JSON values."""
+    families_ = [each for each in families() if not isinstance(values, dict) or set(values) <= _names(each.config)]
+    return from_json((families_ or families())[0].config, values) if isinstance(values, dict) else values
+
+
+def _names(config: type) -> set[str]:
+    return {spec.name for spec in dataclasses.fields(config)}
 
 
 def inputs_of(options: Resolved) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Fits the model's constants to the published rows, and says how far each row is off.
 
-The same work and the same terms serve here and for gpt-oss. The fitted values stand in constants.py; a test holds
-them equal to what this gives.
+The same work and the same terms serve here and for the models that are verified. The fitted values stand in
+constants.py; a test holds them equal to what this gives.
 """
 
 from __future__ import annotations

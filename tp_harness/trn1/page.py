@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config.model import PRESETS
+from ..models import families, real_models
 from ..text_table import TextTable
 from . import MODELLED
 from .calibrate import FitRow, decode_fit, fit_decode, fit_prefill, prefill_fit, prefill_with_start
@@ -18,7 +18,7 @@ from .view import ending, fit_table, tables
 
 PAGE = Path("docs/trn1-model.md")
 
-HEAD = f"""# gpt-oss on Trn1: {MODELLED}
+HEAD = f"""# {families()[0].title} on Trn1: {MODELLED}
 
 Written by `python -m tp_harness.trn1.page`; a test checks that it is current. `tp-harness model` prints the same tables
 for any config, batch and sequence.
@@ -61,8 +61,8 @@ def page() -> str:
     for title, rows in (("Time per token", decode_fit()), ("Time to the first token", prefill_fit())):
         table = fit_table(title, rows)
         parts += [f"### {title}", "", _errors(rows), "", table.markdown(), ""]
-    for name in ("gpt-oss-20b", "gpt-oss-120b"):
-        prediction = predict(PRESETS[name], name=name)
+    for name, model in real_models().items():
+        prediction = predict(model, name=name)
         parts += [f"## {name}", ""]
         for table in tables(prediction):
             parts += [f"{table.title[0].upper()}{table.title[1:]}:", "", table.markdown(), ""]

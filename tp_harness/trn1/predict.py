@@ -1,16 +1,15 @@
-"""The model's tables for one gpt-oss model: per component, memory per core, and per token. Rows of plain numbers."""
+"""The model's tables for one model: per component, memory per core, and per token. Rows of plain numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config.divisibility import mxfp4_note
-from ..config.model import ModelConfig
+from ..models import family_of
 from .collectives import Collectives
 from .constants import CORE_BYTES, CORES, PRICE
 from .roofline import terms
-from .work import BF16, COMPONENTS, MXFP4, Place, Step, Storage, cache_bytes, decode, prefill
+from .work import BF16, MXFP4, Decoder, Place, Step, Storage, attention, cache_bytes, decode, prefill, transformer
 
 SCORE_TENSORS = 2  # unfused attention holds the scores and their softmax
 
@@ -101,7 +100,7 @@ class Prediction:
 
 
 def predict(
-    config: ModelConfig,
+    config: Decoder,
     *,
     name: str,
     degrees: Sequence[int] = (1, 2, 8, 32),
@@ -124,7 +123,7 @@ def predict(
         components=tuple(
             _component(component, phase, Place(config=config, tp=tp, step=step), collectives)
             for phase, step in steps.items()
-            for component in COMPONENTS
+            for component in family_of(config).work
             for tp in degrees
         ),
         memory=memory,
@@ -133,12 +132,12 @@ def predict(
     )
 
 
-def _notes(config: ModelConfig, degrees: tuple[int, ...]) -> tuple[str, ...]:
+def _notes(config: Decoder, degrees: tuple[int, ...]) -> tuple[str, ...]:
     """What the tables assume of this model."""
     notes = ["mxfp4: packed weights are read and unpacked for nothing; NeuronCore-v2 has no 4-bit operands"]
-    packed, kv_heads = mxfp4_note(config, degrees), config.num_key_value_heads
-    if packed:
-        notes.append(f"{packed}, or pad it to whole blocks, as is modelled here")
+    kv_heads = config.num_key_value_heads
+    packed = family_of(config).weight_notes(config, degrees)
+    notes += [f"{note}, or pad it to whole blocks, as is modelled here" for note in packed]
     copied = [tp for tp in degrees if tp > kv_heads]
     if copied:
         notes.append(f"{kv_heads} KV heads cannot be cut for tp {', '.join(map(str, copied))}: ranks hold copies")
@@ -157,7 +156,7 @@ def _mixed(collectives: Collectives, degrees: Sequence[int]) -> tuple[str, ...]:
 
 
 def _component(component: str, phase: str, place: Place, collectives: Collectives) -> ComponentRow:
-    work, alone = (COMPONENTS[component](p, 0) for p in (place, _at_degree_1(place)))
+    work, alone = (family_of(p.config).work[component](p, 0) for p in (place, _at_degree_1(place)))
     time = terms(work, place.tp, collectives)
     return ComponentRow(
         component=component,
@@ -176,8 +175,8 @@ def _component(component: str, phase: str, place: Place, collectives: Collective
 
 
 def _memory(place: Place) -> MemoryRow:
-    weights, alone = (COMPONENTS["transformer"](p, 0).weight_bytes for p in (place, _at_degree_1(place)))
-    scores = COMPONENTS["attention"](place, 0).scores / place.step.batch
+    weights, alone = (transformer(p).weight_bytes for p in (place, _at_degree_1(place)))
+    scores = attention(place, 0).scores / place.step.batch
     return MemoryRow(
         storage=place.storage.name,
         tp=place.tp,
@@ -189,12 +188,11 @@ def _memory(place: Place) -> MemoryRow:
 
 
 def _token(
-    config: ModelConfig, row: MemoryRow, steps: dict[str, Step], collectives: Collectives, price_per_hour: float
+    config: Decoder, row: MemoryRow, steps: dict[str, Step], collectives: Collectives, price_per_hour: float
 ) -> TokenRow:
     storage: Storage = {s.name: s for s in (BF16, MXFP4)}[row.storage]
     first, token = (
-        terms(COMPONENTS["transformer"](Place(config=config, tp=row.tp, step=step, storage=storage), 0), row.tp,
-              collectives)
+        terms(transformer(Place(config=config, tp=row.tp, step=step, storage=storage)), row.tp, collectives)
         for step in (steps["prefill"], steps["decode"])
     )  # fmt: skip
     replicas = int(CORES.value) // row.tp

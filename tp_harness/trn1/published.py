@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.model import ModelConfig
-
 TP = 32
-NO_WINDOW = 2**30  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +56,34 @@ ROWS = (
 )
 
 
-def _dense(layers: int, hidden: int, intermediate: int, *, heads: tuple[int, int], vocab: int) -> ModelConfig:
+@dataclass(frozen=True, kw_only=True)
+class DenseModel:
     """A dense model as a mixture with a single expert; its router and biases are too small to matter."""
-    return ModelConfig(
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int = 128
+    num_experts: int = 1
+    experts_per_token: int = 1
+
+    def window(self, layer_idx: int, /) -> int:
+        """None of them has a sliding window in these rows."""
+        del layer_idx
+        return 0
+
+
+def _dense(layers: int, hidden: int, intermediate: int, *, heads: tuple[int, int], vocab: int) -> DenseModel:
+    return DenseModel(
         num_hidden_layers=layers,
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
         vocab_size=vocab,
-        head_dim=128,
-        num_experts=1,
-        experts_per_token=1,
-        sliding_window=NO_WINDOW,
-        rope_scaling_factor=1.0,
     )
 
 

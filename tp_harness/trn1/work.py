@@ -6,15 +6,18 @@ flop counter counts. Sizes that a degree does not divide are rounded up, as a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from ..config.divisibility import MXFP4_BLOCK
-from ..config.model import ModelConfig
 
 ACTIVATION_BYTES = 2  # bfloat16
-REDUCE_BYTES = 4  # partial sums are added in float32 (modules.layers.reduce_dtype)
+REDUCE_BYTES = 4  # partial sums are added in float32 (as the sharded modules do)
 NORM_BYTES = 4  # norm scales are float32
+
+# A model's numbers: num_hidden_layers, num_experts, experts_per_token (1 of 1 where it is dense), vocab_size,
+# hidden_size, intermediate_size, head_dim, num_attention_heads, num_key_value_heads, and window(layer) in tokens or 0.
+Decoder: TypeAlias = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Work:
 class Place:
     """A rank of `tp` that computes `step`; `reduce_bytes` per element that is added over the ranks."""
 
-    config: ModelConfig
+    config: Decoder
     tp: int
     step: Step
     storage: Storage = BF16
@@ -110,7 +113,7 @@ class Place:
         return (Message(kind="all_reduce", bytes=size),) if self.tp > 1 else ()
 
 
-def touched_experts(config: ModelConfig, tokens: int) -> float:
+def touched_experts(config: Decoder, tokens: int) -> float:
     """Expected number of different experts that `tokens` choose, if choices are independent and even."""
     return config.num_experts * (1 - (1 - config.experts_per_token / config.num_experts) ** tokens)
 
@@ -215,18 +218,6 @@ def transformer(place: Place, layer: int = 0) -> Work:
     return work + rmsnorm(place) + unembedding(place) + Work(messages=gather, boundaries=1)
 
 
-COMPONENTS: Mapping[str, Callable[[Place, int], Work]] = {
-    "rmsnorm": rmsnorm,
-    "rope": rope,
-    "attention": attention,
-    "mlp": mlp,
-    "transformer_block": transformer_block,
-    "embedding": embedding,
-    "unembedding": unembedding,
-    "transformer": transformer,
-}
-
-
 def cache_bytes_per_token(place: Place) -> int:
     """Keys and values of one position in one layer, on one rank."""
     return 2 * _heads(place)[1] * place.config.head_dim * ACTIVATION_BYTES
@@ -244,10 +235,10 @@ def _heads(place: Place) -> tuple[int, int]:
     return place.share(place.config.num_attention_heads), place.share(place.config.num_key_value_heads)
 
 
-def _context(config: ModelConfig, step: Step, layer: int) -> int:
+def _context(config: Decoder, step: Step, layer: int) -> int:
     """Positions that scores are computed for: plain attention computes those it masks, a cache keeps the window."""
     return step.context if step.new > 1 else _window(config, layer, step.context)
 
 
-def _window(config: ModelConfig, layer: int, positions: int) -> int:
+def _window(config: Decoder, layer: int, positions: int) -> int:
     return min(positions, config.window(layer) or positions)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from ..backends import Backend
 from ..case.plan import OF_LOCAL
-from ..config.divisibility import mxfp4_note
 from ..config.options import Resolved
 from ..faults import find_fault
+from ..models import SMALL, family_of
 from ..parallel.group import NO_PROCESS_GROUP
 from ..results.result import Result, Status
 
 
 def run_notes(options: Resolved, backend: Backend, results: list[Result]) -> list[str]:
     """A sentence for each thing that holds of the whole run."""
-    packed = None if options.case or options.model_name == "tiny" else mxfp4_note(options.model, options.degrees)
+    real = not options.case and options.model.hidden_size > SMALL
+    packed = family_of(options.model).weight_notes(options.model, options.degrees) if real else ()
     kernels = _kernel_note() if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
     bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
     missed = not backend.process_group and any(NO_PROCESS_GROUP in r.reason for r in results)
     grouped = OF_LOCAL if missed else None
-    return [*growth_notes(results), *(note for note in (fault, bare, packed, kernels, grouped) if note)]
+    return [*growth_notes(results), *(note for note in (fault, bare, *packed, kernels, grouped) if note)]
 
 
 def _kernel_note() -> str:

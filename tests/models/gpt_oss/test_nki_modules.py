@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.models.gpt_oss.modules import NeuronGPTOSSAttentionBlock, NeuronGPTOSSTransformer, nki
 
 CONFIG = InferenceConfig.of(PRESETS["tiny"], NeuronConfig(batch_size=2, seq_len=20, torch_dtype="float32"))
@@ -73,14 +74,16 @@ def test_mistake_in_a_kernel_call_is_a_mismatch(tmp_path: Path, mistake: str) ->
 
 
 def test_every_part_with_a_kernel_becomes_one() -> None:
-    model = nki.with_nki(NeuronGPTOSSTransformer(CONFIG))
+    model = NeuronGPTOSSTransformer(CONFIG)
+    assert nki.use_kernels(model)
     left = {type(child) for child in model.modules()} & set(nki._CLASSES)
     assert not left
     assert set(model.state_dict()) == set(NeuronGPTOSSTransformer(CONFIG).state_dict())
 
 
 def test_attention_kernel_refuses_positions_with_gaps() -> None:
-    block = nki.with_nki(NeuronGPTOSSAttentionBlock(CONFIG))
+    block = NeuronGPTOSSAttentionBlock(CONFIG)
+    assert nki.use_kernels(block)
     positions = torch.arange(20) * 2
     with pytest.raises(ValueError, match="needs consecutive positions in each row"):
         block(torch.randn(2, 20, CONFIG.hidden_size), positions)

@@ -12,21 +12,20 @@ from tp_harness.reference.gpt_oss import MLPBlock
 
 from tp_harness.checkpoint.checkpoint import TensorSpec, find_checkpoint, write_checkpoint
 from tp_harness.checkpoint.tiled_file import HUGE_BYTES
-from tp_harness.config.model import PRESETS, InferenceConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import component_case
-from tp_harness.models.gpt_oss.weights import (
-    INITS,
-    constant,
-    discriminating,
-    fill,
-    generator,
-    hidden_states,
-    period,
-    position_ids,
-    tokens,
-)
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
+from tp_harness.models.gpt_oss.inputs import hidden_states, position_ids, tokens
 from tp_harness.parallel.placements import Shard, same_bits
 from tp_harness.prepare.oracle import parameter_specs
+from tp_harness.prepare.random_weights import (
+    INITS,
+    Init,
+    constant,
+    discriminating,
+    generator,
+    period,
+)
 
 SEEDS = (0, 1, 7)
 
@@ -42,9 +41,12 @@ def model_specs(model: str) -> tuple[TensorSpec, ...]:
 
 
 def filled(name: str, *shape: int, seed: int = 0, init: str = "discriminating") -> torch.Tensor:
-    out = torch.empty(shape)
-    fill(out, name, seed, INITS[init])
-    return out
+    return drawn(INITS[init], name, shape, seed)
+
+
+def drawn(init: Init, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    values, size = init(name, shape, seed), math.prod(shape)
+    return values.repeat(-(-size // len(values)))[:size].view(shape).float()
 
 
 def equal_rows(x: torch.Tensor) -> int:
@@ -164,11 +166,11 @@ def test_the_clamp_would_go_unseen_with_ordinary_weights() -> None:
     assert clamp_shares(ordinary, 0, 0)["gate > 7"] < 0.01
 
 
-def clamp_shares(init: object, seed: int, layer: int) -> dict[str, float]:
+def clamp_shares(init: Init, seed: int, layer: int) -> dict[str, float]:
     """Which shares of the reference MLP's gates and ups lie beyond the clamp of 7."""
     mlp = MLPBlock(config()).float().requires_grad_(False)
     for name, parameter in mlp.named_parameters():
-        fill(parameter.data, f"block.{layer}.mlp.{name}", seed, init)  # type: ignore[arg-type]
+        parameter.data.copy_(drawn(init, f"block.{layer}.mlp.{name}", tuple(parameter.shape), seed))
     seen: list[torch.Tensor] = []
     mlp.gate_up.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     mlp(hidden_states(config(), generator(seed, "inputs")))

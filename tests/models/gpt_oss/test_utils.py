@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from tp_harness.reference import gpt_oss
 
-from tp_harness.config.model import PRESETS, InferenceConfig, ModelConfig, NeuronConfig
+from tp_harness.config.model import NeuronConfig
+from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig, ModelConfig
 from tp_harness.neuron.devices import on_neuron
 from tp_harness.testing import build_module, load_checkpoint, validate_accuracy
 

@@ -1,22 +1,24 @@
 """The built-in components of gpt-oss as cases, by name.
 
-To add one: a reference class, a sharded class with its plan, and one entry here.
+To add one: a reference class, a sharded class with its plan, a function here, and its name in config.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from ...case.case import Case, Tensors
-from ...config.model import InferenceConfig
 from ...errors import UnknownNameError
 from ...parallel.group import collective
 from ...parallel.placements import KVHeads, Shard
 from ...reference import gpt_oss, rotary
 from ...results.result import Collective
+from . import config as numbers
+from .config import InferenceConfig
+from .inputs import hidden_states, position_ids, tokens
 from .modules import (
     NeuronGPTOSSAttentionBlock,
     NeuronGPTOSSEmbedding,
@@ -28,7 +30,6 @@ from .modules import (
     NeuronGPTOSSUnembedding,
 )
 from .modules.layers import reduce_dtype
-from .weights import hidden_states, position_ids, tokens
 
 
 def rmsnorm(config: InferenceConfig, layer: int) -> Case:
@@ -196,19 +197,7 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
     )
 
 
-COMPONENTS: Mapping[str, Callable[[InferenceConfig, int], Case]] = {
-    "rmsnorm": rmsnorm,
-    "rope": rope,
-    "attention": attention,
-    "mlp": mlp,
-    "transformer_block": transformer_block,
-    "embedding": embedding,
-    "unembedding": unembedding,
-    "transformer": transformer,
-}
-
-# Components whose function depends on the layer: even layers have a sliding window, odd ones have not.
-LAYERED = ("attention", "transformer_block")
+COMPONENTS: dict[str, Callable[[InferenceConfig, int], Case]] = {name: globals()[name] for name in numbers.COMPONENTS}
 
 
 def component_case(name: str, config: InferenceConfig, layer: int) -> Case:

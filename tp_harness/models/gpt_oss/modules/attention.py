@@ -11,10 +11,10 @@ import math
 import torch
 from torch import nn
 
-from ....config.model import InferenceConfig, ModelConfig
 from ....parallel.group import Group, current_group
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
+from ..config import InferenceConfig, ModelConfig
 from .layers import Projection, as_batch, initialise, parameter, reduce_dtype, softmax
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....config.model import InferenceConfig, ModelConfig
 from ....parallel.group import Group, current_group
 from ....parallel.placements import Placement
+from ..config import InferenceConfig, ModelConfig
 from .attention import NeuronGPTOSSAttentionBlock
 from .mlp import NeuronGPTOSSMLPBlock
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....config.model import InferenceConfig, ModelConfig
 from ....parallel.group import Group, current_group
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import Partial, Placement, Replicate, Shard
+from ..config import InferenceConfig, ModelConfig
 from .layers import initialise, linear, parameter, reduce_dtype
 
 

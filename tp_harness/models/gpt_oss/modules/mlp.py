@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....config.model import SWIGLU_ALPHA, InferenceConfig, ModelConfig
 from ....parallel.group import Group, current_group
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import Partial, Placement, Replicate, Shard
+from ..config import SWIGLU_ALPHA, InferenceConfig, ModelConfig
 from .layers import CastBuffer, Projection, initialise, linear, parameter, reduce_dtype, sigmoid, softmax
 from .norm import NeuronGPTOSSRMSNorm
 

@@ -1,7 +1,7 @@
 """The sharded modules with their hot parts as NKI kernels: same parameters, plans, collectives and taps.
 
-Each class replaces one method of its torch twin by a call of a kernel in `tp_harness.kernels`; `with_nki` turns a
-built module into them. On a CPU the kernels run through an interpreter of documented instruction semantics.
+Each class replaces one method of its torch twin by a call of a kernel in `tp_harness.kernels`; `use_kernels` turns
+a built module into them. On a CPU the kernels run through an interpreter of documented instruction semantics.
 
 Not covered: the embedding's lookup, and the taps `gate_up` and `activation`, which lie inside a kernel.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....config.model import RMS_NORM_EPS, SWIGLU_ALPHA
 from ....kernels import run
+from ..config import RMS_NORM_EPS, SWIGLU_ALPHA
 from .attention import NeuronGPTOSSAttentionBlock
 from .embedding import NeuronGPTOSSUnembedding
 from .layers import Projection, reduce_dtype
@@ -102,16 +102,12 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def with_nki(module: nn.Module) -> nn.Module:
-    """The same module, in place, with every part that has a kernel run by it."""
-    for child in module.modules():
-        child.__class__ = _CLASSES.get(type(child), type(child))
-    return module
-
-
-def has_kernels(module: nn.Module) -> bool:
-    """Whether `with_nki` changes any part of the module."""
-    return any(type(child) in _CLASSES for child in module.modules())
+def use_kernels(module: nn.Module) -> bool:
+    """Have every part that has a kernel run by it, in place; whether there was any."""
+    found = [child for child in module.modules() if type(child) in _CLASSES]
+    for child in found:
+        child.__class__ = _CLASSES[type(child)]  # its parameters, buffers and hooks stay the objects that they are
+    return bool(found)
 
 
 def _product(kernel: str, x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....config.model import RMS_NORM_EPS, ModelConfig
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import Placement, Replicate
+from ..config import RMS_NORM_EPS, ModelConfig
 from .layers import initialise, parameter
 
 

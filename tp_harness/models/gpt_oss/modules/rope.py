@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from ....config.model import InferenceConfig, ModelConfig
 from ....parallel.placements import Placement
+from ..config import InferenceConfig, ModelConfig
 
 
 class NeuronGPTOSSRotaryEmbedding(nn.Module):

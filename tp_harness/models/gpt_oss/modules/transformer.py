@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....config.model import InferenceConfig, ModelConfig
 from ....parallel.group import Group, current_group
 from ....parallel.placements import Placement, Replicate
+from ..config import InferenceConfig, ModelConfig
 from .block import NeuronGPTOSSTransformerBlock, prefixed
 from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
 from .norm import NeuronGPTOSSRMSNorm

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..config.model import InferenceConfig
-from .fault import Fault, always, sharded
-from .ways import computes, gathers, loads_from, reduces, runs, sets
+from ....faults.fault import Fault, always, sharded
+from ....faults.ways import computes, gathers, loads_from, reduces, runs, sets
+from ..config import InferenceConfig
 
 BORDERS = 64  # tokens on the borders of 1/32 shards, which sampling.tokens gives first
 

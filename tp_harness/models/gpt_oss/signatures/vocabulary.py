@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..reference import gpt_oss
-from .signature import Guess, Signature, shifted
-from .site import Site, UnavailableError
+from ....diagnosis.signature import Guess, Signature, shifted
+from ....diagnosis.site import Site, UnavailableError
+from ....reference import gpt_oss
 
 Held = Callable[[torch.Tensor, int], torch.Tensor]  # (token - first of rank, tokens per rank) -> whether it is held
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import linear
 
-from ..parallel.placements import QKVHeads
-from ..reference import rotary
-from .replay import attend, projected
-from .signature import Guess, Signature
-from .site import Site, UnavailableError
+from ....diagnosis.signature import Guess, Signature
+from ....diagnosis.site import Site, UnavailableError
+from ....parallel.placements import QKVHeads
+from ....reference import rotary
+from .replay import attend, attention_of, projected
 
 LEAVES = ("q_rope", "k_rope", "value")
 ROTATED = LEAVES[:2]
@@ -33,7 +33,7 @@ def unrotated(site: Site) -> torch.Tensor:
 def tables(site: Site, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, (batch, seq, 1, head_dim / 2)."""
     module = site.module
-    rope = module if isinstance(module, rotary.RotaryEmbedding) else site.attention.rope
+    rope = module if isinstance(module, rotary.RotaryEmbedding) else attention_of(site).rope
     cos, sin = rope.cos_sin(site.positions if positions is None else positions)
     return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
@@ -52,7 +52,7 @@ def bias_dropped(site: Site) -> Iterator[Guess]:
 
 def bias_of_rank_0(site: Site) -> Iterator[Guess]:
     """The rows of rank 0's bias, on all ranks."""
-    block = site.attention
+    block = attention_of(site)
     sizes = [block.q_dim, block.kv_dim, block.kv_dim]
     own = []
     for part, size in zip(site.parameter("qkv.bias").split(sizes), sizes, strict=True):
@@ -69,7 +69,7 @@ def _which(site: Site) -> str:
 def cut_contiguously(site: Site) -> Iterator[Guess]:
     """Rank r has the r-th slice of the fused rows, which it takes for its query, key and value heads."""
     weight, bias = site.parameter("qkv.weight"), site.parameter("qkv.bias")
-    block, placement = site.attention, site.placement("qkv.weight")
+    block, placement = attention_of(site), site.placement("qkv.weight")
     heads, kv_heads = block.q_dim // block.head_dim, block.kv_dim // block.head_dim
     local = [heads // site.tp, max(1, kv_heads // site.tp), max(1, kv_heads // site.tp)]
     rows = sum(local) * block.head_dim
@@ -138,14 +138,14 @@ def positions_ignored(site: Site) -> Iterator[Guess]:
 
 def no_concentration(site: Site) -> Iterator[Guess]:
     """Unscaled cos and sin."""
-    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else site.attention.rope
+    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else attention_of(site).rope
     if rope.concentration != 1.0:
         yield Guess(site.right / rope.concentration)
 
 
 def no_interpolation(site: Site) -> Iterator[Guess]:
     """Plain frequencies, theta^(-2i/d), with and without YaRN's concentration."""
-    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else site.attention.rope
+    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else attention_of(site).rope
     half = len(rope.inv_freq)
     theta = rope.inv_freq[1].item() ** -half  # the fast pairs keep their frequency
     plain = theta ** -(torch.arange(half, dtype=torch.float64) / half)
@@ -172,13 +172,13 @@ def sinks_of_rank_0(site: Site) -> Iterator[Guess]:
 
 def window_missing(site: Site) -> Iterator[Guess]:
     """Full attention on a layer that has a window."""
-    if site.attention.sliding_window:
-        yield Guess(attend(site, window=0), str(site.attention.sliding_window))
+    if attention_of(site).sliding_window:
+        yield Guess(attend(site, window=0), str(attention_of(site).sliding_window))
 
 
 def window_length(site: Site) -> Iterator[Guess]:
     """Another length: a shorter window shows first at that position, a longer one is tried in turn."""
-    right = site.attention.sliding_window
+    right = attention_of(site).sliding_window
     right_heads, seen, clean = (x.to(torch.float64) for x in (site.right, site.traced.full, site.traced.baseline))
     if site.leaf != site.target:
         raise UnavailableError
@@ -197,7 +197,7 @@ def not_causal(site: Site) -> Iterator[Guess]:
 
 def softmax_scale(site: Site) -> Iterator[Guess]:
     """Other scales than 1 / sqrt(head_dim)."""
-    block = site.attention
+    block = attention_of(site)
     dim, heads, hidden = block.head_dim, block.q_dim // block.head_dim, site.tap("norm").shape[-1]
     wrong = {
         "1": 1.0,

@@ -6,17 +6,30 @@ tensor that was looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import linear
 
-from ..judge.gather import join
-from ..reference import gpt_oss
-from .site import Site, UnavailableError
+from ....diagnosis.carry import Step, sum_of
+from ....diagnosis.site import Site, UnavailableError
+from ....reference import gpt_oss
 
-Value = torch.Tensor | Sequence[torch.Tensor]
 Form = Callable[[torch.Tensor], torch.Tensor]
+
+
+def attention_of(site: Site) -> gpt_oss.AttentionBlock:
+    """The site's module, which must be an attention block."""
+    if not isinstance(site.module, gpt_oss.AttentionBlock):
+        raise UnavailableError
+    return site.module
+
+
+def experts_of(site: Site) -> gpt_oss.MLPBlock:
+    """The site's module, which must be a mixture of experts."""
+    if not isinstance(site.module, gpt_oss.MLPBlock):
+        raise UnavailableError
+    return site.module
 
 
 # attention
@@ -24,7 +37,7 @@ Form = Callable[[torch.Tensor], torch.Tensor]
 
 def projected(site: Site, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Query, key and value before rotation, (..., heads, head_dim) each, of the oracle's normed input."""
-    block = site.attention
+    block = attention_of(site)
     weight = site.parameter("qkv.weight") if weight is None else weight
     bias = site.parameter("qkv.bias") if bias is None else bias
     fused = linear(site.tap("norm"), weight, bias)
@@ -48,7 +61,7 @@ def attend(
     key = site.tap("k_rope") if key is None else key
     value = site.tap("value") if value is None else value
     sinks = site.parameter("sinks") if sinks is None else sinks
-    window = site.attention.sliding_window if window is None else window
+    window = attention_of(site).sliding_window if window is None else window
     mask = gpt_oss.visible(site.positions, window)
     if not causal:  # a window, where there is one, still hides what is long past
         mask = mask | gpt_oss.visible(-site.positions, 0)
@@ -74,7 +87,7 @@ def _as_it_is(value: torch.Tensor) -> torch.Tensor:
 def pairs(site: Site) -> list[tuple[int, torch.Tensor]]:
     """(expert, its tokens) in the order in which experts are computed."""
     chosen = site.tap("chosen").flatten(0, -2)
-    found = ((e, (chosen == e).any(-1).nonzero()[:, 0]) for e in range(site.experts.mlp1_weight.shape[0]))
+    found = ((e, (chosen == e).any(-1).nonzero()[:, 0]) for e in range(experts_of(site).mlp1_weight.shape[0]))
     return [(expert, tokens) for expert, tokens in found if len(tokens)]
 
 
@@ -100,11 +113,11 @@ def expert_parts(
     form: Form | None = None,
 ) -> list[torch.Tensor]:
     """Every rank's summand, (tokens, hidden), rank r with the down columns of rank `of_rank(r)`, changed by `form`."""
-    shape = (len(weights), site.experts.mlp2_weight.shape[1])
+    shape = (len(weights), experts_of(site).mlp2_weight.shape[1])
     parts = [torch.zeros(shape, dtype=torch.float64) for _ in range(site.tp)]
     split = activation.split([len(rows) for _, rows in pairs(site)])
     for (expert, rows), act in zip(pairs(site), split, strict=True):
-        shards = site.experts.mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
+        shards = experts_of(site).mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
         columns = [(form or _as_it_is)(shard) for shard in shards]
         for rank, own in enumerate(act.chunk(site.tp, dim=-1)):
             down = linear(own, columns[of_rank(rank)])
@@ -126,11 +139,11 @@ def added_bias(site: Site) -> torch.Tensor:
     return weighted_bias(site) if isinstance(site.module, gpt_oss.MLPBlock) else site.parameter("out.bias")
 
 
-def _steps(site: Site) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
+def steps(site: Site) -> dict[str, Step]:
     """Leaf -> (next leaf, how its full value follows)."""
 
     experts = isinstance(site.module, gpt_oss.MLPBlock)
-    shared: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    shared: dict[str, Step] = {
         "partial": ("total", _as_it_is),
         "total": ("combined" if experts else "reduced", lambda total: total + added_bias(site)),
         "reduced": ("residual", lambda reduced: site.input + reduced),
@@ -150,25 +163,3 @@ def _steps(site: Site) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Te
             "activation": ("partial", lambda x: sum_of(expert_parts(site, x, router_weights(site), lambda r: r))),
         }
     return shared
-
-
-def carry(site: Site, value: Value) -> Value:
-    """A guess at the site's leaf, as it shows in the tensor that was looked at."""
-    if site.leaf == site.target:
-        return value
-    leaf, full = site.leaf, value
-    if not isinstance(full, torch.Tensor):
-        full = join(site.evidence.case.taps[site.name(leaf)], list(full)).full
-    steps = _steps(site)
-    while leaf != site.target:
-        if leaf not in steps:
-            raise UnavailableError
-        step = steps[leaf][1]
-        full = step(full.reshape(site.tap(leaf).shape))
-        leaf = steps[leaf][0]
-    return full
-
-
-def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of all ranks' parts."""
-    return torch.stack(list(parts)).sum(dim=0)

@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 
-from ..config.model import InferenceConfig
-from ..parallel.group import Group
-from ..parallel.placements import Placement, Shard
-from .fault import Fault, always, sharded
-from .ways import (
+from ....faults.fault import Fault, always, sharded
+from ....faults.ways import (
     Apply,
     all_of,
     computes,
@@ -29,6 +26,9 @@ from .ways import (
     sum_of_pair,
     unseen_sum,
 )
+from ....parallel.group import Group
+from ....parallel.placements import Placement, Shard
+from ..config import InferenceConfig
 
 QUERY, KEY, VALUE = 0, 1, 2  # parts of the fused projection
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..reference import gpt_oss
-from .signature import Guess, Signature
-from .site import Site, UnavailableError
+from ....diagnosis.signature import Guess, Signature
+from ....diagnosis.site import Site, UnavailableError
+from ....reference import gpt_oss
 
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-3)
 

@@ -14,10 +14,9 @@ from functools import cache
 import numpy as np
 import torch
 
-from ...config.model import InferenceConfig
+from ..models import families
 
 UNIT = 2**20  # elements; whole huge pages (2 MiB) in every dtype of 16 bits or more: see tiled_file.py
-TIED = ("gate.weight", "gate.bias")  # a router's parameters
 _MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of which a process has some ten thousand
 
 
@@ -63,10 +62,11 @@ def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     float32 cannot tell them apart, so that either may be chosen: no mistake.
     """
     values = discriminating(name, shape, seed)
-    if name.endswith(TIED[0]):
-        values.view(shape)[-1] = values.view(shape)[0]
-    if name.endswith(TIED[1]):
-        values[0], values[-1] = 0.0, 1e-9 * (seed % 2)
+    for weight, bias in (family.router for family in families()):
+        if name.endswith(weight):
+            values.view(shape)[-1] = values.view(shape)[0]
+        if name.endswith(bias):
+            values[0], values[-1] = 0.0, 1e-9 * (seed % 2)
     return values
 
 
@@ -75,27 +75,17 @@ Init = Callable[[str, tuple[int, ...], int], torch.Tensor]
 INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant, "tied": tied}
 
 
-def fill(out: torch.Tensor, name: str, seed: int, init: Init) -> None:
-    """Fill the contiguous parameter `name` (its full name in the model) with the values of `init`."""
-    values, flat = init(name, tuple(out.shape), seed), out.view(-1)
-    for start in range(0, flat.numel(), max(1, len(values))):
-        piece = flat[start : start + len(values)]
-        piece.copy_(values[: len(piece)])
-
-
 def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """The interval of a parameter's uniform values, chosen so that activations stay of order one.
-
-    The experts' first matrices are larger, so that gates and ups pass the clamp at 7 on both sides.
-    """
+    """The interval of a parameter's uniform values: what a family says, or so that activations stay of order one."""
     leaf = name.rsplit(".", 1)[-1]
     if "scale" in leaf or (len(shape) == 1 and leaf == "weight"):
         return 0.5, 1.5
-    if leaf == "sinks":
-        return -2.0, 3.0
+    said = {leaf: interval for family in families() for leaf, interval in family.intervals.items()}
+    if leaf in said:
+        return said[leaf]
     if "bias" in leaf or len(shape) < 2:
-        return (-1.0, 1.0) if leaf == "mlp1_bias" else (-0.5, 0.5)
-    gain = 3.5 if leaf == "mlp1_weight" else 1.0
+        return -0.5, 0.5
+    gain = next((family.gains[leaf] for family in families() if leaf in family.gains), 1.0)
     looked_up = name.split(".")[-2:] == ["embedding", "weight"]  # a row is read, not summed over
     bound = math.sqrt(3) if looked_up else gain * math.sqrt(3 / shape[-1])
     return -bound, bound
@@ -103,29 +93,3 @@ def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 def _key(seed: int, name: str) -> int:
     return seed * 2**32 + zlib.crc32(name.encode())
-
-
-def hidden_states(config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
-    """(batch, seq, hidden) float32; one token in eight is small, so that the norm's epsilon matters."""
-    shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
-    x = 1.5 * torch.randn(*shape, config.hidden_size, generator=generator)
-    small = torch.rand(*shape, 1, generator=generator) < 1 / 8
-    return torch.where(small, 0.005 * x, x)
-
-
-def position_ids(config: InferenceConfig) -> torch.Tensor:
-    """(batch, seq) int64; row b starts at 3 b (modulo seq), so that positions are not indices."""
-    batch, seq = config.neuron_config.batch_size, config.neuron_config.seq_len
-    return torch.arange(seq) + 3 * torch.arange(batch)[:, None] % seq
-
-
-def tokens(config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
-    """(batch, seq) int64 ids, shuffled: as many borders of 1/32 vocabulary shards as fit, the rest random."""
-    shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
-    count, vocab = shape[0] * shape[1], config.vocab_size
-    starts = torch.arange(32) * vocab // 32
-    borders = torch.cat((starts, (starts - 1) % vocab))
-    borders = borders[torch.randperm(len(borders), generator=generator)][:count]
-    rest = torch.randint(vocab, (count - len(borders),), generator=generator)
-    ids = torch.cat((borders, rest))
-    return ids[torch.randperm(count, generator=generator)].view(shape)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..config.model import RMS_NORM_EPS, InferenceConfig
-from ..parallel.group import Group
-from .fault import Fault, always, sharded
-from .ways import Apply, computes, edits, loads, sets
+from ....faults.fault import Fault, always, sharded
+from ....faults.ways import Apply, computes, edits, loads, sets
+from ....parallel.group import Group
+from ..config import RMS_NORM_EPS, InferenceConfig
 
 PADDED_TO = 512  # 2880 becomes 3072
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..parallel.group import Group
-from .fault import Fault, sharded
-from .ways import gathers, reduces, runs, sets
+from ....faults.fault import Fault, sharded
+from ....faults.ways import gathers, reduces, runs, sets
+from ....parallel.group import Group
 
 
 def traced(x: torch.Tensor) -> bool:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn.functional import linear
 
-from ..parallel.placements import PlacementError, StridedShard
-from .replay import expert_parts, gate_ups, router_weights
-from .signature import Guess, Signature, shifted
-from .site import Site, UnavailableError
+from ....diagnosis.signature import Guess, Signature, shifted
+from ....diagnosis.site import Site, UnavailableError
+from ....parallel.placements import PlacementError, StridedShard
+from .replay import expert_parts, experts_of, gate_ups, router_weights
 
 ALPHA = 1.702
 
@@ -33,7 +33,7 @@ def router_of_raw_input(site: Site) -> Iterator[Guess]:
 
 
 def _rows(site: Site, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-    block = site.experts
+    block = experts_of(site)
     return block.mlp1_weight[expert].to(torch.float64), block.mlp1_bias[expert].to(torch.float64)
 
 
@@ -73,7 +73,7 @@ def cut_in_halves(site: Site) -> Iterator[Guess]:
 
 def experts_shifted(site: Site) -> Iterator[Guess]:
     """Another expert's matrices."""
-    count = len(site.experts.mlp1_weight)
+    count = len(experts_of(site).mlp1_weight)
     for step in (1, -1):
         yield Guess(gate_ups(site, lambda e, t, s=step: linear(t, *_rows(site, (e + s) % count))), shifted("e", step))  # type: ignore[misc]
 
@@ -83,7 +83,7 @@ def experts_shifted(site: Site) -> Iterator[Guess]:
 
 def _swiglu(site: Site, gate: torch.Tensor, up: torch.Tensor, **other: float) -> torch.Tensor:
     """gate sigmoid(alpha gate) (up + one), the gate within [low, high], up within [-bound, bound]."""
-    limit = site.experts.swiglu_limit
+    limit = experts_of(site).swiglu_limit
     options = {"low": -math.inf, "high": limit, "bound": limit, "alpha": ALPHA, "one": 1.0} | other
     gate = gate.clamp(options["low"], options["high"])
     up = up.clamp(-options["bound"], options["bound"])
@@ -124,7 +124,7 @@ def softmax_over_all(site: Site) -> Iterator[Guess]:
 
 def unweighted(site: Site) -> Iterator[Guess]:
     """Weights of one, equal weights, or the logits' sigmoid."""
-    count = site.experts.experts_per_token
+    count = experts_of(site).experts_per_token
     forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "summed without weights": torch.ones_like,
         f"weighted by 1/{count}": lambda logits: torch.ones_like(logits) / count,
@@ -184,7 +184,7 @@ EXPERTS = (
         name="clamp symmetric",
         sentence="gates are clamped from below, too: only gates under -limit differ",
         on=("activation",),
-        guess=lambda site: _variants(("", {"low": -site.experts.swiglu_limit}))(site),
+        guess=lambda site: _variants(("", {"low": -experts_of(site).swiglu_limit}))(site),
     ),
     Signature(
         name="swiglu alpha",

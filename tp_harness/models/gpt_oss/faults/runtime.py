@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..config.model import InferenceConfig
-from ..parallel.group import Group
-from .fault import Fault, sharded
-from .ways import Apply, is_last, passes, reduces, sets
+from ....faults.fault import Fault, sharded
+from ....faults.ways import Apply, is_last, passes, reduces, sets
+from ....parallel.group import Group
+from ..config import InferenceConfig
 
 
 def _windowed(config: InferenceConfig, tp: int) -> bool:

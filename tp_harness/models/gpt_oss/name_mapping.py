@@ -6,18 +6,14 @@ under either naming. What is made is a copy, written once for all ranks; a check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import torch
+from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.mxfp4 import unpack
+from ...checkpoint.translation import Recipe, Shape, Translation
+from ...config.divisibility import MXFP4_BLOCK
+from ...errors import UsageError
 
-from ..config.divisibility import MXFP4_BLOCK
-from ..errors import UsageError
-from .checkpoint import FLOATS, Checkpoint, TensorSpec
-from .mxfp4 import unpack
-
-Shape = tuple[int, ...]
-Tensors = tuple[torch.Tensor, ...]
 PUBLIC, HUGGING_FACE = "public gpt-oss names", "Hugging Face names"
 _HF_STARTS = ("model.", "lm_head.")
 # in a layer: public name -> Hugging Face's, whose tensors are stacked by rows where there are several
@@ -42,58 +38,6 @@ _HF_WHOLE = {
     "unembedding.weight": ("lm_head.weight",),
 }
 _EXPERTS = ("mlp1_weight", "mlp2_weight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a public tensor is made of: names and shapes in the file, and its pieces along dimension 0, in order."""
-
-    sources: Mapping[str, Shape]
-    pieces: Callable[[Tensors], Iterable[torch.Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Translation:
-    """A checkpoint under other names; `recipes` has every tensor of the model by public name."""
-
-    checkpoint: Checkpoint
-    convention: str
-    recipes: Mapping[str, Recipe]
-
-    @property
-    def note(self) -> str:
-        """What was done, for the record."""
-        return f"the checkpoint has {self.convention}; the run used a copy under public names, in bfloat16"
-
-    def pieces(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """The tensor `spec.name`, piece by piece along dimension 0."""
-        recipe = self.recipes[spec.name]
-        yield from recipe.pieces(tuple(map(self.checkpoint.tensor, recipe.sources)))
-
-    def check(self, needed: Iterable[TensorSpec]) -> None:
-        """Refuse what cannot be translated.
-
-        Raises:
-            UsageError: a tensor that is missing, unknown, misshapen, or of an odd dtype; the message says which naming
-                was found.
-        """
-        known = {name: shape for recipe in self.recipes.values() for name, shape in recipe.sources.items()}
-        where = f"the checkpoint {', '.join(map(str, self.checkpoint.paths))} ({self.convention})"
-        for spec in needed:
-            for name, shape in self.recipes[spec.name].sources.items():
-                if name not in self.checkpoint.names:
-                    raise UsageError(
-                        f"{where} lacks the tensor {name} of shape {list(shape)}, which makes {spec.name}."
-                    )
-        for name in sorted(self.checkpoint.names):
-            shape, stored = self.checkpoint.shape(name), self.checkpoint.stored_as(name)
-            if name not in known:
-                raise UsageError(f"{where} has a tensor {name} {list(shape)} that the model has not.")
-            if shape != known[name]:
-                raise UsageError(f"{where}: {name} has shape {list(shape)}; the model needs {list(known[name])}.")
-            right = ("U8",) if name.endswith(("blocks", "scales")) else FLOATS
-            if stored not in right:
-                raise UsageError(f"{where}: {name} is stored as {stored}; one of {', '.join(right)} is needed.")
 
 
 def translation(checkpoint: Checkpoint, model: Mapping[str, Shape]) -> Translation | None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ..reference import gpt_oss
-from .replay import Form, added_bias, expert_parts, projection_parts, router_weights, weighted_bias
-from .signature import Guess, Signature, shifted
-from .site import Site, UnavailableError
+from ....diagnosis.signature import Guess, Signature, shifted
+from ....diagnosis.site import Site, UnavailableError
+from ....reference import gpt_oss
+from .replay import Form, added_bias, attention_of, expert_parts, projection_parts, router_weights, weighted_bias
 
 
 def _total_and_bias(site: Site) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ def right_parts(site: Site, mapping: list[int] | None = None, form: Form | None 
     of_rank = (lambda rank: rank) if mapping is None else mapping.__getitem__
     if isinstance(site.module, gpt_oss.MLPBlock):
         return expert_parts(site, site.tap("activation"), router_weights(site), of_rank, form)
-    _ = site.attention
+    _ = attention_of(site)
     return projection_parts(site, site.tap("heads"), of_rank, form)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..config.model import SWIGLU_ALPHA, InferenceConfig
-from ..parallel.group import Group
-from ..parallel.placements import Placement, StridedShard
-from .fault import Fault, always, sharded
-from .ways import Apply, all_of, computes, is_last, loads, loads_from, reduces, runs
+from ....faults.fault import Fault, always, sharded
+from ....faults.ways import Apply, all_of, computes, is_last, loads, loads_from, reduces, runs
+from ....parallel.group import Group
+from ....parallel.placements import Placement, StridedShard
+from ..config import SWIGLU_ALPHA, InferenceConfig
 
 FLOAT32 = ("float32",)
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownNameError, UsageError
-from .model import PRESETS, RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
-from .rope import NO_OTHER, read_rope
+from ...errors import UsageError
+from .config import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
+from .rope_parameters import NO_OTHER, read_rope
 
 _MOST_BYTES = 1 << 24  # a config.json has a few kilobytes
 _LAYER_TYPES = ("sliding_attention", "full_attention")  # of even and of odd layers
@@ -73,23 +73,18 @@ _FIXED_ELSEWHERE = {
 }
 
 
-def load_model_config(name_or_path: str) -> ModelConfig:
-    """A preset by name, or the gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json.
+def read_config(path: str) -> ModelConfig:
+    """The gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json.
 
     Raises:
-        UnknownNameError: neither a preset nor a .json path.
         UsageError: the file cannot be read, is no JSON object, lacks a dimension, gives one twice with different
             values, or describes another kind of model.
     """
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]
-    if not name_or_path.endswith(".json"):
-        raise UnknownNameError("model", name_or_path, (*PRESETS, "path/to/config.json"))
-    values = _read_json_object(Path(name_or_path))
+    values = _read_json_object(Path(path))
     try:
         return _model(values)
     except UsageError as error:
-        raise UsageError(f"{name_or_path}: {error}") from None
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _model(values: dict[str, Any]) -> ModelConfig:

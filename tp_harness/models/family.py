@@ -1,0 +1,85 @@
+"""All that the harness may ask of a model family. No torch: a family imports it inside the methods that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..case.case import Case
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..checkpoint.translation import Translation
+    from ..config.divisibility import Requirement
+    from ..diagnosis.knowledge import Knowledge
+    from ..faults.fault import Fault
+    from ..trn1.work import Place, Work
+
+
+class Family(Protocol):
+    """Models of one architecture, each a frozen dataclass `config` with num_hidden_layers, hidden_size and its own.
+
+    `name` is the family's folder, `title` what people call it. `components` are what can be verified alone, and what is
+    sharded in each; `whole` is the one that has all layers, `layered` are those that --layer is for. `router` ends the
+    names of a router's weight and bias. Parameters whose name ends in a part that `intervals` or `gains` have are drawn
+    between these numbers, or so many times as large as others.
+    """
+
+    name: str
+    title: str
+    config: type[Any]
+    presets: Mapping[str, Any]
+    components: Mapping[str, str]
+    whole: str
+    layered: tuple[str, ...]
+    router: tuple[str, str]
+    intervals: Mapping[str, tuple[float, float]]
+    gains: Mapping[str, float]
+    requirements: tuple[Requirement, ...]
+    work: Mapping[str, Callable[[Place, int], Work]]  # of each component, on Trn1
+
+    def read_config(self, path: str) -> Any:
+        """The model of a config.json; raises UsageError where it is another kind of model."""
+
+    def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
+        """The layers that a component is run at if nobody says; `small`: a model that exists to be verified."""
+
+    def layer_weights(self, model: Any) -> int:
+        """How many weights a layer has, about."""
+
+    def weight_notes(self, model: Any, degrees: tuple[int, ...]) -> tuple[str, ...]:
+        """What a reader should know of the model's published weights at these degrees."""
+
+    def working_bytes(self, model: Any, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
+        """What a rank holds at most in a forward of (batch, seq) tokens, without weights; `width`: bytes a number."""
+
+    def output_bytes(self, model: Any, component: str, tokens: tuple[int, int], width: int) -> int:
+        """The whole output of a component."""
+
+    def tapped_numbers(self, model: Any, tokens: int, tp: int) -> int:
+        """How many numbers a rank's intermediate tensors of one layer hold."""
+
+    def layer_of(self, parameter: str) -> int:
+        """The layer that a parameter of the whole model is in; 0 for what is in none."""
+
+    def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> Any:
+        """The model together with how it is run: what `case` and faults take."""
+
+    def case(self, component: str, config: Any, layer: int) -> Case:
+        """The Case of a component; `config` is what `at` returns."""
+
+    def translation(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Translation | None:
+        """How the model's tensors (name -> shape) are made of a checkpoint under other names; None: it has them."""
+
+    def faults(self) -> tuple[Fault, ...]:
+        """Mistakes in its components, in the order of the data."""
+
+    def graph_faults(self) -> tuple[Fault, ...]:
+        """Mistakes of the compiled path."""
+
+    def knowledge(self) -> Knowledge:
+        """What diagnosis knows of the modules of its reference."""
+
+    def use_kernels(self, module: nn.Module) -> bool:
+        """Have each part of a module that has a kernel run by it, in place; whether there was any."""

@@ -1,0 +1,65 @@
+"""What gpt-oss's components take of memory, and the work of each on Trn1. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ...trn1 import work
+from .config import COMPONENTS, ModelConfig
+
+
+def working_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
+    """What one rank of `tp` holds at most in a forward, weights excepted.
+
+    Args:
+        config: of the model.
+        component: by name.
+        tokens: (batch, seq).
+        tp: the degree; 1 is also the single-core reference.
+        width: bytes of an element.
+    """
+    batch, seq = tokens
+    count, hidden, vocab = batch * seq, config.hidden_size, config.vocab_size
+    states = 12 * count * hidden  # residual, norm, and what is made of them
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    attention = 4 * batch * -(-heads // tp) * seq * (seq + 1) + 4 * count * config.qkv_size // tp
+    attention += max(config.qkv_size * hidden, hidden * heads * head_dim) // tp
+    experts = 8 * count * config.intermediate_size * 2 // tp
+    logits = vocab * hidden // tp + 3 * count * vocab // tp
+    whole = 2 * count * vocab if tp > 1 else 0  # gathered: in parts, and joined
+    elements = {
+        "attention": attention,
+        "mlp": experts,
+        "transformer_block": max(attention, experts),
+        "unembedding": logits,
+        "transformer": max(attention, experts, logits, whole + count * vocab // tp),
+    }
+    return width * (states + elements.get(component, 0))
+
+
+def output_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
+    """The whole output of a component."""
+    columns = config.vocab_size if component in ("unembedding", "transformer") else config.hidden_size
+    return width * tokens[0] * tokens[1] * columns
+
+
+def tapped_numbers(config: ModelConfig, tokens: int, tp: int) -> int:
+    """How many numbers a rank's intermediate tensors of one layer hold.
+
+    Some 14 hidden states, and the chosen experts' parts.
+    """
+    chosen = 3 * tokens * config.experts_per_token * 2 * config.intermediate_size // tp
+    return 14 * tokens * config.hidden_size + chosen
+
+
+def layer_of(parameter: str) -> int:
+    """The layer of a parameter; 0 for what belongs to none."""
+    return int(parameter.split(".")[1]) if parameter.startswith("block.") else 0
+
+
+def layer_weights(config: ModelConfig) -> int:
+    """The experts' matrices of one layer: nearly all that it has."""
+    return 3 * config.num_experts * config.hidden_size * config.intermediate_size
+
+
+WORK: Mapping[str, Callable[[work.Place, int], work.Work]] = {name: getattr(work, name) for name in COMPONENTS}
