@@ -1,4 +1,4 @@
-"""Checkpoints: tensor files under public gpt-oss names, mapped rather than read.
+"""Checkpoints: tensor files under a model's public names, mapped rather than read.
 
 A run's weights are always a checkpoint, whether the user's or a generated one, and ranks slice the mapping: 32
 ranks share the pages of one file. Nothing in a file is ever run.

@@ -32,7 +32,7 @@ def backends() -> RenderableType:
 
 def kernels() -> RenderableType:
     """The NKI kernels: limits, peak memory per partition, and how they were checked."""
-    from ..kernels.registry import KERNELS  # noqa: PLC0415
+    from ..kernels.registry import KERNELS, PEAKS_AT  # noqa: PLC0415
 
     table = _table("kernel", "limits", "peak SBUF", "peak PSUM")
     for spec in KERNELS:
@@ -40,7 +40,7 @@ def kernels() -> RenderableType:
     by_status: dict[str, list[str]] = {}
     for spec in KERNELS:
         by_status.setdefault(spec.status, []).append(spec.name)
-    peaks = "Peaks per partition at gpt-oss-20b, tp 8, 128 tokens, float32."
+    peaks = f"Peaks per partition at {PEAKS_AT}."
     return Group(table, peaks, *(f"{', '.join(names)}: {status}." for status, names in by_status.items()))
 
 

@@ -76,7 +76,7 @@ def _with_queries(site: Site, count: int, kv: int, head_dim: int) -> Heads:
             queries[name] = 0, head_dim
         elif isinstance(placement, Shard):
             unit, rest = divmod(tensors[name].shape[dim], count)
-            if rest == 0 and unit in (1, head_dim):  # a number per head, as sinks are, or a projection
+            if rest == 0 and unit in (1, head_dim):  # a number per head, or a projection
                 queries[name] = dim, unit
     return Heads(queries=queries, num_attention_heads=count, num_key_value_heads=kv, head_dim=head_dim)
 

@@ -14,8 +14,8 @@ from ..results.result import Check, Collective, Distance, Flip, Gate, Result, St
 
 UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
 CEILING = 1e-5  # no float32 limit exceeds it: clean runs lie below 1.5e-6, all but the weakest faults above 1e-3
-# Further layers add roundings of their own, so the ceiling rises as sqrt(layers / 2): a clean gpt-oss-20b has an error
-# of 1.3e-6 with 2 layers and of 7.2e-6 with 24.
+# Further layers add roundings of their own, so the ceiling rises as sqrt(layers / 2): a clean model has an error of
+# 1.3e-6 with 2 layers and of 7.2e-6 with 24.
 CEILING_LAYERS = 2
 # Sharding reorders sums, which moves an error but hardly multiplies it: 1.02 x at most in 576 clean runs. The weakest
 # fault, a gate clamped on both sides, is 4.4 x at hidden 2880.

@@ -91,7 +91,7 @@ model in the same dtype, each side with its own routing. This tool's verdict loo
   permutes them.
 - **rtol 0.05, atol 5.0**: bfloat16; absolute 5.0 is larger than most values of the output.
 - **1e-5 / 1e-5**: float32, element by element, and the best of these on a small model: it misses what is wrong on
-  another rank than 0. It is loud where sums are long: of 460,800 clean elements at gpt-oss's hidden size of 2880 a few
+  another rank than 0. It is loud where sums are long: of 460,800 clean elements at a hidden size of 2880 a few
   exceed it (measured elsewhere; this page's model cannot show it).
 - **0.05 of the maximum**: bfloat16, every element within 5 % of the largest.
 - **R < 1.2, unlocked**: bfloat16, error against float64 over the single-core model's, routing free: a token that

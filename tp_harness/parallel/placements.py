@@ -2,7 +2,7 @@
 
 Sharding is data beside the model. Every placement is a frozen value with two pure functions, `split` and
 `join`, and `join(split(x)) == x` bit for bit. The words are torch.distributed.tensor's: Shard, Replicate,
-Partial; two more say what gpt-oss needs.
+Partial; two more say what attention needs.
 """
 
 from __future__ import annotations

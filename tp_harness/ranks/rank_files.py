@@ -1,7 +1,7 @@
 """What ranks leave: one file per rank, and one per large tensor, which ranks that hold the same bits share.
 
-32 ranks that each give all logits of gpt-oss would leave gigabytes of copies. A rank writes a large tensor under a name
-made of its bits, unless it is there; reading gives all its owners the same tensor.
+32 ranks that each give all logits of a large vocabulary would leave gigabytes of copies. A rank writes a large tensor
+under a name made of its bits, unless it is there; reading gives all its owners the same tensor.
 """
 
 from __future__ import annotations
