@@ -260,7 +260,7 @@ def test_the_walkthrough_in_contributing(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tp_harness", tmp_path / "tp_harness")
     for name in ("kernels", "launch", "reference"):
         shutil.copytree(ROOT / name, tmp_path / "tp_harness" / name)
-    path = tmp_path / "tp_harness" / "faults" / "norm.py"
+    path = tmp_path / "tp_harness" / "models" / "gpt_oss" / "faults" / "norm.py"
     entries = path.read_text()
     assert entries.endswith(")\n")
     entry = "    Fault(" + textwrap.dedent(code).partition("    Fault(")[2]

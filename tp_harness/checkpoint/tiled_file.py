@@ -1,6 +1,6 @@
 """Tensors that repeat a few values, of which only one period is stored, and mapped again and again.
 
-A generated checkpoint of 20 billion parameters is 39 GiB of repeated random numbers; as tiles it is 1.6 GiB. A tensor is
+A generated checkpoint of 20 billion weights is 39 GiB of repeated random numbers; as tiles it is 1.6 GiB. A tensor is
 contiguous all the same, as if the whole were there: the same pages stand behind many addresses. The file is a
 safetensors file of flat tensors, whose whole shapes are in its metadata (`weights.write_tiles`).
 

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..trn1.view import terminal  # noqa: PLC0415
 
     config, degrees = load_model(arguments.model), parse_degrees(arguments.tp)
+    if not family_of(config).work:
+        raise UsageError(f"nothing is known of what {family_of(config).title} costs on Trn1; choose another --model.")
     check_range("--batch", arguments.batch)
     check_range("--seq", arguments.seq)
     check_distinct_degrees(degrees)

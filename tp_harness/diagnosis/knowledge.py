@@ -14,10 +14,27 @@ from .site import Site
 class Knowledge(Protocol):
     """Signatures of known mistakes, and what the names of taps mean in the family's reference."""
 
-    SIGNATURES: tuple[Signature, ...]
+    @property
+    def SIGNATURES(self) -> tuple[Signature, ...]:  # noqa: N802  (a module's constant)
+        """The known mistakes in the family's modules."""
 
     def maker(self, reference: nn.Module, name: str, /) -> tuple[str, str] | None:
         """The submodule and leaf whose value a tensor ("output.0", or a tap) is; None: another's module."""
 
     def steps(self, site: Site, /) -> dict[str, Step]:
         """How the value of each leaf of the site's module follows from that of another."""
+
+
+class _Nothing:
+    SIGNATURES: tuple[Signature, ...] = ()
+
+    def maker(self, reference: nn.Module, name: str, /) -> tuple[str, str] | None:
+        """None: every module is another's."""
+        return None
+
+    def steps(self, site: Site, /) -> dict[str, Step]:
+        """None."""
+        return {}
+
+
+NOTHING: Knowledge = _Nothing()

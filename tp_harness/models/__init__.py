@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import UnknownNameError
 from .family import Family
 
 NAMES = ("gpt_oss",)
+_MOST_BYTES = 1 << 24  # a config.json has a few kilobytes
 SMALL = 512  # features up to which a model only exists to be verified
 
 
@@ -19,7 +22,7 @@ def families() -> tuple[Family, ...]:
     return tuple(importlib.import_module(f".{name}", __name__).FAMILY for name in NAMES)
 
 
-def family(name: str) -> Family:
+def find_family(name: str) -> Family:
     """The family of that name."""
     return families()[NAMES.index(name)]
 
@@ -50,4 +53,20 @@ def load_model(name_or_path: str) -> Any:
         return presets()[name_or_path]
     if not name_or_path.endswith(".json"):
         raise UnknownNameError("model", name_or_path, (*presets(), "path/to/config.json"))
-    return families()[0].read_config(name_or_path)
+    return _of_type(_model_type(Path(name_or_path))).read_config(name_or_path)
+
+
+def _of_type(model_type: object) -> Family:
+    """The family whose files say this; the first one refuses what is none's."""
+    return next((each for each in families() if each.model_type == model_type), families()[0])
+
+
+def _model_type(path: Path) -> object:
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with path.open("rb") as file:
+            values = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):  # said by who reads it
+        return None
+    return values.get("model_type") if isinstance(values, dict) else None

@@ -18,50 +18,32 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """Models of one architecture, each a frozen dataclass `config` with num_hidden_layers, hidden_size and its own.
+    """Models of one architecture. A family is a subclass; what has a default here may be left out.
 
-    `name` is the family's folder, `title` what people call it. `components` are what can be verified alone, and what is
-    sharded in each; `whole` is the one that has all layers, `layered` are those that --layer is for. `router` ends the
-    names of a router's weight and bias. Parameters whose name ends in a part that `intervals` or `gains` have are drawn
-    between these numbers, or so many times as large as others.
+    `name` is the family's folder, `title` what people call it, `model_type` what a config.json says. A model is a
+    `config`: a frozen dataclass with num_hidden_layers, hidden_size and fields of its own; `presets` are some by name.
+    `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers,
+    `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. Parameters whose
+    last name `intervals` or `gains` have are drawn between these numbers, or so many times as large as others. `work`
+    is what each component does on Trn1.
     """
 
     name: str
     title: str
+    model_type: str
     config: type[Any]
     presets: Mapping[str, Any]
     components: Mapping[str, str]
     whole: str
-    layered: tuple[str, ...]
-    router: tuple[str, str]
-    intervals: Mapping[str, tuple[float, float]]
-    gains: Mapping[str, float]
-    requirements: tuple[Requirement, ...]
-    work: Mapping[str, Callable[[Place, int], Work]]  # of each component, on Trn1
+    layered: tuple[str, ...] = ()
+    router: tuple[str, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = {}
+    gains: Mapping[str, float] = {}
+    requirements: tuple[Requirement, ...] = ()
+    work: Mapping[str, Callable[[Place, int], Work]] = {}
 
     def read_config(self, path: str) -> Any:
         """The model of a config.json; raises UsageError where it is another kind of model."""
-
-    def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
-        """The layers that a component is run at if nobody says; `small`: a model that exists to be verified."""
-
-    def layer_weights(self, model: Any) -> int:
-        """How many weights a layer has, about."""
-
-    def weight_notes(self, model: Any, degrees: tuple[int, ...]) -> tuple[str, ...]:
-        """What a reader should know of the model's published weights at these degrees."""
-
-    def working_bytes(self, model: Any, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
-        """What a rank holds at most in a forward of (batch, seq) tokens, without weights; `width`: bytes a number."""
-
-    def output_bytes(self, model: Any, component: str, tokens: tuple[int, int], width: int) -> int:
-        """The whole output of a component."""
-
-    def tapped_numbers(self, model: Any, tokens: int, tp: int) -> int:
-        """How many numbers a rank's intermediate tensors of one layer hold."""
-
-    def layer_of(self, parameter: str) -> int:
-        """The layer that a parameter of the whole model is in; 0 for what is in none."""
 
     def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> Any:
         """The model together with how it is run: what `case` and faults take."""
@@ -69,17 +51,52 @@ class Family(Protocol):
     def case(self, component: str, config: Any, layer: int) -> Case:
         """The Case of a component; `config` is what `at` returns."""
 
+    def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
+        """The layers that a component is run at if nobody says; `small`: a model that exists to be verified."""
+        return (0,)
+
+    def layer_of(self, parameter: str) -> int:
+        """The layer that a parameter of the whole model is in; 0 for what is in none."""
+        return 0
+
+    def layer_weights(self, model: Any) -> int:
+        """How many weights a layer has, about."""
+        return 12 * int(model.hidden_size) ** 2
+
+    def weight_notes(self, model: Any, degrees: tuple[int, ...]) -> tuple[str, ...]:
+        """What a reader should know of the model's published weights at these degrees."""
+        return ()
+
+    def working_bytes(self, model: Any, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
+        """What a rank holds at most in a forward of (batch, seq) tokens, without weights; `width`: bytes a number."""
+        return width * (16 * tokens[0] * tokens[1] * model.hidden_size + self.layer_weights(model) // tp)
+
+    def output_bytes(self, model: Any, component: str, tokens: tuple[int, int], width: int) -> int:
+        """The whole output of a component."""
+        return int(width * tokens[0] * tokens[1] * model.hidden_size)
+
+    def tapped_numbers(self, model: Any, tokens: int, tp: int) -> int:
+        """How many numbers a rank's intermediate tensors of one layer hold."""
+        return int(16 * tokens * model.hidden_size)
+
     def translation(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Translation | None:
         """How the model's tensors (name -> shape) are made of a checkpoint under other names; None: it has them."""
+        return None
 
     def faults(self) -> tuple[Fault, ...]:
         """Mistakes in its components, in the order of the data."""
+        return ()
 
     def graph_faults(self) -> tuple[Fault, ...]:
         """Mistakes of the compiled path."""
+        return ()
 
     def knowledge(self) -> Knowledge:
         """What diagnosis knows of the modules of its reference."""
+        from ..diagnosis.knowledge import NOTHING  # noqa: PLC0415
+
+        return NOTHING
 
     def use_kernels(self, module: nn.Module) -> bool:
         """Have each part of a module that has a kernel run by it, in place; whether there was any."""
+        return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..case.case import Case
 from ..case.case_file import load_case
-from ..models import family
+from ..models import find_family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,14 @@ class Subject:
         if self.case_spec:
             return load_case(self.case_spec, self.sha256)
         config = self.config(dtype=dtype, tp=tp, tokens=task.tokens, component=task.component)
-        return family(self.family).case(task.component, config, task.layer)
+        return find_family(self.family).case(task.component, config, task.layer)
 
     def config(self, *, dtype: str, tp: int, tokens: int = 0, component: str = "") -> Any:
         """The model as a component is run, on the first `tokens` of each row, or 0 for all; "" is the whole model."""
         model = self.model
         if self.extent(component):
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
-        return family(self.family).at(model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=dtype, tp=tp)
+        return find_family(self.family).at(model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=dtype, tp=tp)
 
     def called(self, task: Task) -> str:
         """A task as people are told of it: `mlp layer 0`, or a user's case by its name."""
@@ -88,7 +88,7 @@ class Subject:
 
     def extent(self, component: str) -> str:
         """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""
-        if not self.depth or component != family(self.family).whole:
+        if not self.depth or component != find_family(self.family).whole:
             return ""
         return f"{self.depth} of {self.model.num_hidden_layers} layers"
 
@@ -140,7 +140,7 @@ def read_job(path: Path) -> tuple[Job, str]:
     values: dict[str, Any] = json.loads(text)
     subject = dict(values["subject"])
     if subject["family"]:
-        subject["model"] = family(subject["family"]).config(**subject["model"])
+        subject["model"] = find_family(subject["family"]).config(**subject["model"])
     job = Job(
         tp=values["tp"],
         subject=Subject(**subject),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...config.model import NeuronConfig
+from ..family import Family
 from . import cost
 from .config import COMPONENTS, PRESETS, InferenceConfig, ModelConfig
 from .divisibility import REQUIREMENTS, mxfp4_note
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from ...faults.fault import Fault
 
 
-class GptOss:
+class GptOss(Family):
     """What the harness may ask of gpt-oss; models/family.py says what each member is."""
 
     name = "gpt_oss"
     title = "gpt-oss"
+    model_type = "gpt_oss"
     config = ModelConfig
     presets = PRESETS
     components = COMPONENTS

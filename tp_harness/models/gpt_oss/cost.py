@@ -8,23 +8,23 @@ from ...trn1 import work
 from .config import COMPONENTS, ModelConfig
 
 
-def working_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
+def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
     """What one rank of `tp` holds at most in a forward, weights excepted.
 
     Args:
-        config: of the model.
+        model: its numbers.
         component: by name.
         tokens: (batch, seq).
         tp: the degree; 1 is also the single-core reference.
         width: bytes of an element.
     """
     batch, seq = tokens
-    count, hidden, vocab = batch * seq, config.hidden_size, config.vocab_size
+    count, hidden, vocab = batch * seq, model.hidden_size, model.vocab_size
     states = 12 * count * hidden  # residual, norm, and what is made of them
-    heads, head_dim = config.num_attention_heads, config.head_dim
-    attention = 4 * batch * -(-heads // tp) * seq * (seq + 1) + 4 * count * config.qkv_size // tp
-    attention += max(config.qkv_size * hidden, hidden * heads * head_dim) // tp
-    experts = 8 * count * config.intermediate_size * 2 // tp
+    heads, head_dim = model.num_attention_heads, model.head_dim
+    attention = 4 * batch * -(-heads // tp) * seq * (seq + 1) + 4 * count * model.qkv_size // tp
+    attention += max(model.qkv_size * hidden, hidden * heads * head_dim) // tp
+    experts = 8 * count * model.intermediate_size * 2 // tp
     logits = vocab * hidden // tp + 3 * count * vocab // tp
     whole = 2 * count * vocab if tp > 1 else 0  # gathered: in parts, and joined
     elements = {
@@ -37,19 +37,19 @@ def working_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], 
     return width * (states + elements.get(component, 0))
 
 
-def output_bytes(config: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
+def output_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
     """The whole output of a component."""
-    columns = config.vocab_size if component in ("unembedding", "transformer") else config.hidden_size
+    columns = model.vocab_size if component in ("unembedding", "transformer") else model.hidden_size
     return width * tokens[0] * tokens[1] * columns
 
 
-def tapped_numbers(config: ModelConfig, tokens: int, tp: int) -> int:
+def tapped_numbers(model: ModelConfig, tokens: int, tp: int) -> int:
     """How many numbers a rank's intermediate tensors of one layer hold.
 
     Some 14 hidden states, and the chosen experts' parts.
     """
-    chosen = 3 * tokens * config.experts_per_token * 2 * config.intermediate_size // tp
-    return 14 * tokens * config.hidden_size + chosen
+    chosen = 3 * tokens * model.experts_per_token * 2 * model.intermediate_size // tp
+    return 14 * tokens * model.hidden_size + chosen
 
 
 def layer_of(parameter: str) -> int:
@@ -57,9 +57,9 @@ def layer_of(parameter: str) -> int:
     return int(parameter.split(".")[1]) if parameter.startswith("block.") else 0
 
 
-def layer_weights(config: ModelConfig) -> int:
+def layer_weights(model: ModelConfig) -> int:
     """The experts' matrices of one layer: nearly all that it has."""
-    return 3 * config.num_experts * config.hidden_size * config.intermediate_size
+    return 3 * model.num_experts * model.hidden_size * model.intermediate_size
 
 
 WORK: Mapping[str, Callable[[work.Place, int], work.Work]] = {name: getattr(work, name) for name in COMPONENTS}
