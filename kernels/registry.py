@@ -22,8 +22,6 @@ from tp_harness.kernels import (
     router_torch,
 )
 
-from tp_harness.config.divisibility import TRN1_DEGREES
-
 STATUS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 Dims = dict[str, tuple[str, ...]]
 
@@ -167,28 +165,3 @@ def shapes(name: str, model: Any, tp: int, tokens: int) -> dict[str, dict[str, i
         },
     }
     return uses[spec(name).name]
-
-
-def rows() -> list[dict[str, str]]:
-    """Return what `tp-harness list kernels` shows, one row per kernel."""
-    return [
-        {
-            "kernel": item.name,
-            "limits": item.limits,
-            "shapes": f"tiny, gpt-oss-20b at tp {', '.join(map(str, TRN1_DEGREES))}",
-            "peak SBUF": f"{item.sbuf_peak_bytes / 1024:.1f} KiB of 192 KiB per partition",
-            "peak PSUM": f"{item.psum_peak_banks} of 8 banks",
-            "measured at": PEAKS_AT,
-            "status": item.status,
-        }
-        for item in KERNELS
-    ]
-
-
-def table() -> str:
-    """Return the rows as text."""
-    lines = []
-    for row in rows():
-        lines.append(row["kernel"])
-        lines += [f"  {key}: {value}" for key, value in row.items() if key != "kernel"]
-    return "\n".join(lines)

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
 Binary = Callable[[Any, Any], Any]
 Unary = Callable[[Any], Any]
 

@@ -19,7 +19,6 @@ WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never com
 
 def test_status_words() -> None:
     assert {item.status for item in registry.KERNELS} == {WORDS}
-    assert registry.table().count(WORDS) == len(registry.KERNELS)
 
 
 def test_readme_has_the_status_words_and_every_kernel() -> None:
@@ -29,10 +28,8 @@ def test_readme_has_the_status_words_and_every_kernel() -> None:
         assert f"{item.kernel.__module__.rsplit('.', 1)[1]}.py" in text
 
 
-def test_rows_name_limits_and_peaks() -> None:
-    for row in registry.rows():
-        assert set(row) == {"kernel", "limits", "shapes", "peak SBUF", "peak PSUM", "measured at", "status"}
-        assert not row["peak SBUF"].startswith("0.0 ")
+def test_every_kernel_has_limits_and_a_peak() -> None:
+    assert all(item.limits and item.sbuf_peak_bytes > 51 for item in registry.KERNELS)
 
 
 @pytest.mark.parametrize("model", ["tiny", "gpt-oss-20b"])
