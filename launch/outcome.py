@@ -8,9 +8,9 @@ around that moment may be its consequence, while its death is hardly ever the co
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import Signals
 from typing import Any, Literal
 
+from .process import signal_name
 from .stacks import Stack, name_ranks, places, render, suspects
 from .waits import is_loss, waiting_call
 
@@ -36,6 +36,8 @@ class LaunchOutcome:
         traceback: its traceback, from the entry function on; after a timeout, where each unfinished rank was.
         log_path: its log (standard output and error).
         unfinished_ranks: ranks that had not returned when the time was over.
+        threads, thread: of a process that holds several ranks, each one's rank and identity, and the rank that raised.
+        late: after a timeout, what did not finish in which time, as `message` begins.
         start_retries: how many times all processes had to be started anew, 0 or 1.
         start_seconds: from the request until all ranks were connected, retries included.
         seconds: from the request until everything had ended.
@@ -49,9 +51,12 @@ class LaunchOutcome:
     exit_code: int | None = None
     signal_name: str | None = None
     error: str | None = None
+    thread: int | None = None
     traceback: str | None = None
     log_path: Path | None = None
     unfinished_ranks: tuple[int, ...] = ()
+    threads: tuple[tuple[int, int], ...] = ()
+    late: str = ""
     start_retries: int = 0
     start_seconds: float = 0.0
     seconds: float = 0.0
@@ -68,7 +73,8 @@ class LaunchOutcome:
     def from_json(cls, data: dict[str, Any]) -> "LaunchOutcome":
         """The outcome that `to_json` described."""
         log_path = Path(data["log_path"]) if data["log_path"] else None
-        return cls(**{**data, "log_path": log_path, "unfinished_ranks": tuple(data["unfinished_ranks"])})
+        ranks, threads = tuple(data["unfinished_ranks"]), tuple(map(tuple, data["threads"]))
+        return cls(**{**data, "log_path": log_path, "unfinished_ranks": ranks, "threads": threads})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +92,12 @@ class Death:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a rank wrote down about its own exception: monotonic time, last line, traceback."""
+    """What a rank wrote down about its own exception: monotonic time, last line, traceback, whose thread."""
 
     time_ns: int
     error: str
     traceback: str
+    thread: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -102,7 +109,7 @@ class RunRecord:
         pids: process id of each rank that came to life.
         connected: ranks that joined the process group.
         returned: ranks that returned from the entry function.
-        steps: the steps that each rank has begun, in order; see `rank.begin_step`.
+        steps, threads: what each rank has begun, in order, and those that are threads; see `rank`.
         stacks: where the unfinished ranks were when their time was over.
         deaths: see `Death`, by rank.
         reports: see `Report`, by rank.
@@ -119,6 +126,7 @@ class RunRecord:
     connected: set[int] = field(default_factory=set)
     returned: set[int] = field(default_factory=set)
     steps: dict[int, list[str]] = field(default_factory=dict)
+    threads: list[tuple[int, int]] = field(default_factory=list)
     stacks: dict[int, Stack] = field(default_factory=dict)
     deaths: dict[int, Death] = field(default_factory=dict)
     reports: dict[int, Report] = field(default_factory=dict)
@@ -152,6 +160,7 @@ def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: f
     """The outcome that the facts amount to; arguments as in `LaunchOutcome`."""
     common: dict[str, Any] = {
         "size": record.size,
+        "threads": tuple(record.threads),
         "start_retries": retries,
         "start_seconds": start_seconds,
         "seconds": seconds,
@@ -164,21 +173,22 @@ def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: f
         return _timeout(record, common)
     culprit = record.first_failure()
     details = {} if culprit is None else _details(record, culprit)
-    if record.started:
-        return LaunchOutcome(ok=False, kind="crash", message=_crash_message(record), **common, **details)
-    return LaunchOutcome(ok=False, kind="start", message=_start_message(record, retries), **common, **details)
+    kind: Kind = "crash" if record.started else "start"
+    message = _crash_message(record) if record.started else _start_message(record, retries)
+    return LaunchOutcome(ok=False, kind=kind, message=message, **common, **details)
 
 
 def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
     running = tuple(rank for rank in range(record.size) if rank not in record.returned)
     if not running:
-        message = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
-        return LaunchOutcome(ok=False, kind="timeout", message=message, **common)
+        late = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
+        return LaunchOutcome(ok=False, kind="timeout", message=late, late=late, **common)
     were = "was" if len(running) == 1 else "were"
     awaited = suspects(record.stacks) or _odd_ones(record)
+    late = f"the ranks did not finish{_step(record)} within {record.timeout:g} s"
     message = (
-        f"the ranks did not finish{_step(record)} within {record.timeout:g} s: {name_ranks(running)} of {record.size} "
-        f"{were} still running{_awaited(record, awaited)}; their logs in {record.log_dir} say where"
+        f"{late}: {name_ranks(running)} of {record.size} {were} still running{_awaited(record, awaited)}; "
+        f"their logs in {record.log_dir} say where"
     )
     return LaunchOutcome(
         ok=False,
@@ -188,6 +198,7 @@ def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
         traceback=render(record.stacks) or None,
         log_path=rank_log(record.log_dir, awaited[0] if awaited else running[0]),
         unfinished_ranks=running,
+        late=late,
         **common,
     )
 
@@ -217,7 +228,7 @@ def _awaited(record: RunRecord, ranks: tuple[int, ...]) -> str:
     if len(found) > 1:
         return f", not in the same call: {calls}"
     if not ranks:
-        return f", all in {calls.partition(' in ')[2]}" if calls else ""
+        return f", all in {next(iter(found))}" if found else ""
     are = "is" if len(ranks) == 1 else "are"
     return f", and {name_ranks(ranks)} {are} not in the collective that the others wait in: {next(iter(found))}"
 
@@ -234,6 +245,7 @@ def _details(record: RunRecord, rank: int) -> dict[str, Any]:
         "exit_code": code if code is not None and code >= 0 else None,
         "signal_name": signal_name(-code) if code is not None and code < 0 else None,
         "error": report.error if report else None,
+        "thread": report.thread if report else None,
         "traceback": report.traceback if report else None,
         "log_path": rank_log(record.log_dir, rank),
     }
@@ -276,14 +288,6 @@ def _left_message(record: RunRecord, waited: int) -> str:
     wait = f"{name_ranks(rest)} wait{'s' if len(rest) == 1 else ''}"
     logs = f"{rank_log(record.log_dir, gone[0])} and {rank_log(record.log_dir, waited).name}"
     return f"{name_ranks(gone)} of {record.size} returned without {call}, in which {wait}; logs: {logs}"
-
-
-def signal_name(number: int) -> str:
-    """Name of a signal, such as "SIGKILL"; "signal 99" for an unknown number."""
-    try:
-        return Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def rank_log(log_dir: Path, rank: int) -> Path:

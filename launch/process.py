@@ -197,3 +197,11 @@ def reap_all(end: float) -> None:
             if time.monotonic() > end:
                 return
             time.sleep(0.002)
+
+
+def signal_name(number: int) -> str:
+    """Name of a signal, such as "SIGKILL"; "signal 99" for an unknown number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

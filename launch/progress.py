@@ -79,6 +79,8 @@ class Progress:
                 record.steps.setdefault(event["rank"], []).append(event["name"])
                 if record.common_steps > common:
                     self._step_at = time.monotonic()
+            case "thread":
+                record.threads.append((event["number"], event["ident"]))
             case "returned":
                 record.returned.add(event["rank"])
                 if len(record.returned) == record.size:

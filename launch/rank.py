@@ -4,6 +4,7 @@ import faulthandler
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,14 @@ class Holds(Protocol):
 
     def wait(self, seconds: float | None = None) -> None:
         """Block until the rank may go on, or for so many seconds."""
+
+
+class ThreadError(RuntimeError):
+    """One of the ranks failed that an entry function holds as threads: number `rank` of `size`, with `error`."""
+
+    def __init__(self, rank: int, size: int, error: Exception) -> None:
+        super().__init__(f"rank {rank} of {size} failed with {told(error)}")
+        self.rank, self.error = rank, error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,12 @@ def begin_step(name: str) -> None:
         tell(status_fd, event="step", rank=rank, name=name[:_MOST_STEP])
 
 
+def be_thread(number: int) -> None:
+    """Say in a process that holds several ranks as threads that this one is rank `number`; elsewhere, do nothing."""
+    if _told is not None:
+        tell(_told[0], event="thread", number=number, ident=threading.get_ident())
+
+
 def tell(status_fd: int, **event: Any) -> None:
     """Write one line to the warden; atomic, because it is shorter than PIPE_BUF."""
     os.write(status_fd, json.dumps(event).encode() + b"\n")
@@ -132,7 +147,8 @@ def _report(path: Path, error: BaseException, moment: int) -> None:
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     print(text, file=sys.stderr, flush=True)
-    report = Report(time_ns=moment, error=told(error), traceback=text[-_MOST_TRACEBACK:])
+    thread, cause = (error.rank, error.error) if isinstance(error, ThreadError) else (None, error)
+    report = Report(time_ns=moment, error=told(cause), traceback=text[-_MOST_TRACEBACK:], thread=thread)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(report)))
     part.rename(path)  # a rank that is killed while it writes leaves no half report

@@ -165,6 +165,7 @@ def test_outcome_survives_json() -> None:
         size=2,
         log_path=Path("a"),
         unfinished_ranks=(0, 1),
+        threads=((1, 140),),
         seconds=1.5,
     )
     assert LaunchOutcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome

@@ -148,7 +148,7 @@ def ended(**fields: object) -> LaunchOutcome:
 
 def test_how_the_ranks_of_one_process_ended(tmp_path: Path) -> None:
     log = tmp_path / "rank0.log"
-    raised = of_ranks(ended(error="x.VirtualRankError: rank 5 of 8 failed with ValueError: no"), 8, log)
+    raised = of_ranks(ended(error="ValueError: no", thread=5), 8, log)
     assert (raised.failed_rank, raised.size, raised.error) == (5, 8, "ValueError: no")
     assert raised.message == f"rank 5 of 8 failed with ValueError: no; log of all ranks: {log}"
     killed = of_ranks(ended(signal_name="SIGKILL"), 8, log)

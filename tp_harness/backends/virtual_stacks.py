@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..launch.stacks import Stack, frames_by_thread, name_ranks, suspects
 
-_RANK = re.compile(r"^rank (?P<rank>\d+) of \d+ is thread (?P<thread>0x[0-9a-f]+)$", re.MULTILINE)  # thread_line's
 _OUTER = re.compile(
     r'/(?:xla/virtual_cores|backends/xla|torch_xla/.*|concurrent/futures/.*|threading)\.py", line \d+ in '
 )
 
 
-def virtual_stacks(log: str) -> dict[int, Stack]:
+def virtual_stacks(log: str, ranks: Iterable[tuple[int, int]]) -> dict[int, Stack]:
     """By rank, the stack of each that had not returned; without what starts ranks.
 
     Args:
-        log: of the process, with `xla.virtual_cores.thread_line` of every rank and the stacks that were written last.
+        log: of the process, with the stacks that were written last.
+        ranks: rank and identity of each of its threads that is one.
     """
     threads = frames_by_thread(log)
     found = {}
-    for match in _RANK.finditer(log):
-        frames = list(threads.get(int(match["thread"], 16), ()))
+    for rank, ident in ranks:
+        frames = list(threads.get(ident, ()))
         while frames and _OUTER.search(frames[-1]):
             frames.pop()
         if frames:
-            found[int(match["rank"])] = Stack(frames=tuple(frames))
+            found[rank] = Stack(frames=tuple(frames))
     return dict(sorted(found.items()))
 
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import told
 from ..launch import LaunchOutcome, RankLauncher, RunningRanks
-from ..launch.rank import begin_step
+from ..launch.rank import ThreadError, be_thread, begin_step
 from ..launch.stacks import Stack, render, suspects
 from ..ranks.job import read_job
 from ..ranks.rank import run_job
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from ..xla.group import XLAGroup
 
 HOW = "`make test-xla` makes .venv-xla, where it is: .venv-xla/bin/tp-harness verify --backend xla"
-_FAILED = re.compile(r"rank (?P<rank>\d+) of \d+ failed with (?P<error>.*)")
 _STUCK = re.compile(r"^.*(?:may be stuck|[Tt]hread is unable to join rendezvous).*$", re.MULTILINE)
 
 
@@ -94,15 +92,11 @@ class RunningCores:
         return of_ranks(self._running.stop(), self._tp, self._log)
 
 
-class VirtualRankError(RuntimeError):
-    """A rank failed, which is a thread; the process that holds it says which."""
-
-
 def cores_entry(argument: str, _rank: int, _size: int) -> None:
     """What the process executes: the job on as many virtual cores as its degree.
 
     Raises:
-        VirtualRankError: a rank failed; its own exception is the cause.
+        ThreadError: a rank failed; its own exception is the cause.
     """
     save_memory()
     torch.distributed.destroy_process_group()  # the launcher's, which is of this one process
@@ -118,9 +112,9 @@ def cores_entry(argument: str, _rank: int, _size: int) -> None:
             device=device,
         )
 
-    failure = run_on_cores(tp, be_rank)
+    failure = run_on_cores(tp, be_rank, be_thread)
     if failure:
-        raise VirtualRankError(f"rank {failure.rank} of {tp} failed with {told(failure.error)}") from failure.error
+        raise ThreadError(failure.rank, tp, failure.error) from failure.error
 
 
 def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
@@ -128,14 +122,13 @@ def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
     outcome = replace(outcome, size=tp, failed_rank=None, unfinished_ranks=())
     if outcome.kind == "ok":
         return replace(outcome, message=f"all {tp} ranks finished")
-    failed = _FAILED.search(outcome.error or "")
-    if failed:
-        rank, error = int(failed["rank"]), failed["error"]
-        return replace(outcome, failed_rank=rank, error=error, message=f"{failed[0]}; log of all ranks: {log}")
+    if outcome.thread is not None:
+        message = f"rank {outcome.thread} of {tp} failed with {outcome.error}; log of all ranks: {log}"
+        return replace(outcome, failed_rank=outcome.thread, message=message)
     if outcome.kind not in ("timeout", "crash"):
         return outcome
     text = log.read_text(errors="replace") if log.exists() else ""
-    stacks = virtual_stacks(text)
+    stacks = virtual_stacks(text, outcome.threads)
     awaited = suspects(stacks)
     message = _lateness(outcome, stacks, tp) if outcome.kind == "timeout" else _death(outcome, text, stacks, tp)
     return replace(
@@ -149,10 +142,10 @@ def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
 
 def _lateness(outcome: LaunchOutcome, stacks: dict[int, Stack], tp: int) -> str:
     """What did not finish, and where its ranks were."""
-    step = outcome.message.partition(":")[0]  # as the launcher says of the process: which step, and how long
     if not stacks:
-        return f"{step}: the process that holds all ranks was stopped by a signal, or did not say where they were"
-    return f"{step}: {whereabouts(stacks, tp)}"
+        unknown = "the process that holds all ranks was stopped by a signal, or did not say where they were"
+        return f"{outcome.late}: {unknown}"
+    return f"{outcome.late}: {whereabouts(stacks, tp)}"
 
 
 def _death(outcome: LaunchOutcome, log: str, stacks: dict[int, Stack], tp: int) -> str:

@@ -32,11 +32,6 @@ def environment(size: int) -> dict[str, str]:
     return {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(size), "XLA_THREAD_POOL_SIZE": pool, "XLA_FLAGS": flags}
 
 
-def thread_line(rank: int, size: int) -> str:
-    """What a rank says at its start, so that its stack can be found among those of the process's threads."""
-    return f"rank {rank} of {size} is thread {threading.get_ident():#x}"
-
-
 def _process_groups(size: int) -> Callable[[int], None]:
     """Give every thread a torch.distributed of its own, as torch's tests of collectives do.
 
@@ -62,10 +57,10 @@ class Failure:
     traceback: str
 
 
-def run_on_cores(size: int, entry: Entry) -> Failure | None:
+def run_on_cores(size: int, entry: Entry, begin: Callable[[int], None] = lambda rank: None) -> Failure | None:
     """Call `entry` on `size` ranks and wait for all; imports torch-xla, whose world this process has from then on.
 
-    A rank that raises makes the others leave at their next meeting.
+    A rank that raises makes the others leave at their next meeting. Each first calls `begin` with its number.
     """
     os.environ.update(environment(size))
     for name in _LAUNCHER:  # this process's own rank, which is none of theirs
@@ -84,7 +79,7 @@ def run_on_cores(size: int, entry: Entry) -> Failure | None:
         try:
             group = XLAGroup(size)
             number = group.rank
-            print(thread_line(number, size), flush=True)
+            begin(number)
             join(number)
             entry(group, XLADevice(number, size, meeting))
         except threading.BrokenBarrierError:
