@@ -15,7 +15,7 @@ import torch
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.checks import accuracy, mutants, rule_cases
 from tp_harness.kernels.checks.accuracy import Case, Measured
-from tp_harness.kernels.nki_interpreter import RULES
+from tp_harness.kernels.nki_interpreter import RULES, NkiValidationError
 
 from tp_harness.config.divisibility import TRN1_DEGREES
 
@@ -95,7 +95,7 @@ def print_mutants() -> bool:
     verdicts = list(mutants.judge_all())
     for module in dict.fromkeys(item.mutant.module for item in verdicts):
         own = [item for item in verdicts if item.mutant.module == module]
-        rules = sum(item.by.startswith("rule") for item in own)
+        rules = sum(isinstance(item.notice, NkiValidationError) for item in own)
         killed = sum(item.killed for item in own)
         print(f"mutants of {module:12} {killed} of {len(own)} killed, {rules} of them by a rule")
     survivors = [item.mutant.id for item in verdicts if not item.killed]

@@ -11,13 +11,13 @@ from tp_harness.kernels.checks.mutants import CASES, MUTANTS, Mutant, judge, loa
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
 def test_mutant_is_killed(mutant: Mutant) -> None:
     verdict = judge(mutant)
-    assert verdict.killed, verdict.by
+    assert verdict.killed, "no case noticed"
 
 
 @pytest.mark.parametrize("module", CASES)
 def test_unchanged_source_is_not_noticed(module: str) -> None:
     for case in CASES[module]:
-        assert notices(case, load(None, case.kernel)) == ""
+        assert notices(case, load(None, case.kernel)) is None
 
 
 def test_there_are_enough_mutants_of_each_kernel() -> None:
