@@ -15,7 +15,11 @@ from pathlib import Path
 
 
 class UsageError(ValueError):
-    """Bad input: the message holds both values and the next step."""
+    """Bad input: the message holds both values and the next step. `of` is the Case that it names first, if it does."""
+
+    def __init__(self, message: str, *, of: str = "") -> None:
+        super().__init__(f"{of}: {message}" if of else message)
+        self.of = of
 
 
 class UnknownNameError(UsageError):
@@ -44,10 +48,10 @@ def printable(text: str, most: int | None = None) -> str:
 _MOST_LINES, _MOST_CHARACTERS = 12, 300  # of an exception's message, and of a line of it
 
 
-def described(error: BaseException) -> str:
+def described(error: BaseException, *, whole: bool = True) -> str:
     """An exception's type and all lines of its message in one line, `ValueError: no | and why`; never raises.
 
-    Of a long message the first 12 lines, and how many more there are.
+    Of a long message the first 12 lines, and how many more there are. The first line alone, if it need not be `whole`.
     """
     try:
         text = "\n".join([str(error), *map(str, getattr(error, "__notes__", ()))])
@@ -55,7 +59,9 @@ def described(error: BaseException) -> str:
         text = f"(no message: its __str__ raised {type(broken).__name__})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     shown = [line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + "..." for line in lines[:_MOST_LINES]]
-    if len(lines) > _MOST_LINES:
+    if not whole:
+        shown = shown[:1]
+    elif len(lines) > _MOST_LINES:
         shown.append(f"... ({len(lines) - _MOST_LINES} more lines)")
     return f"{type(error).__name__}: {' | '.join(shown)}" if shown else type(error).__name__
 

@@ -81,6 +81,16 @@ def asks_the_store() -> None:
     dist.distributed_c10d._get_default_store().get("there")
 
 
+def refused() -> None:
+    dist.all_reduce(torch.ones(1))
+    raise ValueError("2 | 3 ranks.\nThe first line says it.")
+
+
+def test_the_first_line_of_a_reason_is_said_whole() -> None:
+    with stand_in_group(TP, real=True), pytest.raises(UnrehearsedError, match=r"^ValueError: 2 \| 3 ranks$"):
+        check_plan(made(refused), SHAPES, TP)
+
+
 @pytest.mark.parametrize("work", [summed, gathered, asks_the_store])
 def test_what_needs_the_other_ranks_is_not_judged_before_they_start(work: Callable[[], object]) -> None:
     with stand_in_group(TP, real=True), pytest.raises(UnrehearsedError) as caught:

@@ -215,6 +215,7 @@ def test_a_wrong_plan_is_refused_before_any_rank_starts(name: str) -> None:
     with stand_in_group(tp, real=False), pytest.raises(kind, match=f"^{re.escape(text)}$") as caught:
         check_plan(case, SHAPES, tp)
     assert isinstance(caught.value, UsageError)
+    assert (caught.value.of == "mine") == text.startswith("mine: ")
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])

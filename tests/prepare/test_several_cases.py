@@ -80,13 +80,16 @@ def test_weights_of_cases_with_the_same_names_and_other_shapes_are_kept_apart(ha
 
 def test_one_bad_plan_refuses_all_before_any_rank_starts_and_every_bad_one_is_named(harness: Harness) -> None:
     file = own_file(
-        harness, "A, BAD, WORSE = case(Sharded), case(Sharded, plan=('up.weight',)), case(Sharded, down=Shard(5))"
+        harness,
+        "A, BAD, WORSE = case(Sharded), case(Sharded, plan=('up.weight',)), case(Sharded, down=Shard(5))\n"
+        "NAMED = dataclasses.replace(case(Sharded, down=Shard(0)), name='named')",
     )
     [(code, text)] = harness.run(["--case", str(file), "--tp", "2", "--draws", "1"])
     assert code == 2
     assert text.count("\n") == 1
     assert "own (BAD): " in text
     assert "own (WORSE): " in text
+    assert text.count("named: ") == 1, "its text begins with its name"
     assert "own (A): " not in text
     assert not harness.out.exists() or not list(harness.out.iterdir())
 

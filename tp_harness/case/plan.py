@@ -52,8 +52,9 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
     shard = _first_shard(placement, f"{name} of {case.name}", shape_only(full), size)
     if tuple(shard.shape) != tuple(local):
         raise PlanError(
-            f"{case.name}: {placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
-            f"sharded module holds {list(local)} on each of {size} ranks."
+            f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
+            f"sharded module holds {list(local)} on each of {size} ranks.",
+            of=case.name,
         )
     return placement
 
@@ -181,7 +182,7 @@ def check_plan(
         except Exception as error:
             declared = isinstance(error, UsageError) and any(map(is_dtensor, local.values()))  # whatever others hold
             if tp > 1 and not declared and (lingering or calls or of_torch_distributed(error)):
-                raise UnrehearsedError(described(error).partition(" | ")[0].rstrip(".")) from error
+                raise UnrehearsedError(described(error, whole=False).rstrip(".")) from error
             raise
 
 
@@ -214,8 +215,9 @@ def check_names(case: Case, local: Mapping[str, torch.Tensor], known: Iterable[s
     for name in local:
         if case.prefix + name not in known:
             raise PlanError(
-                f"{case.name}: the sharded module has a parameter {name} that the reference does not have; "
-                f"the reference has {', '.join(known)}."
+                f"the sharded module has a parameter {name} that the reference does not have; "
+                f"the reference has {', '.join(known)}.",
+                of=case.name,
             )
 
 

@@ -55,7 +55,7 @@ def prepare(options: Resolved, *, copies: int, process_group: bool) -> tuple[Pre
     if not options.case:
         return (Preparation(options, copies=copies, process_group=process_group),)
     found: list[Preparation] = []
-    refused: dict[str, list[str]] = {}  # by what is wrong, the names of the Cases
+    refused: dict[tuple[str, str], list[str]] = {}  # by what is wrong, and whose name that begins with, the Cases
     cases = own_cases(options.case)
     if options.targets != (OWN,):  # of a run that several hosts share, which named all of its Cases
         cases = tuple(
@@ -66,13 +66,14 @@ def prepare(options: Resolved, *, copies: int, process_group: bool) -> tuple[Pre
         try:
             found.append(Preparation(alone, copies=copies, process_group=process_group, own=own))
         except UsageError as error:
-            refused.setdefault(str(error), []).append(own.label)
+            refused.setdefault((str(error), error.of), []).append(own.label)
     if refused:
-        named = {
-            text: f"{', '.join(names)}: " for text, names in refused.items() if not text.startswith(f"{names[0]}: ")
-        }
-        whose = {text: named.get(text, "") if len(cases) > 1 else "" for text in refused}
-        raise UsageError(" ".join(f"{names}{text}" for text, names in whose.items()))
+        raise UsageError(
+            " ".join(
+                text if len(cases) == 1 or of == names[0] else f"{', '.join(names)}: {text}"
+                for (text, of), names in refused.items()
+            )
+        )
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,9 @@ def _read_json_object(path: Path) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise UsageError(f"{path} is longer than {_MOST_BYTES} bytes; a config.json has a few thousand.")
-        values = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        values = json.loads(content.decode("utf-8"), object_pairs_hook=partial(_unique, path))
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON, or a number of 5000 digits
@@ -196,11 +197,11 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in which no name stands twice: JSON's readers would silently take the last."""
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise UsageError(f"{name} is given twice, as {values[name]!r:.60} and {value!r:.60}; keep one.")
+            raise UsageError(f"{path}: {name} is given twice, as {values[name]!r:.60} and {value!r:.60}; keep one.")
         values[name] = value
     return values
