@@ -158,12 +158,12 @@ def test_what_the_reassembly_check_alone_sees_counts_as_missed(bench: Bench, onl
 def test_scores_and_remarks() -> None:
     of = {"fault": "f", "tp": 2, "dtype": "float32", "expected": "heads"}
     trials = [
-        Trial(**of, outcome="caught", first="heads", checks=("rel_L2 of output.0",), signature="s", causes=("s",)),
+        Trial(**of, outcome="caught", first="heads", kinds=("rel_L2",), signature="s", causes=("s",)),
         Trial(
             **of | {"fault": "g"},
             outcome="caught",
             first="norm",
-            checks=("replicas",),
+            kinds=("replicas",),
             signature="s",
             causes=("t", "s"),
         ),

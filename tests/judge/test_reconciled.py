@@ -13,7 +13,7 @@ from tp_harness.results.result import Check, Flip, Gate, Result, Status, exit_co
 
 
 def in_bfloat16(ratio: float, **values: Any) -> Result:
-    gate = Gate(metric="R of output.0", value=ratio, limit=1.2, reason="why")
+    gate = Gate(kind="R", tensor="output.0", value=ratio, limit=1.2, reason="why")
     status = Status.PASS if gate.passed else Status.MISMATCH
     return result(dtype="bfloat16", status=status, gate=gate, gates=(gate,), **values)
 

@@ -10,7 +10,7 @@ import pytest
 from tp_harness.judge import verdict
 from tp_harness.results.result import Check, Flip, Gate, Status
 
-GOOD, BAD = (Gate(metric=m, value=v, limit=1.0, reason="why") for m, v in (("fine", 0.5), ("far", 3.0)))
+GOOD, BAD = (Gate(kind=m, value=v, limit=1.0, reason="why") for m, v in (("fine", 0.5), ("far", 3.0)))
 CHECK, FAILED = (Check(name="replicas", passed=p, detail="rank 5 differs") for p in (True, False))
 TIE, WIDE = (Flip(layer="mlp", token=7, margin=m, limit=1e-3, chosen=(0, 2), expected=(0, 1)) for m in (1e-4, 2e-3))
 
@@ -58,7 +58,7 @@ def test_a_flip_without_a_finite_margin_is_a_mismatch(margin: float) -> None:
     ],
 )
 def test_severity_agrees_with_passing(value: float, limit: float, expected: float) -> None:
-    gate = Gate(metric="m", value=value, limit=limit, reason="")
+    gate = Gate(kind="m", value=value, limit=limit, reason="")
     assert verdict.severity(gate) == expected
     assert gate.passed == (expected <= 1)
     assert verdict.nearest_gate((GOOD, gate)) is (gate if expected > 0.5 else GOOD)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tp_harness.cli import main
 from tp_harness.faults import FAULTS
+from tp_harness.mutation import checks_comparison
 from tp_harness.mutation.checks_page import Contest, Entry, page
 from tp_harness.mutation.other_checks import OURS, PEERS, Peer, Seen
 from tp_harness.results.from_json import from_json
@@ -76,9 +79,26 @@ def test_the_page_says_where_another_check_does_better() -> None:
         version="1", model="tiny", command="tp-harness checks", checks=("other", OURS), faults=("a", "b"),
         entries=(entry("", OURS), entry("a", "other"), entry("b", OURS)),
     )  # fmt: skip
+    assert len(contest.beaten) == 2
     text = page(contest)
     assert "| other | 1 of 2 | 50% | 0 of 1 | 0% |" in text
     assert f"| {OURS} | 1 of 2 | 50% | 1 of 1 | 100% |" in text
     assert f"- `a` at tp 2 is rejected by other and not by {OURS}." in text
     assert f"- {OURS} rejects the clean mlp layer 0 at tp 2, seed 0." in text
     assert "Nowhere" not in text
+    better = replace(contest, command="checks '\nNowhere: '", entries=(entry(""), entry("a", "other", OURS)))
+    assert better.beaten == ()
+    assert f"Nowhere: no fault that another check rejects passes {OURS}, and no clean run fails it." in page(better)
+
+
+@pytest.mark.parametrize(("ours", "code"), [((OURS,), 0), ((), 1)])
+def test_the_exit_code_is_that_of_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, ours: tuple[str, ...], code: int
+) -> None:
+    """A command line stands in the page too, and it may say anything."""
+    contest = Contest(
+        version="1", model="tiny", command="tp-harness checks '\nNowhere: '", checks=("other", OURS), faults=("a",),
+        entries=(entry("a", "other", *ours),),
+    )  # fmt: skip
+    monkeypatch.setattr(checks_comparison, "hold", lambda *_: contest)
+    assert main(["checks", "--tp", "2"]) == code

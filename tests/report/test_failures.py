@@ -18,7 +18,7 @@ TWICE = replace(BIAS, name="scaled 2", sentence="down is 2 times what it should 
 
 def divergence(tensor: str = "down", **values: object) -> Divergence:
     fields = {"kind": "value", "after": "act", "ranks": (0, 1), "index": (0, 3), "actual": 2.0, "expected": 1.0}
-    return Divergence(tensor=tensor, gate=gate(0.5, metric=f"rel_L2 of {tensor}"), **(fields | values))  # type: ignore[arg-type]
+    return Divergence(tensor=tensor, gate=gate(0.5, tensor=tensor), **(fields | values))  # type: ignore[arg-type]
 
 
 def wrong(

@@ -13,7 +13,7 @@ from tp_harness.report.charts import accuracy_charts
 from tp_harness.report.headline import cell, legend, measure, worst_output
 from tp_harness.results.result import Check, Flip, Gate, Result, Status
 
-TOKEN = gate(1.2e-4, 4e-5, "worst token of output.0")
+TOKEN = gate(1.2e-4, 4e-5, kind="worst token")
 FAILED = Check(name="schedule", passed=False, detail="other calls")
 WIDE = Flip(layer="mlp", token=3, margin=1.0, limit=0.1, chosen=(1,), expected=(2,))
 
@@ -30,13 +30,13 @@ def failed(*gates: Gate, dtype: str = "float32") -> Result:
     ("found", "shown"),
     [
         (passed(gate(2e-7)), ("", "2.0e-07")),
-        (passed(gate(1e-8), gate(3e-6, metric="rel_L2 of output.1")), ("", "3.0e-06")),
-        (passed(gate(2e-7), gate(9e-6, metric="rel_L2 of router_logits")), ("", "2.0e-07")),
+        (passed(gate(1e-8), gate(3e-6, tensor="output.1")), ("", "3.0e-06")),
+        (passed(gate(2e-7), gate(9e-6, tensor="router_logits")), ("", "2.0e-07")),
         (passed(ratio(1.0), ratio(1.1, tensor="output.1"), dtype="bfloat16"), ("", "R 1.10")),
         (passed(ratio(2.51, 4.95), dtype="bfloat16"), ("", "R 2.51 of 4.95")),
-        (failed(gate(3.8e-8), gate(0.5, metric="rel_L2 of output.1")), ("MISMATCH", "5.0e-01")),
+        (failed(gate(3.8e-8), gate(0.5, tensor="output.1")), ("MISMATCH", "5.0e-01")),
         (failed(gate(2e-6), TOKEN), ("MISMATCH", "worst token 1.2e-04 over 4.0e-05")),
-        (failed(gate(2e-7), gate(0.1, metric="rel_L2 of router_logits")), ("MISMATCH", "1.0e-01")),
+        (failed(gate(2e-7), gate(0.1, tensor="router_logits")), ("MISMATCH", "1.0e-01")),
         (failed(ratio(1.0), ratio(3.1, 1.7, "output.1"), dtype="bfloat16"), ("MISMATCH", "R 3.10 over 1.70")),
         (failed(ratio(107.7), dtype="bfloat16"), ("MISMATCH", "R 108")),
         (failed(gate(math.nan), gate(1.0)), ("MISMATCH", "nan")),
@@ -68,9 +68,7 @@ def test_zero_has_a_word_where_one_is_given() -> None:
 
 
 def test_a_chart_draws_the_worst_output_and_its_limit() -> None:
-    found = passed(
-        gate(1e-8, 1e-6), gate(3e-6, 9e-6, metric="rel_L2 of output.1"), gate(3e-5, 4e-5, "worst token of output.0")
-    )
+    found = passed(gate(1e-8, 1e-6), gate(3e-6, 9e-6, tensor="output.1"), gate(3e-5, 4e-5, kind="worst token"))
     worst = worst_output(found)
     assert worst is not None
     assert worst.value == 3e-6

@@ -13,6 +13,7 @@ from records import gate, new_record, result
 
 from tp_harness.errors import UsageError
 from tp_harness.results.from_json import from_json
+from tp_harness.results.mutation_score import Trial
 from tp_harness.results.result import Divergence, Gate, RankRecord, Result, Status, Worst, to_json
 from tp_harness.results.run_record import read_run
 
@@ -78,6 +79,27 @@ def test_fields_of_later_versions_default_when_an_older_file_lacks_them() -> Non
     assert from_json(Result, values) == result()
 
 
+@pytest.mark.parametrize("kind", ["rel_L2", "worst token", "worst block", "R", "margin of the choice"])
+def test_a_gate_of_an_older_file_has_its_kind_and_tensor(kind: str) -> None:
+    of_no_tensor = kind.startswith("margin")
+    written = Gate(kind=kind, tensor="" if of_no_tensor else "sum of parts", value=1.0, limit=2.0, reason="why")
+    values = to_json(written)
+    assert values["metric"] == (kind if of_no_tensor else f"{kind} of sum of parts")
+    older = {name: value for name, value in values.items() if name not in ("kind", "tensor")}
+    assert from_json(Gate, older) == from_json(Gate, values) == written
+
+
+def test_a_trial_of_an_older_file_has_the_kinds_of_what_rejected_it() -> None:
+    checks = ("schedule", "worst token of output.0", "rel_L2 of output.0", "rel_L2 of output.1")
+    trial = Trial(fault="f", tp=2, dtype="float32", outcome="caught", checks=checks, kinds=("schedule", "rel_L2"))
+    older = {name: value for name, value in to_json(trial).items() if name != "kinds"}
+    found = from_json(Trial, older)
+    assert found.kinds == ("schedule", "worst token", "rel_L2")
+    assert from_json(Trial, older | {"checks": list(checks[1:])}).only_by == "rel_L2"
+    assert found.only_by == ""
+    assert from_json(Trial, to_json(trial)) == trial
+
+
 def changed(values: Any, *path: str | int, to: Any) -> Any:
     for key in path[:-1]:
         values = values[key]
@@ -94,11 +116,12 @@ def changed(values: Any, *path: str | int, to: Any) -> Any:
         (("gates",), {}, "gates is {}, where an array is needed"),
         (("gates", 0, "value"), "1e-6", "gates[0].value is '1e-6', where a number is needed"),
         (("gates", 0), {"metric": "R", "value": 1.0}, "gates[0] lacks limit, reason"),
+        (("gates", 0), {"metric": 3, "value": 1.0}, "gates[0] lacks kind, limit, reason"),
         (("worst",), 3, "worst is 3, where an object is needed"),
         (("reason",), None, "reason is None, where a string is needed"),
         (("ranks",), [{"rank": 0}], "ranks[0] lacks core, wall_s,"),
     ],
-    ids=["word", "bool", "status", "array", "number", "lacking", "object", "null", "nested"],
+    ids=["word", "bool", "status", "array", "number", "lacking", "no_metric", "object", "null", "nested"],
 )
 def test_a_wrong_value_is_named(path: tuple[str | int, ...], to: Any, message: str) -> None:
     values = to_json(result(gates=(gate(1e-6),), worst=Worst(tensor="y", index=(0,), rank=0, actual=1.0, expected=1.0)))
@@ -109,7 +132,7 @@ def test_a_wrong_value_is_named(path: tuple[str | int, ...], to: Any, message: s
 
 
 def test_a_missing_field_at_the_top_names_the_type() -> None:
-    with pytest.raises(ValueError, match=r"^Gate lacks metric, value, limit, reason$"):
+    with pytest.raises(ValueError, match=r"^Gate lacks kind, value, limit, reason$"):
         from_json(Gate, {})
     with pytest.raises(ValueError, match=r"^RankRecord lacks "):
         from_json(RankRecord, {})

@@ -10,8 +10,8 @@ from tp_harness.results.run_record import RunRecord
 
 MIB = 1 << 20
 CALL = Collective(kind="all_reduce", group_size=2, shape=(2, 40, 96), dtype="float32", bytes=30720)
-ERROR = Gate(metric="rel_L2 of output.0", value=2e-7, limit=1e-6, reason="a reason")
-RATIO = Gate(metric="R of output.0", value=1.0, limit=1.2, reason="a reason")
+ERROR = Gate(kind="rel_L2", tensor="output.0", value=2e-7, limit=1e-6, reason="a reason")
+RATIO = Gate(kind="R", tensor="output.0", value=1.0, limit=1.2, reason="a reason")
 TIMES = (1.00e-3, 1.02e-3, 0.98e-3, 1.01e-3, 0.99e-3)
 
 

@@ -64,7 +64,7 @@ def fuzz_header(folder: Path, chance: random.Random) -> str:
 def fuzz_resume(folder: Path, chance: random.Random) -> str:
     """A run.json given to --resume with wrong, missing and odd values."""
     resolved = resolve(Options(components=("rmsnorm", "mlp"), degrees=(1, 2), draws=1))
-    gate = Gate(metric="rel_L2 of output.0", value=1e-7, limit=1e-5, reason="a reason")
+    gate = Gate(kind="rel_L2", tensor="output.0", value=1e-7, limit=1e-5, reason="a reason")
     common = {"backend": "gloo", "layer": 0, "draws": 1, "seed": 0, "status": Status.PASS, "reason": "", "gate": gate}
     record = open_record(
         folder / "out", command="tp-harness verify", options=as_record(resolved), backend="gloo", blind_spots=""

@@ -12,12 +12,12 @@ from tp_harness.results.run_record import RunRecord, open_record
 OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
 
 
-def gate(value: float, limit: float = 1e-5, metric: str = "rel_L2 of output.0") -> Gate:
-    return Gate(metric=metric, value=value, limit=limit, reason="a reason")
+def gate(value: float, limit: float = 1e-5, tensor: str = "output.0", kind: str = "rel_L2") -> Gate:
+    return Gate(kind=kind, tensor=tensor, value=value, limit=limit, reason="a reason")
 
 
 def ratio(value: float, limit: float = 1.2, tensor: str = "output.0") -> Gate:
-    return gate(value, limit, f"R of {tensor}")
+    return gate(value, limit, tensor, "R")
 
 
 def result(component: str = "mlp", tp: int = 8, status: Status = Status.PASS, **values: Any) -> Result:

@@ -165,7 +165,7 @@ def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
     position = traced.whole_index(0, flip.token * right.shape[-1])[:-1]
     detail = f"experts {list(flip.chosen)} instead of {list(flip.expected)}, a margin of {flip.margin:.2e} where "
     detail += f"rounding explains {flip.limit:.2e}"
-    gate = Gate(metric="margin of the choice", value=flip.margin, limit=flip.limit, reason="router logits' rounding")
+    gate = Gate(kind="margin of the choice", value=flip.margin, limit=flip.limit, reason="router logits' rounding")
     return _divergent(traced.name, "choice", wrong, index=position, gate=gate, detail=detail)
 
 

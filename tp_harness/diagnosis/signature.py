@@ -17,6 +17,7 @@ import torch
 from ..judge import distance, verdict
 from ..judge.gates import sums_in
 from ..parallel.placements import PlacementError
+from ..results.gate import REL_L2
 from ..results.result import Cause, Distance, Gate
 from .carry import Value, carry
 from .site import Site, UnavailableError
@@ -272,7 +273,7 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
         return verdict.float32_gates(traced.name, found, base, evidence.reduction, evidence.case.depth)
     ratio = verdict.bfloat16_gate(traced.name, found, base, sums_in(evidence))
     limit = ratio.limit * base.rel_l2
-    return (Gate(metric=f"rel_L2 of {traced.name}", value=found.rel_l2, limit=limit, reason=ratio.reason),)
+    return (Gate(kind=REL_L2, tensor=traced.name, value=found.rel_l2, limit=limit, reason=ratio.reason),)
 
 
 def _wider(clean: Distance, guess: Distance) -> Distance:

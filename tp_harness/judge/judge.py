@@ -10,6 +10,7 @@ import torch
 from ..case.taps import CHOSEN
 from ..parallel.placements import KVHeads, Shard
 from ..prepare.oracle import Run
+from ..results.gate import RATIO
 from ..results.result import Gate, Result, Status, Worst
 from . import distance, verdict
 from .evidence import Evidence
@@ -61,7 +62,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         elif status is Status.MISMATCH:  # in float32 nothing else would say what the outputs are
             status, reason = Status.VOID, f"{reason}; {free}"
     # a choice of experts that is wrong, or a control that passed, is no element's fault
-    of_outputs = [gate for gate in gates if any(gate.metric.endswith(name) for name in names)]
+    of_outputs = [gate for gate in gates if gate.tensor in names]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
     return replace(
         blank,
@@ -140,7 +141,7 @@ def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, 
     """The worst element of the output whose gate is nearest to its limit."""
     names = list(joined)
     ranked = sorted(gates, key=verdict.severity, reverse=True)
-    at = next((i for gate in ranked for i, name in enumerate(names) if gate.metric.endswith(name)), 0)
+    at = next((names.index(gate.tensor) for gate in ranked if gate.tensor in names), 0)
     placement, oracle = evidence.case.outputs[at], evidence.expectation.oracle.outputs[at]
     dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
     return distance.worst_element(names[at], joined[names[at]].full, oracle, evidence.tp, dim=dim)
@@ -150,7 +151,7 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
     notes = [
         f"{gate.metric} is {gate.value:.2f}: more precise than the single-core reference"
         for gate in gates
-        if gate.metric.startswith("R of") and 0 < gate.value < verdict.RATIO_NOTE
+        if gate.kind == RATIO and 0 < gate.value < verdict.RATIO_NOTE
     ]
     notes += _loaded_over(evidence)
     if verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype)) > 1:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..results.gate import BLOCK, RATIO, REL_L2, TOKEN
 from ..results.result import Check, Collective, Distance, Flip, Gate, Result, Status
 
 UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
@@ -49,7 +50,7 @@ def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: in
     ceiling = CEILING * math.sqrt(max(1.0, layers / CEILING_LAYERS))
     rounding = ROUNDING_FACTOR * math.sqrt(reduction) * UNIT_ROUNDOFF
 
-    def gate(metric: str, value: float, base: float, factor: float) -> Gate:
+    def gate(kind: str, value: float, base: float, factor: float) -> Gate:
         explained = max(BASELINE_FACTOR * base, factor * rounding)
         limit = min(factor * ceiling, explained)
         reason = (
@@ -58,12 +59,12 @@ def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: in
             f"at most {factor * ceiling:.0e}"
         )
         undecided = limit < value <= explained
-        return Gate(metric=f"{metric} of {name}", value=value, limit=limit, reason=reason, undecided=undecided)
+        return Gate(kind=kind, tensor=name, value=value, limit=limit, reason=reason, undecided=undecided)
 
     return (
-        gate("rel_L2", actual.rel_l2, baseline.rel_l2, 1.0),
-        gate("worst token", actual.token, baseline.token, LOCAL_FACTOR),
-        gate("worst block", actual.block, baseline.block, LOCAL_FACTOR),
+        gate(REL_L2, actual.rel_l2, baseline.rel_l2, 1.0),
+        gate(TOKEN, actual.token, baseline.token, LOCAL_FACTOR),
+        gate(BLOCK, actual.block, baseline.block, LOCAL_FACTOR),
     )
 
 
@@ -87,7 +88,7 @@ def bfloat16_gate(name: str, actual: Distance, baseline: Distance, sums: Sums | 
     if few > RATIO_ALARM:
         reason += f"; only {actual.elements} elements, whose chance widens the limit to {few:.2f}"
     limit = max(RATIO_ALARM, few) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
-    return Gate(metric=f"R of {name}", value=ratio, limit=limit, reason=reason)
+    return Gate(kind=RATIO, tensor=name, value=ratio, limit=limit, reason=reason)
 
 
 @dataclass(frozen=True)

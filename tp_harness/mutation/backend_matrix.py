@@ -16,7 +16,7 @@ from ..judge.judge import judge
 from ..prepare.material import Progress
 from ..prepare.prepare import Preparation
 from ..ranks.job import Job, Task
-from ..results.result import Status
+from ..results.result import Result, Status
 from ..text_table import TextTable
 from .bench import Bench
 
@@ -26,7 +26,10 @@ POLL_SECONDS = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """One verdict, `status` and `reason` as a run gives them; `fault` is `CLEAN` for a component as it should be."""
+    """One verdict, `status` and `reason` as a run gives them; `fault` is `CLEAN` for a component as it should be.
+
+    `by` is the check that rejected it, or the kind of number that was over its limit.
+    """
 
     fault: str
     component: str
@@ -34,6 +37,7 @@ class Sighting:
     tp: int
     status: str
     reason: str
+    by: str
 
     @property
     def seen(self) -> bool:
@@ -80,6 +84,7 @@ def _at_degree(bench: Bench, session: Session, backend: str, *, faults: Sequence
             tp=tp,
             status=result.status.value,
             reason=result.reason,
+            by=_by(result),
         )
 
 
@@ -118,14 +123,16 @@ def _cell(own: Sequence[Sighting], clean: bool) -> str:
     degrees = ", ".join(str(s.tp) for s in (seen or own))
     if not seen:
         return f"passes at tp {degrees}" if clean else f"not seen at tp {degrees}"
-    by = " / ".join(dict.fromkeys(_by(s.reason) for s in seen))
+    by = " / ".join(dict.fromkeys(s.by for s in seen))
     blind = [str(s.tp) for s in own if not s.seen]
     return f"seen at tp {degrees}, by {by}" + (f"; not at tp {', '.join(blind)}" if blind else "")
 
 
-def _by(reason: str) -> str:
-    """What rejected it: the check's name, or the metric."""
-    return reason.partition(" of ")[0] if ": " not in reason.partition(" of ")[0] else reason.partition(":")[0]
+def _by(result: Result) -> str:
+    """What the reason of the result is about."""
+    failed = [check.name for check in result.checks if not check.passed]
+    failed += [result.gate.kind] if result.gate and not result.gate.passed else []
+    return (failed or [*result.rejections, result.status.value])[0]
 
 
 def page(found: Sequence[Sighting], command: str) -> str:

@@ -29,12 +29,27 @@ class Contest:
     faults: tuple[str, ...]
     entries: tuple[Entry, ...]
 
+    @property
+    def beaten(self) -> tuple[str, ...]:
+        """A line for each entry where another check sees what the last one, ours, does not, or ours alone is loud."""
+        ours, faulty, clean = self.checks[-1], *self.faulty_and_clean
+        seen = [e for e in faulty if e.rejected_by and ours not in e.rejected_by]
+        loud = [e for e in clean if ours in e.rejected_by]
+        return (
+            *(f"- `{e.fault}` at tp {e.tp} is rejected by {', '.join(e.rejected_by)} and not by {ours}." for e in seen),
+            *(f"- {ours} rejects the clean {e.component} layer {e.layer} at tp {e.tp}, seed {e.seed}." for e in loud),
+        )
+
+    @property
+    def faulty_and_clean(self) -> tuple[list[Entry], list[Entry]]:
+        """The entries with a fault, and those without."""
+        return [entry for entry in self.entries if entry.fault], [entry for entry in self.entries if not entry.fault]
+
 
 def page(contest: Contest) -> str:
     """The Markdown of docs/checks.md."""
     degrees = sorted({entry.tp for entry in contest.entries})
-    faulty = [entry for entry in contest.entries if entry.fault]
-    clean = [entry for entry in contest.entries if not entry.fault]
+    faulty, clean = contest.faulty_and_clean
     seeds = len({entry.seed for entry in clean})
     head = "| check | " + " | ".join(f"kills tp {tp}" for tp in degrees) + " | kills | "
     head += " | ".join(f"clean tp {tp}" for tp in degrees) + " | false alarms |"
@@ -52,7 +67,7 @@ def page(contest: Contest) -> str:
         faults=len(contest.faults),
         clean=len(clean),
         seeds=seeds,
-        beaten=_beaten(contest, faulty, clean),
+        beaten="\n".join(contest.beaten) or _NOWHERE.format(ours=contest.checks[-1]),
     )
 
 
@@ -64,17 +79,7 @@ def _percent(check: str, entries: Sequence[Entry]) -> str:
     return f"{sum(check in entry.rejected_by for entry in entries) / max(1, len(entries)):.0%}"
 
 
-def _beaten(contest: Contest, faulty: Sequence[Entry], clean: Sequence[Entry]) -> str:
-    """Where another check sees what the last one, ours, does not, or is quiet where ours is not."""
-    ours = contest.checks[-1]
-    seen = [e for e in faulty if e.rejected_by and ours not in e.rejected_by]
-    loud = [e for e in clean if ours in e.rejected_by]
-    lines = [f"- `{e.fault}` at tp {e.tp} is rejected by {', '.join(e.rejected_by)} and not by {ours}." for e in seen]
-    lines += [f"- {ours} rejects the clean {e.component} layer {e.layer} at tp {e.tp}, seed {e.seed}." for e in loud]
-    nowhere = f"Nowhere: no fault that another check rejects passes {ours}, and no clean run fails it."
-    return "\n".join(lines) or nowhere
-
-
+_NOWHERE = "Nowhere: no fault that another check rejects passes {ours}, and no clean run fails it."
 _TEXT = """# The same faults, judged by other checks
 
 Written by `{command}` (tp-harness {version}, model {model}); do not edit.

@@ -65,7 +65,8 @@ def _judge(evidence: Evidence, blank: Result, fault: Fault, clean: Ranks, bench:
         CAUGHT if set(rejected) - {"reassembly"} else MISSED,
         status=result.status.value,
         reason=result.reason,
-        checks=rejected,
+        checks=tuple(rejected),
+        kinds=tuple(dict.fromkeys(rejected.values())),
         first=found.tensor if found else "",
         causes=tuple(cause.name for cause in result.diagnosis),
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ..results.gate import RATIO
 from ..results.result import Collective, Gate, RankRecord, Result, Status
 
 ERROR_FACTOR = 1.5  # sharding reorders sums: 1.02 x at most in 576 clean runs; the weakest fault is 4.4 x
@@ -61,7 +62,7 @@ def check_changes(before: Result, after: Result) -> Iterator[Change]:
 def error_changes(before: Result, after: Result) -> Iterator[Change]:
     """Gates whose value moved by more than its factor; one that was exactly 0 must stay so."""
     for was, now in _same_gates(before, after):
-        factor = RATIO_FACTOR if now.metric.startswith("R of") else ERROR_FACTOR
+        factor = RATIO_FACTOR if now.kind == RATIO else ERROR_FACTOR
         value_was, value_now = (math.inf if math.isnan(gate.value) else gate.value for gate in (was, now))
         worse = value_now > factor * value_was
         if worse or value_was > factor * value_now:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..judge.verdict import nearest_gate, severity
 from ..results.result import Divergence, Result, Status
 from .failures import Failure, has_numbers
-from .headline import failed_by, kind_of, tensor_of
+from .headline import failed_by
 
 MOST_LINES = 10  # of numbers in one paragraph; four degrees in two dtypes need 8
 _VERBS = {
@@ -52,7 +52,7 @@ def _what(failure: Failure) -> str:
     first = failure.first
     if not has_numbers(first):
         return _ENDED.get(first.status, first.status.value)
-    over = dict.fromkeys(tensor_of(g) for r in failure.results for g in r.gates if not g.passed)
+    over = dict.fromkeys(g.tensor for r in failure.results for g in r.gates if not g.passed)
     tensors = [name for name in over if name.startswith("output.")] or list(over)
     tensors = tensors or ([first.first_divergence.tensor] if first.first_divergence else [])
     verb = _VERBS.get(first.status, "is wrong")
@@ -175,7 +175,7 @@ def _divergence(found: Divergence, *, short: bool = False) -> list[str]:
     if found.kind == "choice":
         return [parts[0] + at]
     if found.gate and not found.gate.passed:
-        metric = kind_of(found.gate) if short and tensor_of(found.gate) == found.tensor else f"{found.gate.metric} is"
+        metric = found.gate.kind if short and found.gate.tensor == found.tensor else f"{found.gate.metric} is"
         parts.append(f"{metric} {found.gate.value:.2e}, {severity(found.gate):.3g} x its limit")
     if found.index:
         parts.append(f"worst at {list(found.index)}{at}: {found.actual:.6g} instead of {found.expected:.6g}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..judge.verdict import nearest_gate
 from ..results.result import Cause, Result, Status, exit_code
-from .headline import failed_by, tensor_of
+from .headline import failed_by
 
 _ORDER = (3, 1, 4)  # exit codes, the worst first
 
@@ -86,7 +86,7 @@ def _site(result: Result) -> tuple[str, ...]:
     if found:
         return result.label, result.status.value, found.tensor
     gate = nearest_gate(tuple(gate for gate in result.gates if not gate.passed))
-    return result.label, result.status.value, failed_by(result) or (tensor_of(gate) if gate else "")
+    return result.label, result.status.value, failed_by(result) or (gate.tensor if gate else "")
 
 
 def _follows(result: Result, group: Sequence[Result]) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..judge.verdict import RATIO_ALARM, nearest_gate
+from ..results.gate import RATIO, REL_L2
 from ..results.result import Gate, Result, Status
 
-WHOLE = ("rel_L2", "R")  # measured over a whole tensor
+WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
 _ERROR = "the relative L2 error against the float64 oracle"
 
 
@@ -24,16 +25,6 @@ def legend(results: Iterable[Result]) -> str:
     return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
 
 
-def kind_of(gate: Gate) -> str:
-    """What a gate measures: rel_L2, worst token or worst block in float32, R in bfloat16."""
-    return gate.metric.partition(" of ")[0]
-
-
-def tensor_of(gate: Gate) -> str:
-    """The tensor that a gate is measured on, as `output.0`."""
-    return gate.metric.partition(" of ")[2]
-
-
 def number_of(result: Result) -> Gate | None:
     """The gate that a cell stands for: the one farthest over its limit; if none is over, of the worst output.
 
@@ -47,8 +38,8 @@ def number_of(result: Result) -> Gate | None:
 
 def worst_output(result: Result) -> Gate | None:
     """The gate over a whole output that is nearest to its limit, or farthest over it; None where none was compared."""
-    whole = tuple(gate for gate in result.gates if kind_of(gate) in WHOLE)
-    return nearest_gate(tuple(gate for gate in whole if tensor_of(gate).startswith("output.")) or whole)
+    whole = tuple(gate for gate in result.gates if gate.kind in WHOLE)
+    return nearest_gate(tuple(gate for gate in whole if gate.tensor.startswith("output.")) or whole)
 
 
 def measure(result: Result, exact: str = "") -> str:
@@ -64,12 +55,12 @@ def measure(result: Result, exact: str = "") -> str:
     if gate.value == 0 and exact:
         return exact
     against = "of" if gate.passed else "over"
-    if kind_of(gate) == "R":
+    if gate.kind == RATIO:
         value = f"R {gate.value:.2f}" if gate.value < 10 else f"R {gate.value:.3g}"
         return value + (f" {against} {gate.limit:.2f}" if gate.limit != RATIO_ALARM else "")
-    if kind_of(gate) == "rel_L2":
+    if gate.kind == REL_L2:
         return f"{gate.value:.1e}"
-    return f"{kind_of(gate)} {gate.value:.1e} {against} {gate.limit:.1e}"
+    return f"{gate.kind} {gate.value:.1e} {against} {gate.limit:.1e}"
 
 
 def failed_by(result: Result) -> str:

@@ -17,8 +17,8 @@ def from_json(kind: type[T], value: Any) -> T:
     """The inverse of `to_json`: a `kind` made of JSON values, with NaN and infinities as numbers again.
 
     Fields that the values lack take their defaults, and fields that `kind` lacks are passed over, so that a run of
-    another version with the same schema number can be read. Where the type is `Any`, the strings "nan", "inf" and
-    "-inf" count as numbers.
+    another version with the same schema number can be read; a type's `from_older` fills in what has no default.
+    Where the type is `Any`, the strings "nan", "inf" and "-inf" count as numbers.
 
     Raises:
         ValueError: a value of the wrong type, or a field without default is missing; says where and what.
@@ -57,6 +57,7 @@ def _restore_scalar(kind: type, value: Any, at: str) -> Any:
 
 
 def _restore_fields(kind: Any, values: dict[str, Any], at: str) -> Any:
+    values = getattr(kind, "from_older", dict)(values)
     kinds, required = _fields(kind)
     missing = [name for name in required if name not in values]
     if missing:
@@ -67,7 +68,7 @@ def _restore_fields(kind: Any, values: dict[str, Any], at: str) -> Any:
 @cache
 def _fields(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The type of each field, and the names of those without a default."""
-    fields = dataclasses.fields(kind)
+    fields = [f for f in dataclasses.fields(kind) if f.init]
     hints = get_type_hints(kind)
     without = (f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
     return {f.name: hints[f.name] for f in fields}, tuple(without)

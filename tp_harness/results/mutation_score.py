@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..text_table import TextTable
+from .gate import BLOCK, REL_L2, TOKEN, kind_and_tensor
 
 CAUGHT, MISSED, INERT, WRONG = "caught", "missed", "inert", "wrong"
 
@@ -20,7 +22,7 @@ class Trial:
             clean run, bit for bit; or "wrong": the fault is not what it says, and `reason` has what.
         must: whether the fault is declared to be visible in this dtype.
         status, reason: the verdict's.
-        checks: the names of all checks and gates that rejected it.
+        checks, kinds: the names of all checks and gates that rejected it, and their kinds.
         first, expected: the first divergent tensor that was named, and the declared one.
         causes, signature: what the diagnosis named, best first, and what it should have.
     """
@@ -33,6 +35,7 @@ class Trial:
     status: str = ""
     reason: str = ""
     checks: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     first: str = ""
     expected: str = ""
     causes: tuple[str, ...] = ()
@@ -51,10 +54,15 @@ class Trial:
     @property
     def only_by(self) -> str:
         """The one check that caught it, if it was one."""
-        kinds = {check.partition(" of ")[0] if " of " in check else check for check in self.checks}
-        gates = {"rel_L2", "worst token", "worst block"}
-        kinds = {"rel_L2" if kind in gates else kind for kind in kinds}
+        kinds = {REL_L2 if kind in (TOKEN, BLOCK) else kind for kind in self.kinds}
         return kinds.pop() if len(kinds) == 1 else ""
+
+    @staticmethod
+    def from_older(values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a file that holds the names of checks alone, with their kinds."""
+        checks = values.get("checks")
+        names = [name for name in checks if isinstance(name, str)] if isinstance(checks, list) else []
+        return {"kinds": list(dict.fromkeys(kind_and_tensor(name)["kind"] for name in names))} | values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +174,7 @@ def remarks(trials: Sequence[Trial]) -> list[str]:
     ]
     alone: dict[str, list[str]] = {}
     for trial in trials:
-        if trial.dtype == "float32" and trial.only_by not in ("", "rel_L2", "shape"):
+        if trial.dtype == "float32" and trial.only_by not in ("", REL_L2, "shape"):
             alone.setdefault(trial.only_by, []).append(trial.fault)
     lines += [f"Seen by {check} alone: {_joined(names)}." for check, names in alone.items()]
     return lines

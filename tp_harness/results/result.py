@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from .collective import Collective as Collective  # noqa: PLC0414 (a type of run.json like those below)
+from .gate import Gate as Gate  # noqa: PLC0414
 
 SCHEMA = 1
 
@@ -81,22 +82,6 @@ class Distance:
     block: float
     block_index: int
     elements: int = 0  # compared; 0 where not known
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """The number a verdict hangs on. `reason` says where the limit comes from."""
-
-    metric: str
-    value: float
-    limit: float
-    reason: str
-    undecided: bool = False  # over the limit, but no farther off than the single-core reference itself
-
-    @property
-    def passed(self) -> bool:
-        """True within the limit; a NaN never is."""
-        return self.value <= self.limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +230,7 @@ class Result:
     ranks: tuple[RankRecord, ...] = ()
     program: Program | None = None
     log_dir: str = ""
+    error: str = ""  # what its rank raised, where one did: "ValueError: no"
     traceback: str = ""
     first_divergence: Divergence | None = None
     diagnosis: tuple[Cause, ...] = ()
@@ -261,14 +247,17 @@ class Result:
         return not self.gates and any(check.name == "program" and not check.passed for check in self.checks)
 
     @property
-    def rejections(self) -> tuple[str, ...]:
-        """Everything that rejects it: a status that is decided before any check, or each failed check and gate."""
+    def rejections(self) -> dict[str, str]:
+        """Everything that rejects it, by name, and of which kind that is.
+
+        That is a status that is decided before any check, or each failed check and gate.
+        """
         if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
-            return (self.status.value.lower(),)
-        failed = [check.name for check in self.checks if not check.passed]
-        failed += [gate.metric for gate in self.gates if not gate.passed]
-        failed += ["router choice"] if any(not flip.margin <= flip.limit for flip in self.flips) else []
-        return tuple(failed)
+            return {self.status.value.lower(): self.status.value.lower()}
+        failed = {check.name: check.name for check in self.checks if not check.passed}
+        failed |= {gate.metric: gate.kind for gate in self.gates if not gate.passed}
+        wide = any(not flip.margin <= flip.limit for flip in self.flips)
+        return failed | ({"router choice": "router choice"} if wide else {})
 
     @property
     def title(self) -> str:

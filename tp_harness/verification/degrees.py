@@ -258,6 +258,7 @@ class DegreeRun:
             self._blank(target.tasks[0], dtype),
             status=failure_status(outcome),
             reason="the ranks ended without leaving their outputs" if outcome.ok else outcome.message,
+            error=outcome.error or "",
             traceback=outcome.traceback or "",
         )
 

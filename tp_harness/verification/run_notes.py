@@ -18,7 +18,7 @@ def run_notes(options: Resolved, backend: Backend, results: list[Result]) -> lis
     kernels = _kernel_note() if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
     bare = None if options.fault_control else "--no-fault-control: nothing shows that these checks reject a mistake"
-    missed = not backend.process_group and any(NO_PROCESS_GROUP in r.reason for r in results)
+    missed = not backend.process_group and any(NO_PROCESS_GROUP in r.error for r in results)
     grouped = OF_LOCAL if missed else None
     return [*growth_notes(results), *(note for note in (fault, bare, *packed, kernels, grouped) if note)]
 
