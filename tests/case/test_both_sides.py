@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_verdicts
 from torch import nn
 
 from tp_harness.arithmetic.casts import cast
 from tp_harness.case.case import Case
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import Group, current_group
 from tp_harness.parallel.placements import Placement, Shard
 from tp_harness.results.result import Result, Status
@@ -56,7 +55,6 @@ def verdicts(
     plan: Mapping[str, Placement] = MappingProxyType({"up.weight": Shard(0)}),
 ) -> dict[str, Result]:
     """By dtype, of ranks whose module is changed by `edit(module, group)` after it was loaded."""
-    folder.mkdir(exist_ok=True)
     case = Case(
         name="own",
         reference=module,
@@ -65,9 +63,7 @@ def verdicts(
         inputs=lambda generator: (torch.randn(2, 6, 8, generator=generator),),
         **({"edit": edit} if edit else {}),
     )
-    patch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    ladder = Ladder(folder, targets=(("own", 0),))
-    return {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
+    return own_verdicts(folder, patch, case)
 
 
 def conjugated(module: Any, _group: Group) -> None:
@@ -163,9 +159,7 @@ def test_factories_with_an_argument_dtype_are_given_it(tmp_path: Path, monkeypat
         plan={"up.weight": Shard(0)},
         inputs=lambda generator: (torch.randn(2, 6, 8, generator=generator),),
     )
-    monkeypatch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    ladder = Ladder(tmp_path, targets=(("own", 0),))
-    assert {ladder.run("own", 2, dtype).status for dtype in ("float32", "bfloat16")} == {Status.PASS}
+    assert {r.status for r in own_verdicts(tmp_path, monkeypatch, case).values()} == {Status.PASS}
     assert {dtype for size, dtype in asked if size == 1} == {torch.float64, torch.float32, torch.bfloat16}
     assert {dtype for size, dtype in asked if size == 2} == {torch.float32, torch.bfloat16}
 

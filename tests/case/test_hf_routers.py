@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_verdicts
 from torch import nn
 
 from tp_harness import Router
 from tp_harness.case.case import Case
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Placement, Shard, StridedShard
 from tp_harness.results.result import Status
@@ -122,9 +121,5 @@ def test_a_router_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     wrong = replace(right, edit=uncorrected(family.correction))
     for case, status in ((right, Status.PASS), (wrong, Status.MISMATCH)):
-        monkeypatch.setitem(components.COMPONENTS, "own", lambda _config, _layer, c=case: c)
-        folder = tmp_path / status.value
-        folder.mkdir()
-        ladder = Ladder(folder, targets=(("own", 0),))
-        results = {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
+        results = own_verdicts(tmp_path / status.value, monkeypatch, case)
         assert {dtype: (r.status, r.reason) for dtype, r in results.items() if r.status is not status} == {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_ladder, own_verdicts
 from own_routers import (
     EXPERTS,
     FORMS,
@@ -32,7 +32,6 @@ from tp_harness.case.routing import Router
 from tp_harness.case.top_k import Groups
 from tp_harness.diagnosis.explain import explain
 from tp_harness.errors import UsageError
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
 from tp_harness.results.result import Status
@@ -140,9 +139,7 @@ def test_a_wrong_router_is_the_first_wrong_tensor(tmp_path: Path, monkeypatch: P
         routing=("",),
     )
     for wrong, first in ((Shifted, "chosen"), (_scaled_logits(Shifted), "router_logits")):
-        monkeypatch.setitem(components.COMPONENTS, "own", lambda _c, _l, w=wrong: replace(case, sharded=w))
-        (tmp_path / first).mkdir()
-        ladder = Ladder(tmp_path / first, targets=(("own", 0),), dtypes=("float32",))
+        ladder = own_ladder(tmp_path / first, monkeypatch, replace(case, sharded=wrong), dtypes=("float32",))
         result = ladder.run("own", 2)
         found = explain(ladder.evidence("own", 2, taps=True), result).first_divergence
         assert found is not None
@@ -189,10 +186,7 @@ def test_tokens_may_be_shared_out(tmp_path: Path, monkeypatch: Patch) -> None:
             inputs=lambda generator: (torch.randn(2, 32, HIDDEN, generator=generator),),
             routing=("",),
         )
-        monkeypatch.setitem(components.COMPONENTS, "own", lambda _c, _l, c=case: c)
-        (tmp_path / str(flips)).mkdir()
-        ladder = Ladder(tmp_path / str(flips), targets=(("own", 0),))
-        assert {ladder.run("own", 2, dtype).status for dtype in ("float32", "bfloat16")} == {status}
+        assert {r.status for r in own_verdicts(tmp_path / str(flips), monkeypatch, case).values()} == {status}
 
 
 def test_a_router_that_returns_no_choice(tmp_path: Path, monkeypatch: Patch) -> None:

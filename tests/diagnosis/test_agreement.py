@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from test_diagnosis import BLANK
+from explained import BLANK
 
 from tp_harness.results.result import Cause, Divergence, Result, Status
 from tp_harness.verification.agreement import agreed

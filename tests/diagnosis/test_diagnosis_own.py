@@ -8,31 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sabotage as by
 import torch
-from ladder import Ladder
-from test_diagnosis import BLANK, one_thread  # noqa: F401  (a fixture of all tests here)
+from explained import Patch, explained
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tp_harness.case.case import Case
-from tp_harness.diagnosis.explain import explain
+from tp_harness.faults.ways import sum_of_pair
 from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Placement, Shard, StridedShard
-from tp_harness.results.result import Result
-
-Patch = pytest.MonkeyPatch
-
-
-def explained(folder: Path, monkeypatch: Patch, case: Case, tp: int, wrong: Callable[[Patch], object]) -> Result:
-    """What is said of a case in which something is wrong while its ranks run."""
-    monkeypatch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    own = Ladder(folder, targets=(("own", 0),), dtypes=("float32",))
-    with monkeypatch.context() as patch:
-        wrong(patch)
-        evidence = own.evidence("own", tp, taps=True)
-    return explain(evidence, BLANK)
 
 
 class Own(nn.Module):
@@ -57,7 +42,7 @@ OWN: dict[str, tuple[Finish, set[str]]] = {
     "bias-left-out": (lambda m, part, bias: m.group.all_reduce(part), {"bias dropped"}),
     "bias-divided": (lambda m, part, bias: m.group.all_reduce(part) + bias / m.group.size, {"bias / tp"}),
     "not-reduced": (lambda m, part, bias: part + bias, {"all-reduce missing"}),
-    "in-pairs": (lambda m, part, bias: by.sum_of_pair(m.group, part) + bias, {"reduced in subgroups"}),
+    "in-pairs": (lambda m, part, bias: sum_of_pair(m.group, part) + bias, {"reduced in subgroups"}),
     "twice": (lambda m, part, bias: m.group.all_reduce(m.group.all_reduce(part) + bias), {"times tp"}),
     "mean": (lambda m, part, bias: (m.group.all_reduce(part) + bias) / m.group.size, {"divided by tp"}),
     "blocks": (lambda m, part, bias: (m.group.all_reduce(part) + bias).roll(3, -1), {"blocks permuted"}),

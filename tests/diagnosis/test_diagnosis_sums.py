@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sabotage as by
 import torch
-from test_diagnosis import one_thread  # noqa: F401  (a fixture of all tests here)
-from test_diagnosis_own import Patch, explained
+from explained import Patch, explained
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tp_harness.case.case import Case
+from tp_harness.faults.ways import sum_of_pair
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Partial, Placement, Replicate, Shard
 from tp_harness.results.result import Result
@@ -96,7 +95,7 @@ MISTAKES: dict[str, tuple[type[Branches], Any, str, str]] = {
         "all-reduce missing", "what its own part of down.weight gives",
     ),
     "summed-in-pairs": (
-        Branches, lambda m, x, main, side, bias: x + by.sum_of_pair(m.group, main) + m.down.bias + side + bias,
+        Branches, lambda m, x, main, side, bias: x + sum_of_pair(m.group, main) + m.down.bias + side + bias,
         "reduced in subgroups", "what parts of down.weight in groups such as ranks [0, 1] give",
     ),
     "a-rank-left-out": (

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_diagnosis import one_thread  # noqa: F401  (a fixture of all tests here)
-from test_diagnosis_own import Patch, explained
+from explained import Patch, explained
 from torch import nn
 
 from tp_harness.case.case import Case

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sabotage as by
 import torch
 from command import Harness
-from ladder import TARGETS, Ladder, Ranks
-from test_judge_faults import FAULTS
+from ladder import TARGETS, TINY, Ladder, Ranks, mistake
 
 from tp_harness.case.taps import tap_key, tapping
 from tp_harness.diagnosis.localise import first_divergence
 from tp_harness.diagnosis.trace import trace
+from tp_harness.faults import find_fault
+from tp_harness.faults.ways import all_of, runs
 from tp_harness.judge.evidence import Evidence
 from tp_harness.models.gpt_oss.modules import mlp
 from tp_harness.parallel.placements import Replicate
@@ -85,8 +85,8 @@ def test_taps_that_are_off_cost_nothing(ladder: Ladder, monkeypatch: Patch) -> N
 
 # fmt: off
 WHERE: dict[str, tuple[str, str, tuple[int, ...]]] = {
-    "norm-eps-in-a-block": ("norm", "", tuple(range(8))),
-    "gamma-of-one-rank-then-sum": ("norm", "", (5,)),
+    "norm-eps-in-attention": ("norm", "", tuple(range(8))),
+    "gamma-of-one-rank-in-attention": ("norm", "", (7,)),
     "query-bias-of-rank-0": ("q_rope", "norm", tuple(range(1, 8))),
     "key-bias-dropped": ("k_rope", "q_rope", tuple(range(8))),
     "value-bias-dropped": ("value", "k_rope", tuple(range(8))),
@@ -102,29 +102,31 @@ WHERE: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "gate-clamp-symmetric": ("activation", "gate_up", tuple(range(8))),
     "mlp2-of-next-rank": ("partial", "activation", tuple(range(8))),
     "mlp2-bias-dropped": ("combined", "total", tuple(range(8))),
-    "one-rank-s-replica": ("combined", "total", (5,)),
-    "mlp2-bias-unweighted": ("output.0", "activation", tuple(range(8))),  # its code passes by the other taps
-    "gathered-backwards": ("output.0", "unembedding.logits", tuple(range(8))),
-    "not-gathered": ("output.0", "unembedding.logits", (0,)),
+    "one-rank-s-last-bit": ("combined", "total", (7,)),
+    "mlp2-bias-unweighted": ("combined", "total", tuple(range(8))),
+    "logits-gathered-backwards": ("output.0", "unembedding.logits", tuple(range(8))),
+    "logits-not-gathered": ("output.0", "unembedding.logits", (0,)),
     "bounds-of-rank-0": ("partial", "", tuple(range(8))),
 }
 # fmt: on
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_the_first_wrong_tensor_and_its_ranks(ladder: Ladder, monkeypatch: Patch, name: str) -> None:
-    fault = FAULTS[name]
-    fault.apply(monkeypatch)
-    found = locate(ladder.evidence(fault.component, 8, layer=fault.layer, taps=True))
+def test_the_first_wrong_tensor_and_its_ranks(ladder: Ladder, name: str) -> None:
+    fault = find_fault(name)
+    found = locate(ladder.evidence(fault.component, 8, layer=fault.layer, fault=fault, taps=True))
     assert found is not None
     assert (found.tensor, found.after, found.ranks) == WHERE[name]
 
 
-def test_the_layer_is_named_in_a_whole_model(ladder: Ladder, monkeypatch: Patch) -> None:
+def test_the_layer_is_named_in_a_whole_model(ladder: Ladder) -> None:
     """Wrong in every layer; the first is meant."""
-    by.swiglu(alpha=1.0)(monkeypatch)
+    scaled = [
+        runs(f"block.{layer}.mlp", "_swiglu", lambda self, x: 1.5 * type(self)._swiglu(self, x))
+        for layer in range(TINY.num_hidden_layers)
+    ]
     for dtype in ("float32", "bfloat16"):
-        found = locate(ladder.evidence("transformer", 2, dtype, taps=True))
+        found = locate(ladder.evidence("transformer", 2, dtype, fault=mistake(all_of(*scaled)), taps=True))
         assert found is not None
         assert (found.tensor, found.after) == ("block.0.mlp.activation", "block.0.mlp.gate_up")
 

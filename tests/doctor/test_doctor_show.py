@@ -9,8 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from machines import DEVICES, HEALTHY, HOLDER, LAPTOP, with_devices, with_packages
 from rich.console import Console
-from test_doctor import DEVICES, HEALTHY, HOLDER, LAPTOP, with_devices, with_packages
 
 from tp_harness.backends import BACKENDS
 from tp_harness.doctor.facts import Facts, read_facts

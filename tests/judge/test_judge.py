@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 import torch
-from ladder import TARGETS, Ladder, Ranks, after_build, put
+from ladder import TARGETS, Ladder, Ranks, mistake
 from spoiled import SPOILED, edit, one_bit, one_element
 
+from tp_harness.faults.ways import computes, sets
 from tp_harness.judge.evidence import Evidence
 from tp_harness.judge.judge import SCATTER
 from tp_harness.models.gpt_oss import components
 from tp_harness.models.gpt_oss.modules import attention, mlp
-from tp_harness.parallel.group import Group
 from tp_harness.parallel.placements import Placement, Replicate, Shard
 from tp_harness.prepare import random_weights
 from tp_harness.prepare.oracle import Run
@@ -150,15 +150,10 @@ def test_a_wrong_choice_that_locked_routing_hides(ladder: Ladder, monkeypatch: P
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize("wrong", [0, 5])
-def test_another_number_of_experts_per_token(ladder: Ladder, monkeypatch: Patch, count: int, wrong: int) -> None:
+def test_another_number_of_experts_per_token(ladder: Ladder, count: int, wrong: int) -> None:
     """On one rank; its choice cannot be locked to the oracle's."""
-
-    def edit(module: Any, _case: object, _checkpoint: object, group: Group) -> None:
-        if group.rank == wrong:
-            module.experts_per_token = count
-
-    after_build(monkeypatch, edit)
-    result = ladder.run("mlp", 8)
+    other = sets("", experts_per_token=lambda m, group: count if group.rank == wrong else m.experts_per_token)
+    result = ladder.run("mlp", 8, fault=mistake(other))
     assert result.status is Status.SHAPE
     assert result.reason == f"chosen of rank {wrong} has {count} experts per token instead of 4"
 
@@ -175,10 +170,9 @@ def test_logits_of_fewer_experts(ladder: Ladder) -> None:
     )
 
 
-def test_router_logits_have_limits_of_their_own(ladder: Ladder, monkeypatch: Patch) -> None:
+def test_router_logits_have_limits_of_their_own(ladder: Ladder) -> None:
     """A constant added to all logits changes neither choice nor weights."""
-    after_build(monkeypatch, lambda module, *_: put(module, "gate.bias", module.gate.bias.float() + 0.5))
-    result = ladder.run("mlp", 8)
+    result = ladder.run("mlp", 8, fault=mistake(computes("gate.bias", lambda x, rank, size: x.float() + 0.5)))
     assert result.reason.startswith(("rel_L2 of router_logits is ", "worst token of router_logits is "))
     assert [gate.passed for gate in result.gates] == [True] * 3 + [False] * 3
     assert not result.flips

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_verdicts
 from torch import nn
 
 from tp_harness.case.case import Case
 from tp_harness.judge.distance import without_constants
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
 from tp_harness.results.result import Result, Status
@@ -55,10 +54,7 @@ def verdicts(folder: Path, patch: pytest.MonkeyPatch, mask: float | str, **mista
         plan={"up.weight": Shard(0), "up.bias": Shard(0), "down.weight": Shard(1)},
         inputs=lambda generator: (torch.randn(TOKENS, HIDDEN, generator=generator),),
     )
-    patch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    folder.mkdir()
-    ladder = Ladder(folder, targets=(("own", 0),))
-    return {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
+    return own_verdicts(folder, patch, case)
 
 
 @pytest.mark.parametrize("window", [TOKENS, 3])

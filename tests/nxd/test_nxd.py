@@ -2,7 +2,7 @@
 
 NxD is not in this environment, as its wheels come from AWS's own index. No test here puts anything in its place:
 what needs NxD itself is skipped, and what can be known without it is held to the rule that
-test_nxd_attributes.py restates. What it is called with is held to its public signatures in test_nxd_signatures.py.
+tests/support/nxd_rule.py restates. What it is called with is held to its public signatures in test_nxd_signatures.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from nxd_orders import builder_arguments, order
-from test_nxd_attributes import cut
+from nxd_rule import cut
 from torch import nn
 
 from tp_harness import nxd, testing

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_ladder
 from torch import nn
 
 from tp_harness.case.case import Case
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Placement
 from tp_harness.results.result import Status
@@ -68,7 +67,6 @@ def test_a_placement_of_two_dimensions(
         plan={"a": placement},
         inputs=lambda generator: (torch.randn(4, 8, generator=generator),),
     )
-    monkeypatch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    result = Ladder(tmp_path, targets=(("own", 0),), dtypes=("float32",)).run("own", 4)
+    result = own_ladder(tmp_path, monkeypatch, case, dtypes=("float32",)).run("own", 4)
     assert result.status is status
     assert status is Status.PASS or "does not join to the same tensor" in result.reason

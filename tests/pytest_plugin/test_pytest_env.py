@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from inner_pytest import Project, said
-from test_environment import CASE, NEIGHBOUR
+from neighbours import CASE, NEIGHBOUR
 
 pytest_plugins = ("pytester",)
 

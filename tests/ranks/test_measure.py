@@ -13,6 +13,7 @@ import torch
 from ladder import Ladder
 from torch.utils.flop_counter import FlopCounterMode
 
+from tp_harness.backends.local_group import LocalGroup
 from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
@@ -33,6 +34,13 @@ def forwards(rank: RankRecord) -> Iterator[tuple[float, float, float]]:
     yield from zip(rank.forwards.wall_s, rank.forwards.cpu_s, rank.forwards.collective_s, strict=True)
 
 
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are timed, whatever their times are worth where ranks take turns."""
+    monkeypatch.setattr(LocalGroup, "timed", True)
+
+
+@pytest.mark.usefixtures("timed")
 def test_the_judged_forward_is_timed_and_said_to_be_cold(ladder: Ladder) -> None:
     for rank in ladder.run("mlp", 2).ranks:
         assert rank.forwards and not rank.forwards.warm
@@ -41,6 +49,7 @@ def test_the_judged_forward_is_timed_and_said_to_be_cold(ladder: Ladder) -> None
         assert rank.flops is None
 
 
+@pytest.mark.usefixtures("timed")
 def test_repeats_are_timed_after_it_and_flops_counted(ladder: Ladder) -> None:
     single, result = ladder.run("attention", 2), ladder.run("attention", 2, repeats=3)
     assert result.status is Status.PASS

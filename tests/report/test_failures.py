@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from records import gate, new_record, ratio, result
+from records import gate, new_record, ratio, result, shown
 from report_pages import PAGES, Path
-from test_terminal import shown
 
 from tp_harness.report.failure_text import details, sentence
 from tp_harness.report.failures import failures

@@ -7,13 +7,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from records import gate, new_record, ratio, result
+from records import gate, new_record, ratio, result, shown
 from rich.console import Console
 
 from tp_harness.report.headline import legend
-from tp_harness.report.terminal import print_summary, summary
+from tp_harness.report.terminal import print_summary
 from tp_harness.results.result import Control, Status, Worst
-from tp_harness.results.run_record import RunRecord
 
 MIXED = (
     result("attention", 1, gates=(gate(2.04e-7),)),
@@ -30,13 +29,6 @@ MIXED = (
     result("mlp", 8, Status.CRASH, reason="rank 3 of 8 exited with code 9", log_dir="runs/x/logs/tp8"),
     result("rope", 8, Status.VOID, reason="the control passed", gates=(gate(0.0),)),
 )
-
-
-def shown(record: RunRecord, width: int = 100) -> list[str]:
-    """What a terminal of that width shows."""
-    console = Console(record=True, width=width, file=io.StringIO())
-    console.print(summary(record))
-    return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 def test_the_table_has_a_row_per_case_and_a_column_per_degree(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from ladder import Ladder
+from ladder import own_verdicts
 from torch import nn
 
 from tp_harness.case.case import Case
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
 from tp_harness.results.result import Result
@@ -152,7 +151,4 @@ def verdicts(folder: Path, patch: Patch, form: Any, on_ranks: Any = None, **fiel
         inputs=lambda generator: (torch.randn(256, HIDDEN, generator=generator),),
         **({"routing": ("",)} | fields),
     )
-    patch.setitem(components.COMPONENTS, "own", lambda _config, _layer: case)
-    folder.mkdir(exist_ok=True)
-    ladder = Ladder(folder, targets=(("own", 0),))
-    return {dtype: ladder.run("own", 2, dtype) for dtype in ("float32", "bfloat16")}
+    return own_verdicts(folder, patch, case)

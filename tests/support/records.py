@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from tp_harness.report.terminal import summary
 from tp_harness.results.result import Gate, Result, Status
 from tp_harness.results.run_record import RunRecord, open_record
 
@@ -39,3 +43,10 @@ def fill_disk_half_way(self: Path, text: str, encoding: str) -> int:
     with self.open("w", encoding=encoding) as file:
         file.write(text[: len(text) // 2])
     raise OSError(28, os.strerror(28))
+
+
+def shown(record: RunRecord, width: int = 100) -> list[str]:
+    """What a terminal of that width shows of a run."""
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(summary(record))
+    return [line.rstrip() for line in console.export_text().splitlines()]
