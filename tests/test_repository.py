@@ -93,34 +93,3 @@ def test_nothing_that_runs_on_a_device_broadcasts(name: str) -> None:
 
 def test_a_broadcast_would_be_found() -> None:
     assert len(broadcasts("xm.collective_broadcast([x])\ny = self.group.broadcast(x, 0)")) == 2
-
-
-def timed_by_hypothesis(text: str) -> list[str]:
-    """Tests with @given that hypothesis would fail where the machine stalls for its deadline, a fifth of a second."""
-    tree = ast.parse(text)
-    shared = {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and "deadline=None" in ast.unparse(node.value)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    tests = {node.name: [ast.unparse(each) for each in node.decorator_list] for node in _functions(tree)}
-    given = {name: lines for name, lines in tests.items() if any(line.startswith("given(") for line in lines)}
-    return [name for name, lines in given.items() if not any("deadline=None" in d or d in shared for d in lines)]
-
-
-def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-
-
-def test_no_test_fails_because_an_example_took_long() -> None:
-    """Mend it with @settings(deadline=None)."""
-    found = {path.name: timed_by_hypothesis(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
-    assert {name: tests for name, tests in found.items() if tests} == {}
-
-
-def test_a_deadline_would_be_found() -> None:
-    text = "S = settings(deadline=None)\n@given(x)\n@S\ndef a(): pass\n@given(x)\ndef b(): pass\n"
-    text += "@settings(deadline=None)\n@given(x)\ndef c(): pass\n@settings(max_examples=3)\n@given(x)\ndef d(): pass\n"
-    assert timed_by_hypothesis(text) == ["b", "d"]
