@@ -4,8 +4,10 @@ Examples are the same in every run, so that what a run says is about the change 
 by `pytest --hypothesis-profile search`.
 """
 
+import compileall
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,6 +15,13 @@ from hypothesis import settings
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("same")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Tests start hundreds of programs: none compiles the package itself, even where Python writes no bytecode."""
+    if not hasattr(session.config, "workerinput"):
+        for folder in ("tp_harness", "kernels", "launch", "reference", "tests/support"):
+            compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=2)
 
 
 @pytest.fixture(autouse=True)

@@ -111,25 +111,49 @@ ROUTED = case(router, {}, Router, lambda g: (torch.randn(32, 12, generator=g),),
 '''
 
 
-@pytest.fixture
-def harness(tmp_path: Path) -> Harness:
-    harness = Harness(tmp_path)
+RIGHT = ("RIGHT", "NO_PLAN", "KEPT", "CUT", "ROUTED")
+WRONG = ("CUT_BY_MISTAKE", "TAPPED", "ADDED")
+together = pytest.mark.xdist_group("dtensors")  # so that each run is made once, not by every worker
+
+
+def harness_at(folder: Path) -> Harness:
+    harness = Harness(folder)
     harness.cases.write_text(CASES)
     return harness
 
 
-def verified(harness: Harness, name: str, code: int, *given: str) -> dict[str, Any]:
-    """The record of a run of one case on 2 ranks in float32."""
-    harness.out = harness.home / name
-    given = ("--case", f"{harness.cases}:{name}", "--tp", "2", "--draws", "1", "--dtype", "float32", *given)
-    assert harness.code(*given) == code
+def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
+    """The record of a run of these cases on 2 ranks in float32."""
+    harness = harness_at(folder)
+    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
+    loaded = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'; import torch._dynamo"  # before the forks
+    loaded += ", torch.distributed.tensor.parallel"
+    assert harness.code(*cases, "--tp", "2", "--draws", "1", "--dtype", "float32", *given, patch=loaded) == code
     return harness.record()
 
 
-@pytest.mark.parametrize("name", ["RIGHT", "NO_PLAN", "KEPT", "CUT", "ROUTED"])
-def test_a_right_one_passes_with_a_control_that_is_rejected(harness: Harness, name: str) -> None:
-    record = verified(harness, name, 0, "--repeats", "1")
-    [result], [control] = record["results"], record["controls"]
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return verified(tmp_path_factory.mktemp("right"), RIGHT, 0, "--repeats", "1")
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    record = verified(tmp_path_factory.mktemp("wrong"), WRONG, 1)
+    assert {result["status"] for result in record["results"]} <= {"SHAPE", "MISMATCH"}, "each one is rejected"
+    return record
+
+
+def of(record: dict[str, Any], name: str, part: str = "results") -> dict[str, Any]:
+    """The one result, or control, of a case."""
+    [found] = [each for each in record[part] if each["component"] == f"own ({name})"]
+    return found  # type: ignore[no-any-return]
+
+
+@together
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_one_passes_with_a_control_that_is_rejected(right: dict[str, Any], name: str) -> None:
+    result, control = of(right, name), of(right, name, "controls")
     assert (result["status"], control["rejected"]) == ("PASS", True)
     kinds = [call["kind"] for call in result["ranks"][0]["collectives"]]
     assert kinds == {"CUT": ["reduce_scatter"], "ROUTED": ["all_gather"]}.get(name, ["all_reduce"])
@@ -139,25 +163,26 @@ def test_a_right_one_passes_with_a_control_that_is_rejected(harness: Harness, na
     assert held == (whole - 4 * 20) / 2 + 4 * 20 if name != "ROUTED" else held == 4 * 8 * 12 / 2
 
 
-def test_an_output_that_is_placed_otherwise_than_the_case_says(harness: Harness) -> None:
-    [result] = verified(harness, "CUT_BY_MISTAKE", 1)["results"]
+@together
+def test_an_output_that_is_placed_otherwise_than_the_case_says(wrong: dict[str, Any]) -> None:
+    result = of(wrong, "CUT_BY_MISTAKE")
     assert (result["status"], result["reason"]) == (
         "SHAPE",
         "output.0 of rank 0 is a DTensor placed as Shard(dim=2, unit=1), where `output` of its Case says Replicate()",
     )
 
 
-def test_a_wrong_one_is_explained_by_its_taps_and_parameters(harness: Harness) -> None:
-    [result] = verified(harness, "TAPPED", 1)["results"]
-    assert result["first_divergence"]["tensor"] == "hidden"
-    assert result["first_divergence"]["ranks"] == [0, 1]
-    record = verified(harness, "ADDED", 1)
-    [result] = record["results"]
-    assert result["first_divergence"]["tensor"] == "output.0"
-    assert not [note for note in record["notes"] if "bug" in note or "failed" in note]
+@together
+def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, Any]) -> None:
+    tapped, added = of(wrong, "TAPPED"), of(wrong, "ADDED")
+    assert tapped["first_divergence"]["tensor"] == "hidden"
+    assert tapped["first_divergence"]["ranks"] == [0, 1]
+    assert added["first_divergence"]["tensor"] == "output.0"
+    assert not [note for note in wrong["notes"] if "bug" in note or "failed" in note]
 
 
-def test_what_cannot_be_placed_is_refused_before_any_rank_starts(harness: Harness) -> None:
+def test_what_cannot_be_placed_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
+    harness = harness_at(tmp_path)
     lists = (["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in ("OTHER_PLAN", "TWO_AXES"))
     [(code, other), (also, axes)] = harness.run(*lists)
     assert (code, also) == (2, 2)
