@@ -169,18 +169,21 @@ NOTHING = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("EDIT", "edit of odd"),
-        ("RANK_forward", "forward of odd in DTYPE"),
-        ("RANK_load_state_dict", "load_state_dict of the sharded module of odd"),
-    ],
-)
-def test_what_a_function_raises_on_a_rank_is_said_with_its_place(harness: Harness, name: str, what: str) -> None:
-    assert answers(harness, name) == {name: (3, "")}
-    for result in harness.record()["results"]:
+ON_RANKS = {
+    "EDIT": "edit of odd",
+    "RANK_forward": "forward of odd in DTYPE",
+    "RANK_load_state_dict": "load_state_dict of the sharded module of odd",
+}
+
+
+def test_what_a_function_raises_on_a_rank_is_said_with_its_place(harness: Harness) -> None:
+    cases = [word for name in ON_RANKS for word in ("--case", f"{harness.cases}:{name}")]
+    assert harness.code(*cases, "--tp", "2", "--draws", "1", patch="import os; os.environ['FAILS_BY'] = 'lines'") == 3
+    results = harness.record()["results"]
+    assert {result["component"] for result in results} == {f"odd ({name})" for name in ON_RANKS}
+    for result in results:
         assert result["status"] == "CRASH"
+        what = ON_RANKS[result["component"].removeprefix("odd (").removesuffix(")")]
         call = what.replace("DTYPE", result["dtype"])
         said = (
             rf"rank \d of 2 failed with ValueError: no, \| because of this \({call}; cases\.py:\d+ in fail\); its log"

@@ -113,13 +113,22 @@ A = case(Sharded)
 
 
 def test_a_crash_of_one_case_leaves_the_others_their_verdict(harness: Harness) -> None:
+    """A breakpoint in a rank without a terminal is one, which names the backend that has one."""
     dies = "class Dies(Sharded):\n    def reduce(self, x):\n        raise OSError('no')\n"
-    file = own_file(harness, dies + "DIES, A = case(Dies), case(Sharded)")
+    dies += "class Stops(Sharded):\n    def reduce(self, x):\n        breakpoint()\n        return super().reduce(x)\n"
+    file = own_file(harness, dies + "DIES, A, STOPS = case(Dies), case(Sharded), case(Stops)")
     assert harness.code("--case", str(file), "--tp", "2", "--draws", "1", "--dtype", "float32") == 3
     assert [(name, status) for name, _, _, status in harness.statuses()] == [
         ("own (DIES)", "CRASH"),
         ("own (A)", "PASS"),
+        ("own (STOPS)", "CRASH"),
     ]
+    stopped = harness.record()["results"][-1]
+    assert (
+        "breakpoint() found no terminal, which ranks of backend gloo do not have: use --backend local"
+        in stopped["reason"]
+    )
+    assert "in reduce" in stopped["traceback"]
 
 
 def test_a_run_of_several_cases_is_resumed_with_the_same_names(harness: Harness) -> None:
@@ -181,15 +190,3 @@ def test_hosts_that_share_the_cases_of_a_run_call_them_alike(harness: Harness) -
     [preparation] = prepare(share, copies=0, process_group=True)
     assert preparation.own is not None
     assert (preparation.own.label, preparation.own.spec) == ("own (B)", f"{file}:B")
-
-
-def test_a_breakpoint_in_a_rank_without_a_terminal_names_the_backend_that_has_one(harness: Harness) -> None:
-    stops = "class Stops(Sharded):\n    def reduce(self, x):\n        breakpoint()\n        return super().reduce(x)\n"
-    file = own_file(harness, stops + "A = case(Stops)")
-    assert harness.code("--case", str(file), "--tp", "2", "--draws", "1", "--dtype", "float32") == 3
-    [found] = harness.record()["results"]
-    assert (
-        "breakpoint() found no terminal, which ranks of backend gloo do not have: use --backend local"
-        in found["reason"]
-    )
-    assert "in reduce" in found["traceback"]

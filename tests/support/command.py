@@ -159,9 +159,13 @@ class Harness:
         return code
 
     def record(self) -> dict[str, Any]:
-        [path] = self.out.glob("*/run.json")
-        record: dict[str, Any] = json.loads(path.read_text())
+        [record] = self.records()
         return record
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of all runs, in their order."""
+        paths = sorted(self.out.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+        return [json.loads(path.read_text()) for path in paths]
 
     def statuses(self) -> list[tuple[str, int, str, str]]:
         return [(r["component"], r["tp"], r["dtype"], r["status"]) for r in self.record()["results"]]

@@ -55,13 +55,19 @@ def test_one_fault_per_degree_is_put_in_and_rejected(harness: Harness) -> None:
 
 def test_a_verdict_that_accepts_the_fault_is_void(harness: Harness) -> None:
     given = ["--component", "attention", "--tp", "2", "--draws", "1", "--dtype", "float32", "--layer", "0"]
-    assert harness.code(*given, "--backend", "local", patch=ACCEPTS_ALL) == 4
-    assert harness.statuses() == [("attention", 2, "float32", "VOID")]
-    record = harness.record()
-    [name] = [c["fault"] for c in record["controls"]]
-    assert record["results"][0]["reason"].startswith(
+    experts = ["--component", "mlp", "--tp", "2", "--draws", "1", "--dtype", "float32", "--backend", "local"]
+    ends = harness.run([*given, "--backend", "local"], experts, patch=ACCEPTS_ALL)
+    assert ends == [(4, ""), (4, "")]
+    of_attention, of_experts = harness.records()
+    [result] = of_attention["results"]
+    assert (result["component"], result["tp"], result["dtype"], result["status"]) == ("attention", 2, "float32", "VOID")
+    [name] = [c["fault"] for c in of_attention["controls"]]
+    assert result["reason"].startswith(
         f"the control passed: fault {name}, put into attention layer 0 in float32, was not rejected: "
     )
+    [result] = of_experts["results"]
+    assert result["status"] == "VOID"
+    assert "in float32 on the first 4 tokens of each row, was not rejected: accepted" in result["reason"]
 
 
 def test_without_a_control_the_record_says_so(harness: Harness) -> None:
@@ -118,12 +124,10 @@ negative_control.candidates = lambda options, tp: [nothing, *fit(options, tp)]
 
 def test_among_experts_a_fault_is_put_in_on_the_first_tokens(harness: Harness) -> None:
     given = ["--component", "mlp", "--tp", "2", "--draws", "1", "--dtype", "float32", "--backend", "local"]
-    assert harness.code(*given) == 0
-    [found] = harness.record()["controls"]
+    assert harness.run(given, [*given, "--seq", "3"]) == [(0, ""), (0, "")]
+    [found], [of_short] = (record["controls"] for record in harness.records())
     assert (found["tokens"], found["rejected"]) == (negative_control.TOKENS["mlp"], True)
-    harness.out = harness.out / "short"
-    assert harness.code(*given, "--seq", "3") == 0
-    assert [c["tokens"] for c in harness.record()["controls"]] == [0]
+    assert of_short["tokens"] == 0
 
 
 def test_first_tokens_are_run_without_the_fault_too_if_it_is_not_rejected(harness: Harness) -> None:
@@ -135,11 +139,6 @@ def test_first_tokens_are_run_without_the_fault_too_if_it_is_not_rejected(harnes
     assert found["rejected"]
     logs = Path(harness.record()["results"][0]["log_dir"]).parent
     assert sorted(path.name for path in logs.iterdir()) == ["tp2", "tp2-start1", "tp2-start2"]
-    harness.out = harness.out / "accepting"
-    assert harness.code(*given, patch=ACCEPTS_ALL) == 4
-    [result] = harness.record()["results"]
-    assert result["status"] == "VOID"
-    assert "in float32 on the first 4 tokens of each row, was not rejected: accepted" in result["reason"]
 
 
 @pytest.mark.parametrize("tp", [1, 8])

@@ -85,28 +85,27 @@ def test_a_rank_that_raises(harness: Harness) -> None:
     assert (Path(crashed["log_dir"]).name, Path(passed["log_dir"]).name) == ("tp2", "tp2-start1")
 
 
-@pytest.mark.parametrize(
-    ("name", "crashed", "other", "status"),
-    [
-        ("CHOOSY", "bfloat16", "float32", "PASS"),
-        ("CHOOSY_32", "float32", "bfloat16", "PASS"),
-        ("CHOOSY_WRONG", "bfloat16", "float32", "MISMATCH"),
-        ("CHOOSY_32_WRONG", "float32", "bfloat16", "MISMATCH"),
-    ],
-)
-def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(
-    harness: Harness, name: str, crashed: str, other: str, status: str
-) -> None:
+CHOOSY = {
+    "CHOOSY": ("bfloat16", "float32", "PASS"),
+    "CHOOSY_32": ("float32", "bfloat16", "PASS"),
+    "CHOOSY_WRONG": ("bfloat16", "float32", "MISMATCH"),
+    "CHOOSY_32_WRONG": ("float32", "bfloat16", "MISMATCH"),
+}
+
+
+def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(harness: Harness) -> None:
     """With a control of its own, and an explanation."""
-    assert harness.code("--case", f"{harness.cases}:{name}", "--tp", "2") == 3
+    cases = [word for name in CHOOSY for word in ("--case", f"{harness.cases}:{name}")]
+    assert harness.code(*cases, "--tp", "2") == 3
     record = harness.record()
-    results = {r["dtype"]: r for r in record["results"]}
-    assert {dtype: r["status"] for dtype, r in results.items()} == {other: status, crashed: "CRASH"}
-    assert f"no kernel for {crashed}" in results[crashed]["reason"]
-    assert results[other]["draws"] == 2
-    controls = [c["dtype"] for c in record["controls"]]
-    assert controls == [other] or (controls == [] and status == "MISMATCH"), "one beside what passed"
-    assert bool(results[other]["first_divergence"]) == (status == "MISMATCH")
+    for name, (crashed, other, status) in CHOOSY.items():
+        results = {r["dtype"]: r for r in record["results"] if r["component"] == f"own ({name})"}
+        assert {dtype: r["status"] for dtype, r in results.items()} == {other: status, crashed: "CRASH"}
+        assert f"no kernel for {crashed}" in results[crashed]["reason"]
+        assert results[other]["draws"] == 2
+        controls = [c["dtype"] for c in record["controls"] if c["component"] == f"own ({name})"]
+        assert controls == [other] or (controls == [] and status == "MISMATCH"), "one beside what passed"
+        assert bool(results[other]["first_divergence"]) == (status == "MISMATCH")
 
 
 def test_a_rank_that_sleeps(harness: Harness) -> None:
