@@ -14,16 +14,11 @@ from tp_harness.config.divisibility import TRN1_DEGREES
 from tp_harness.errors import UsageError
 from tp_harness.models.gpt_oss.config import PRESETS
 
-WORDS = "checked by a CPU interpreter of documented NKI 0.6 semantics; never compiled by neuronx-cc, never run on Trn1"
 
-
-def test_status_words() -> None:
-    assert {item.status for item in registry.KERNELS} == {WORDS}
-
-
-def test_readme_has_the_status_words_and_every_kernel() -> None:
+def test_the_page_and_the_table_have_the_status_of_every_kernel() -> None:
     text = (Path(registry.__file__).parent / "README.md").read_text()
-    assert WORDS in text
+    [status] = {item.status for item in registry.KERNELS}
+    assert status in text
     for item in registry.KERNELS:
         assert f"{item.kernel.__module__.rsplit('.', 1)[1]}.py" in text
 
