@@ -50,27 +50,28 @@ def test_two_components_at_three_degrees_pass(harness: Harness) -> None:
         assert logs == [f"rank{r}.log" for r in range(result["tp"])]
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "status", "reason"),
-    [
-        ("RIGHT", 0, "PASS", "of output.0 is "),
-        ("WRONG", 1, "MISMATCH", "replicas: output.0: rank 1 holds "),
-        ("NOTHING", 4, "VOID", "nothing was sharded at tp 4"),
-    ],
-)
-def test_an_own_case(harness: Harness, name: str, code: int, status: str, reason: str) -> None:
-    assert harness.code("--case", f"{harness.cases}:{name}", "--tp", "4", "--draws", "1") == code
-    assert harness.statuses() == [("own", 4, dtype, status) for dtype in ("float32", "bfloat16")]
-    assert all(reason in result["reason"] for result in harness.record()["results"])
-    assert harness.record()["exit_code"] == code
-    calls = [call["kind"] for call in harness.record()["results"][0]["ranks"][3]["collectives"]]
-    assert calls == (["all_reduce"] if name == "RIGHT" else [])
-    found = [
-        result["first_divergence"] and result["first_divergence"]["tensor"] for result in harness.record()["results"]
-    ]
-    assert found == ["output.0" if name == "WRONG" else None] * 2
-    worst = [result["worst"] is None for result in harness.record()["results"]]
-    assert worst == [status == "VOID"] * 2, "nothing is wrong with the elements of a void run"
+OWN = {
+    "RIGHT": (0, "PASS", "of output.0 is "),
+    "WRONG": (1, "MISMATCH", "replicas: output.0: rank 1 holds "),
+    "NOTHING": (4, "VOID", "nothing was sharded at tp 4"),
+}
+
+
+def test_an_own_case(harness: Harness) -> None:
+    ends = harness.run(*(["--case", f"{harness.cases}:{name}", "--tp", "4", "--draws", "1"] for name in OWN))
+    assert ends == [(code, "") for code, _, _ in OWN.values()]
+    for (name, (code, status, reason)), record in zip(OWN.items(), harness.records(), strict=True):
+        results = record["results"]
+        of = [(r["component"], r["tp"], r["dtype"], r["status"]) for r in results]
+        assert of == [("own", 4, dtype, status) for dtype in ("float32", "bfloat16")]
+        assert all(reason in result["reason"] for result in results)
+        assert record["exit_code"] == code
+        calls = [call["kind"] for call in results[0]["ranks"][3]["collectives"]]
+        assert calls == (["all_reduce"] if name == "RIGHT" else [])
+        found = [result["first_divergence"] and result["first_divergence"]["tensor"] for result in results]
+        assert found == ["output.0" if name == "WRONG" else None] * 2
+        worst = [result["worst"] is None for result in results]
+        assert worst == [status == "VOID"] * 2, "nothing is wrong with the elements of a void run"
 
 
 def test_a_rank_that_raises(harness: Harness) -> None:
