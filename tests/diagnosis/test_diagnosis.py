@@ -18,7 +18,7 @@ from tp_harness.diagnosis.common import told
 from tp_harness.diagnosis.explain import explain
 from tp_harness.faults import FAULTS, Fault, find_fault
 from tp_harness.faults.choice import config_at
-from tp_harness.faults.ways import computes, edits, everyone, passes, reduces, runs, sets
+from tp_harness.faults.ways import computes, edits, everyone, loads_from, passes, reduces, runs, sets
 from tp_harness.judge.evidence import Evidence
 from tp_harness.parallel.group import Group
 from tp_harness.report.failure_text import diagnosis_text
@@ -117,6 +117,7 @@ OTHERS: dict[str, Made] = {
     "residual dropped": made(beside_residual(lambda m, y: y - m.kept)),
     "residual of norm": made(beside_residual(lambda m, y: y - m.kept + m.normed)),
     "one part scaled": made(computes("out.weight", lambda x, r, n: x * (1 + 3 * (r == 5)))),
+    "one part wrong": made(computes("out.weight", lambda x, r, n: x.roll(int(r == 5), 0))),
     "bias before sum": made(edits(lambda module, group: module.partial.register_forward_hook(
         lambda _module, _inputs, y: y + module.out.bias))),
     "rank counted twice": made(reduces("", lambda g, x: g.all_reduce(x * (1 + (g.rank == 3))))),
@@ -125,14 +126,15 @@ OTHERS: dict[str, Made] = {
     "vocabulary bounds of next rank": made(sets("", vocab_start=lambda m, g: torch.tensor(
         (g.rank + 1) % g.size * len(m.weight))), "embedding"),
     "scaled": made(reduces("", lambda g, x: g.all_reduce(x) * 1.5)),
+    "rank 0 everywhere": made(loads_from("weight", lambda rank, size: 0), "unembedding"),
+    "zeros": made(passes("value", lambda v, g: v * (torch.arange(16) != 3))),
     "tokens permuted": made(passes("reduced", lambda y, g: y[:, torch.randperm(24, generator=torch.Generator())])),
     "features permuted": made(passes("q_rope", lambda q, g: q.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2))),
 }
 # fmt: on
 MADE = REGISTERED | OTHERS
-NEAR = {
-    "clamp symmetric": 0.5
-}  # how far from the right values to the mistake's it is not named any more; 0.9 of all else
+# How far from the right values to the mistake's it is not named any more; 0.9 of all others.
+NEAR = {"clamp symmetric": 0.5}
 
 
 def make(ladder: Ladder, made: Made) -> Evidence:
