@@ -21,6 +21,7 @@ import sys
 import time
 from typing import NoReturn
 
+from tp_harness.commands.parser import Parser
 from tp_harness.commands.verify import add_verify_options, options_of
 from tp_harness.config.options import Resolved, resolve
 from tp_harness.errors import UnknownNameError, UsageError, printable
@@ -38,11 +39,7 @@ _LEAD_SECONDS = 60.0  # for rank 0 to say what is wrong, before others may
 
 def main() -> int:
     """Be one rank; returns the exit code."""
-    missing = [name for name in _NEEDED if name not in os.environ]
-    if missing:
-        say(f"{', '.join(missing)} not set; start it as `torchrun --nproc-per-node N launch/tp_test.py`.")
-        return 2
-    leads = os.environ["RANK"] == "0"
+    leads = os.environ.get("RANK", "0") == "0"
     try:
         given = options_of(_arguments())
         options, host = resolve(given), Host.of(os.environ)
@@ -114,9 +111,12 @@ def _be_rank(options: Resolved, host: Host, backend: str, unused: str) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tp_test", description=__doc__)
+    parser = Parser(prog="launch/tp_test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_verify_options(parser)
     arguments = parser.parse_args()
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} not set; start it as `torchrun --nproc-per-node N launch/tp_test.py`.")
     if arguments.tp is not None:
         raise UsageError(f"--tp is {arguments.tp}; under torchrun the degree is --nproc-per-node.")
     if arguments.resume is not None:

@@ -11,18 +11,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .commands import COMMANDS
-from .errors import UsageError, blame, is_theirs, printable
+from .commands.parser import Parser
+from .errors import UnknownNameError, UsageError, blame, is_theirs, printable
 from .system.interrupts import one_interrupt
+from .version import __version__
 
+NAME = "tp-harness"
 USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 3, 130
 MOST = 3000  # characters of a sentence: a name from a file may be a megabyte long
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says a usage error as one sentence on stderr, as every other mistake is said."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see `{self.prog} --help`).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
         code: int = arguments.run(arguments)
     except UsageError as error:
         print(f"tp-harness: {printable(str(error), most=MOST)}", file=sys.stderr)
@@ -53,14 +49,26 @@ def _run(argv: Sequence[str] | None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="tp-harness",
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    names = tuple(command.NAME for command in COMMANDS)
+    if argv and not argv[0].startswith("-") and argv[0] not in names:
+        raise UnknownNameError("command", argv[0], names)
+    arguments = _parser().parse_args(argv)
+    if "run" not in arguments:
+        raise UsageError(f"a command is needed: {', '.join(names)} (see `{NAME} --help`).")
+    return arguments
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog=NAME,
         description="Says whether a tensor-parallel model is the same function as its single-core reference.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
-        subparser = commands.add_parser(command.NAME, help=command.HELP)
+        sentence = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        subparser = commands.add_parser(command.NAME, help=command.HELP, description=sentence)
         command.add_options(subparser)
         subparser.set_defaults(run=command.run)
     return parser

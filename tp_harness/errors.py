@@ -22,13 +22,18 @@ class UsageError(ValueError):
         self.of = of
 
 
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The choice that is spelt most like `name`; "" if none is near."""
+    return next(iter(difflib.get_close_matches(name, choices, n=1, cutoff=0.5)), "")
+
+
 class UnknownNameError(UsageError):
     """A name that no registry holds; the message lists the choices and the nearest one."""
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
         choices = tuple(choices)
-        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, choices)
+        hint = f" Did you mean {near!r}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(choices)}.")
 
 

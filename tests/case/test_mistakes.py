@@ -112,7 +112,7 @@ def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tupl
             "--case a.py:A --seq 9",
             "a Case brings its own modules and inputs, which --seq would not change; leave it out",
         ),
-        ("--wrong", "unrecognized arguments: --wrong"),
+        ("--wrong", "unknown option --wrong."),
     ],
 )
 def test_a_wrong_option_needs_no_torch_to_be_refused(tmp_path: Path, given: str, text: str) -> None:

@@ -20,10 +20,12 @@ from tp_harness.models.gpt_oss.components import COMPONENTS
 from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.prepare.random_weights import INITS
 
-FLAGS = (
-    "component tp model batch seq layer depth dtype backend seed draws init kernels repeats fault no-fault-control "
-    "checkpoint case out resume timeout"
-)
+FLAGS = {
+    "what": "component layer depth case model checkpoint init kernels batch seq",
+    "where": "tp backend timeout",
+    "how strict": "dtype seed draws repeats fault no-fault-control",
+    "output": "out resume",
+}
 
 
 def options_from(*arguments: str) -> Options:
@@ -33,9 +35,11 @@ def options_from(*arguments: str) -> Options:
 
 def test_flags_are_frozen() -> None:
     """A new flag is a decision: variation belongs into cases."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False)
     verify.add_verify_options(parser)
-    assert [action.option_strings for action in parser._actions[1:]] == [[f"--{flag}"] for flag in FLAGS.split()]
+    groups = {g.title: [action.option_strings for action in g._group_actions] for g in parser._action_groups[2:]}
+    assert groups == {title: [[f"--{flag}"] for flag in flags.split()] for title, flags in FLAGS.items()}
+    assert len(parser._actions) == 21
 
 
 def test_no_flags_is_the_default_of_every_option() -> None:
@@ -236,7 +240,7 @@ def test_a_wrong_option_is_refused_in_one_sentence(name: str) -> None:
         (("--tp", ""), "--tp is ''; numbers separated by commas are needed, as 1,2,8,32."),
         (("--seq", "x"), "argument --seq: invalid int value: 'x' (see `tp-harness verify --help`)."),
         (("--seq",), "argument --seq: expected one argument (see `tp-harness verify --help`)."),
-        (("--sequence", "4"), "unrecognized arguments: --sequence 4 (see `tp-harness --help`)."),
+        (("--sequence", "4"), "unknown option --sequence. Did you mean --seq? `tp-harness verify --help` lists all."),
     ],
     ids=["tp-word", "tp-empty", "seq-word", "seq-nothing", "unknown_flag"],
 )

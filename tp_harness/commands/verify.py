@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..config.options import Options, parse_degrees, resolve
+from ..config.options import MODEL, Options, parse_degrees, resolve
 from ..errors import UsageError
 from ..models import presets
 
@@ -20,70 +20,72 @@ NAME = "verify"
 HELP = "run sharded components and compare them with the reference"
 
 
+EXAMPLES = """examples:
+  tp-harness verify                                every component and degree
+  tp-harness verify --component mlp --tp 2,8       one component, two degrees
+  tp-harness verify --case my_mlp.py:CASE          your own module
+"""
+
+_NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
+_FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+_SEVERAL: dict[str, Any] = {"action": "append", "default": []}
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "what": {
+        "--component": _SEVERAL | {"metavar": "NAME", "help": "one of `tp-harness list`; repeatable; default: all"},
+        "--layer": _SEVERAL | _NUMBER | {"help": "repeatable; even layers have a sliding window"},
+        "--depth": _NUMBER | {"help": "run the transformer with its first N layers; default: all"},
+        "--case": _SEVERAL
+        | {"metavar": "FILE.py[:NAME]", "help": "your Case, or all of a file, instead of components; repeatable"},
+        "--model": {"help": f"{', '.join(presets())} or a config.json; default: {MODEL}"},
+        "--checkpoint": _FOLDER
+        | {"help": "weights under the model's public names, or a Case's own: safetensors, or torch.save's"},
+        "--init": {"metavar": "KIND", "help": "discriminating (the default), constant (0.5, weak) or tied (experts)"},
+        "--kernels": {"metavar": "KIND", "help": "torch (the default), or nki: its kernels, interpreted on a CPU"},
+        "--batch": _NUMBER | {"metavar": "B", "help": "rows of the input"},
+        "--seq": _NUMBER | {"metavar": "S", "help": "tokens of a row; more than the sliding window to exercise it"},
+    },
+    "where": {
+        "--tp": {"metavar": "1,2,8,32", "help": "tp_degrees, comma-separated; default: 1,2,8,32"},
+        "--backend": {"metavar": "NAME", "help": "auto (the default) or one of `tp-harness list backends`"},
+        "--timeout": {
+            "type": float,
+            "metavar": "SECONDS",
+            "help": "for one case on the ranks; default: 300, more for a large model",
+        },
+    },
+    "how strict": {
+        "--dtype": _SEVERAL | {"metavar": "D", "help": "float32 or bfloat16; repeatable; default: both"},
+        "--seed": _NUMBER | {"help": "of weights and inputs; default: 0"},
+        "--draws": _NUMBER | {"help": "how many weights and inputs to try; the worst decides"},
+        "--repeats": _NUMBER | {"help": "run each forward N times more: the bits must be the same; also times them"},
+        "--fault": {"metavar": "NAME", "help": "put in one of `tp-harness list faults`; the run must then fail"},
+        "--no-fault-control": {
+            "dest": "fault_control",
+            "action": "store_false",
+            "default": None,
+            "help": "put no fault in at random; the run then proves less",
+        },
+    },
+    "output": {
+        "--out": _FOLDER | {"help": "where the run's folder goes; default: artifacts"},
+        "--resume": _FOLDER | {"help": "go on with the unfinished run in this folder, with its options"},
+    },
+}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the subcommand."""
+    """The options of the subcommand, and examples of it."""
     add_verify_options(parser)
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
     """The options of `verify`, which launch/tp_test.py takes as well."""
-    add = parser.add_argument
-    add("--component", action="append", default=[], metavar="NAME", help="repeatable; default: all")
-    add("--tp", metavar="1,2,8,32", help="tp_degrees, comma-separated")
-    add("--model", help=f"{', '.join(presets())} or a config.json")
-    add("--batch", type=int, metavar="B", help="rows of the input")
-    add("--seq", type=int, metavar="S", help="tokens of a row; more than the sliding window to exercise it")
-    add(
-        "--layer",
-        type=int,
-        action="append",
-        default=[],
-        metavar="N",
-        help="repeatable; even layers have a window",
-    )
-    add("--depth", type=int, metavar="N", help="run the transformer with its first N layers; default: all")
-    add(
-        "--dtype",
-        action="append",
-        default=[],
-        metavar="D",
-        help="float32 or bfloat16; repeatable; default: both",
-    )
-    add("--backend", help="auto or a name from `tp-harness list backends`")
-    add("--seed", type=int, metavar="N", help="of weights and inputs")
-    add("--draws", type=int, metavar="N", help="how many weights and inputs to try; the worst decides")
-    add("--init", metavar="KIND", help="discriminating, constant (0.5, a weak test) or tied (experts)")
-    add("--kernels", metavar="KIND", help="torch, or nki: its kernels, interpreted on a CPU")
-    add("--repeats", type=int, metavar="N", help="time each forward N times more; count FLOPs")
-    add("--fault", metavar="NAME", help="put in one of `tp-harness list faults`; the run must then fail")
-    add(
-        "--no-fault-control",
-        dest="fault_control",
-        action="store_false",
-        default=None,
-        help="put in none at random; the run then shows less",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="DIR",
-        help="weights under the model's public names, or a Case's own: safetensors, or torch.save's",
-    )
-    add(
-        "--case",
-        action="append",
-        default=[],
-        metavar="FILE.py[:NAME]",
-        help="an own Case, or all of a file, instead of the model's components; repeatable",
-    )
-    add("--out", type=Path, metavar="DIR", help="where the run's folder goes; default: artifacts")
-    add("--resume", type=Path, metavar="DIR", help="go on with the unfinished run in this folder, with its options")
-    add(
-        "--timeout",
-        type=float,
-        metavar="SECONDS",
-        help="for one case on the ranks; default: 300, more for a large model",
-    )
+    parser.usage = "%(prog)s [OPTIONS]"
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for option, how in options.items():
+            group.add_argument(option, **how)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
