@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/installed
-DOCS_STAMP := $(VENV)/docs-installed
+TESTS := $(VENV)/installed-tests
+DOCS := $(VENV)/installed-docs
 
 XLA_VENV := .venv-xla
 
@@ -11,7 +13,12 @@ XLA_VENV := .venv-xla
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(PIP) -e .
+	touch $@
+
+# What tests and checks need, beside what `verify` needs.
+$(TESTS): $(STAMP)
+	$(PIP) -e '.[test,dev]'
 	touch $@
 
 verify: $(STAMP)
@@ -21,10 +28,10 @@ verify: $(STAMP)
 PYTEST_OPTIONS := -n auto --dist loadgroup
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-test: $(STAMP)
+test: $(TESTS)
 	$(PYTEST)
 
-test-slow: $(STAMP)
+test-slow: $(TESTS)
 	$(BIN)/python -m pytest -m slow
 
 # torch-xla needs its own torch: an environment of its own, whose heavy part is kept outside the clone.
@@ -37,7 +44,7 @@ test-xla: $(XLA_VENV)/installed
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
 
 # Types are checked on an installed copy: mypy does not follow the package mapping of setup.cfg.
-check: $(STAMP)
+check: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build
@@ -45,32 +52,32 @@ check: $(STAMP)
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p tp_harness
 	$(PYTEST)
 
-$(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+$(DOCS): $(STAMP)
+	$(PIP) -e '.[docs]'
 	touch $@
 
 # The documentation as a site, which asks no other host for anything: open build/site/index.html.
-docs: $(DOCS_STAMP)
+docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # 500 hostile inputs of each kind, and every fault in the launcher at every moment (half an hour).
-fuzz: $(STAMP)
+fuzz: $(TESTS)
 	$(BIN)/python tests/support/fuzz.py --count 500
 
-launcher-faults: $(STAMP)
+launcher-faults: $(TESTS)
 	$(BIN)/python tests/bench/launcher_faults.py --write docs/launcher-faults.md
 
-bench: $(STAMP)
+bench: $(TESTS)
 	$(BIN)/python tests/bench/sweep.py
 
-packing: $(STAMP)
+packing: $(TESTS)
 	$(BIN)/python tests/bench/packing.py
 
 kernels: $(STAMP)
 	$(BIN)/python -m tp_harness.kernels.checks.report
 
 # The picture of a report in docs/report.md; needs Chromium.
-screenshot: $(STAMP)
+screenshot: $(TESTS)
 	$(BIN)/tp-harness verify --repeats 3 --out build/screenshot
 	$(BIN)/python tests/support/screenshot.py build/screenshot/$$(ls -t build/screenshot | head -1)
 

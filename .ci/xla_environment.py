@@ -26,7 +26,7 @@ def main(target: Path) -> None:
     [packages] = (target / "lib").glob("python*/site-packages")
     [shared] = (heavy / "lib").glob("python*/site-packages")
     (packages / "torch_xla.pth").write_text(f"{shared}\n")
-    command = (target / "bin" / "python", *PIP, "--constraint", REQUIREMENTS, "--editable", f"{CLONE}[test]")
+    command = (target / "bin" / "python", *PIP, "--constraint", REQUIREMENTS, "--editable", f"{CLONE}[test,xla]")
     subprocess.run(command, check=True)
 
 
