@@ -45,6 +45,10 @@ def test_a_good_trn1_has_nothing_to_complain_of() -> None:
     assert texts(HEALTHY, "danger") == texts(HEALTHY, "warning") == []
     assert texts(HEALTHY, "note") == [f"the Neuron packages are those of SDK 2.31.1: {RELEASES[1].remark}."]
     assert HEALTHY.backend_reasons["neuron"] is None
+    newest = replace(HEALTHY, packages=release("2.33.0"), system_packages=system("2.33.0"))
+    newest = replace(newest, machine=replace(TRN1, driver="2.31.7.0"))
+    assert texts(newest, "danger") == texts(newest, "warning") == []
+    assert texts(newest, "note") == [f"the Neuron packages are those of SDK 2.33.0: {RELEASES[2].remark}."]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,18 @@ def test_placeholders_of_the_public_index_are_named() -> None:
     [text] = texts(with_packages(LAPTOP, {"neuronx-distributed": stub}), "warning")
     assert text.startswith("neuronx-distributed 0.1 is the public index's placeholder and holds no code; uninstall it")
     facts = with_packages(HEALTHY, {"neuronx-cc": Package(name="neuronx-cc", version="1.0.post1", stub=True)})
-    assert facts.backend_reasons["neuron"] == "neuronx-cc 1.0.post1 is a placeholder without code"
+    assert (facts.backend_reasons["neuron"] or "").startswith("neuronx-cc 1.0.post1 is the public index's placeholder")
+
+
+@pytest.mark.parametrize("version", ["2.13.3.0", "2.14.3.0+1a2b", "2.14"])
+def test_torchneuron_is_told_from_the_torch_neuronx_on_torch_xla(version: str) -> None:
+    facts = with_packages(HEALTHY, packages(torch_neuronx=version))
+    [text] = texts(facts, "warning")
+    assert text == f"{facts.backend_reasons['neuron']}."
+    assert text.startswith(
+        f"torch-neuronx {version} is TorchNeuron, the native one, which runs on Trn2 and Trn3 alone;"
+    )
+    assert "for Trn1 install 2.9.0.2.15.32035, the last that is built on torch-xla, from AWS's Neuron" in text
 
 
 @pytest.mark.parametrize(
@@ -121,10 +136,11 @@ def test_a_placeholder_is_told_by_its_version_or_its_emptiness(
 def test_packages_of_two_releases_are_told_apart() -> None:
     mixed = with_packages(HEALTHY, packages(neuronx_cc="2.23.6484.0+ab"))
     [text] = texts(mixed, "warning")
-    assert "of no one SDK known to work on Trn1 (2.28.1 or 2.31.1)" in text
-    assert "torch-neuronx 2.9.0.2.15.32035+ab12 (SDK 2.31.1); neuronx-cc 2.23.6484.0+ab (SDK 2.28.1)" in text
+    assert "of no one SDK known to work on Trn1 (2.28.1, 2.31.1, 2.33.0)" in text
+    both = "torch-neuronx 2.9.0.2.15.32035+ab12 (SDK 2.31.1, 2.33.0); neuronx-cc 2.23.6484.0+ab (SDK 2.28.1)"
+    assert both in text
     later = with_packages(HEALTHY, packages(neuronx_cc="2.27.5334.0"))
-    assert "neuronx-cc 2.27.5334.0 (neither)" in texts(later, "warning")[0]
+    assert "neuronx-cc 2.27.5334.0 (none of them)" in texts(later, "warning")[0]
 
 
 def test_the_older_release_is_known_and_wants_an_older_python() -> None:
@@ -199,7 +215,7 @@ def test_debian_s_list_of_packages() -> None:
 def test_debian_revisions_and_local_suffixes_do_not_hide_a_release() -> None:
     assert Package(name="aws-neuronx-runtime-lib", version="2.33.10.0-17e3d3a5b").releases == ("2.31.1",)
     assert public_version("2.23.6484.0+3b612583") == "2.23.6484.0"
-    assert Package(name="torch", version="2.9.1+cpu").releases == ("2.28.1", "2.31.1")
+    assert Package(name="torch", version="2.9.1+cpu").releases == ("2.28.1", "2.31.1", "2.33.0")
     assert Package(name="torch", version="2.90.1").releases == ()
 
 

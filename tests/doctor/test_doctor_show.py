@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from machines import DEVICES, HEALTHY, HOLDER, LAPTOP, with_devices, with_packages
+import pytest
+from machines import DEVICES, HEALTHY, HOLDER, LAPTOP, system, with_devices, with_packages
 from rich.console import Console
 
 from tp_harness.backends import BACKENDS
@@ -28,24 +30,28 @@ def test_the_doctor_and_the_backends_agree_about_this_machine() -> None:
 
 def shown_in(width: int, facts: Facts) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(as_text(facts, findings(facts)))
+    console.print(as_text(facts, findings(facts)), soft_wrap=True)
     return console.export_text()
 
 
-def test_versions_are_whole_in_a_narrow_terminal() -> None:
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table_shows_versions_beside_the_pins_whole_in_a_narrow_terminal_too(width: int) -> None:
     stub = Package(name="nki", version="0.0.1", stub=True)
-    for facts, width in ((LAPTOP, 80), (with_packages(HEALTHY, {"nki": stub}), 100)):
-        shown = shown_in(width, facts)
-        for version in ("2.9.0.2.12.22436", "2.7.0.2.12.22436", "3.10 to 3.12"):
-            assert version in shown
+    shown = shown_in(width, with_packages(HEALTHY, {"nki": stub}))
+    for version in ("2.9.0.2.15.32035+ab12", "2.9.0.2.12.22436", "2.7.0.2.12.22436", "3.10 to 3.12", "2.28.7631.0"):
+        assert version in shown
     assert "0.0.1 (placeholder)" in shown
-
-
-def test_the_table_shows_versions_beside_the_pins() -> None:
-    shown = shown_in(120, HEALTHY)
     assert "trn1.32xlarge, 16 Neuron devices, 32 NeuronCores, 0 of them on devices in use, driver 2.29.0.0" in shown
-    assert "2.9.0.2.15.32035+ab12" in shown
-    assert "2.9.0.2.12.22436" in shown
+
+
+def test_pins_are_shown_where_there_is_anything_to_compare_with_them() -> None:
+    assert re.findall(r"^(\S+) +\d", shown_in(80, LAPTOP), flags=re.MULTILINE) == ["Python", "torch"]
+    for facts in (
+        with_packages(LAPTOP, {"nki": Package(name="nki", version="0.7.0")}),
+        with_devices(LAPTOP, DEVICES[0]),
+        replace(LAPTOP, system_packages=system("2.33.0")),
+    ):
+        assert "2.28.7631.0" in shown_in(80, facts)
 
 
 def test_json_is_complete_and_plain() -> None:

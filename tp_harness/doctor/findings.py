@@ -19,7 +19,6 @@ from ..system.core_pool import names
 from .facts import Facts
 
 Level = Literal["danger", "warning", "note"]
-AWS_INDEX = "AWS's Neuron package index (docs/trn1.md has the command)"
 NETWORK_FILESYSTEMS = ("nfs", "nfs4", "efs", "lustre", "fuse.s3fs", "cifs")
 DEVICES_OF = {"trn1.2xlarge": 1, "trn1.32xlarge": 16, "trn1n.32xlarge": 16}
 OPEN_FILES = 65536  # what AWS's troubleshooting guide sets for 32 workers
@@ -127,12 +126,8 @@ def _visible(facts: Facts) -> Iterator[Finding]:
 
 def _packages(facts: Facts) -> Iterator[Finding]:
     for package in facts.packages.values():
-        if package.stub:
-            yield Finding(
-                level="warning",
-                text=f"{package.name} {package.version} is the public index's placeholder and holds no code; "
-                f"uninstall it and install from {AWS_INDEX}.",
-            )
+        if package.unfit:
+            yield Finding(level="warning", text=f"{package.unfit}.")
     torch, xla = facts.packages.get("torch"), facts.packages.get("torch-xla")
     if torch and xla and version_numbers(torch.version)[:2] != version_numbers(xla.version)[:2]:
         yield Finding(
@@ -153,7 +148,7 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 
 def _releases(facts: Facts) -> Iterator[Finding]:
     """Whether the Neuron packages are of one release, and what that release means on Trn1."""
-    real = [p for name, p in facts.packages.items() if name in NEURON_PACKAGES and not p.stub]
+    real = [p for name, p in facts.packages.items() if name in NEURON_PACKAGES and not p.unfit]
     if not real:
         return
     common = [r for r in RELEASES if all(r.name in package.releases for package in real)]
@@ -162,7 +157,7 @@ def _releases(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             text=f"the Neuron packages are of no one SDK known to work on Trn1 "
-            f"({' or '.join(release.name for release in RELEASES)}): {listed}.",
+            f"({', '.join(release.name for release in RELEASES)}): {listed}.",
         )
     for release in common:
         yield Finding(level="note", text=f"the Neuron packages are those of SDK {release.name}: {release.remark}.")
@@ -179,7 +174,7 @@ def _releases(facts: Facts) -> Iterator[Finding]:
 
 
 def _of(package: Package) -> str:
-    return f"SDK {', '.join(package.releases)}" if package.releases else "neither"
+    return f"SDK {', '.join(package.releases)}" if package.releases else "none of them"
 
 
 def _system(facts: Facts) -> Iterator[Finding]:

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ..neuron.devices import Machine
-from ..neuron.sdk_packages import PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
+from ..neuron.sdk_packages import NEURON_PACKAGES, PYTHON_PACKAGES, RELEASES, SYSTEM_PACKAGES, Package
 from ..version import __version__
 from .facts import Facts
 from .findings import Finding, exit_code
@@ -76,14 +76,18 @@ def _backends(facts: Facts) -> Table:
 
 
 def _versions(facts: Facts) -> Table:
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for header in ("package", "installed", *(f"SDK {release.name}" for release in RELEASES)):
-        table.add_column(header, no_wrap=header == "package", overflow="fold")
-    table.add_row("Python", facts.python, *(f"{release.python[0]} to {release.python[-1]}" for release in RELEASES))
+    """What is installed, and where there is anything of Neuron's, beside what each SDK has; as wide as it must be."""
     installed = dict(facts.packages) | dict(facts.system_packages or {})
-    for name in (*PYTHON_PACKAGES, *SYSTEM_PACKAGES):
-        pins = [release.versions.get(name, ()) for release in RELEASES]
+    neuron = facts.machine.devices or not installed.keys().isdisjoint((*NEURON_PACKAGES, *SYSTEM_PACKAGES))
+    releases = RELEASES if neuron else ()
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for header in ("package", "installed", *(f"SDK {release.name}" for release in releases)):
+        table.add_column(header)
+    table.add_row("Python", facts.python, *(f"{release.python[0]} to {release.python[-1]}" for release in releases))
+    for name in (*PYTHON_PACKAGES, *SYSTEM_PACKAGES) if neuron else installed:
+        pins = [release.versions.get(name, ()) for release in releases]
         table.add_row(name, _installed(installed.get(name)), *(escape("\n".join(pin)) or "-" for pin in pins))
+    table.width = Console(width=1000).measure(table).maximum  # a folded version cannot be copied
     return table
 
 

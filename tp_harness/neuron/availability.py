@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .devices import Machine, on_neuron, read_machine
-from .sdk_packages import Package, read_python_packages
+from .sdk_packages import AWS_INDEX, Package, read_python_packages
 
 HOW = "docs/trn1.md says how on Trn1, and `make test-xla` makes .venv-xla with it here"
 
@@ -55,7 +55,7 @@ def _device_reason(machine: Machine) -> str | None:
 def _package_reason(packages: Mapping[str, Package]) -> str | None:
     for name in ("torch-neuronx", "libneuronxla", "neuronx-cc"):
         if name not in packages:
-            return f"{name} is not installed"
-        if packages[name].stub:
-            return f"{name} {packages[name].version} is a placeholder without code"
+            return f"{name} is not installed; it comes from {AWS_INDEX}"
+        if packages[name].unfit:
+            return packages[name].unfit
     return None

@@ -1,7 +1,8 @@
 """Installed versions against the AWS Neuron SDK releases that run on Trn1.
 
-Source: the SDK's release manifest (n2-manifest.json, 2.31.1 and 2.28.1) and its announcements. 2.28.1 is the last
-release in which NKI, NxD and NxD Inference are all stated to work on Trn1; 2.31.1 the last with torch-neuronx.
+Source: the SDK's release manifest (n2-manifest.json, 2.28.1 and 2.31.1), the Trn1 packages of its page "Release
+content" (2.33.0), and its announcements. torch-neuronx names two packages: up to 2.9 it is built on torch-xla, from
+2.13 on it is TorchNeuron, a device of torch's own for Trn2 and Trn3.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ PYTHON_PACKAGES = {
 }
 NEURON_PACKAGES = tuple(PYTHON_PACKAGES)[2:]
 SYSTEM_PACKAGES = ("aws-neuronx-dkms", "aws-neuronx-runtime-lib", "aws-neuronx-collectives", "aws-neuronx-tools")
+
+AWS_INDEX = "AWS's Neuron package index (docs/trn1.md has the command)"
+LAST_ON_XLA = "2.9.0.2.15.32035"  # of torch-neuronx
 
 # What the public Python index has under these names: placeholders whose only advice is to use AWS's index.
 # The last version seen there in November 2026; real ones are all newer.
@@ -78,12 +82,12 @@ RELEASES = (
     ),
     Release(
         name="2.31.1",
-        remark="the last with torch-neuronx; NxD Inference no longer supports Trn1 here",
+        remark="the last with NxD; NxD Inference no longer supports Trn1 here",
         python=("3.11", "3.12", "3.13"),
         versions={
             "torch": ("2.9.*",),
             "torch-xla": ("2.9.*",),
-            "torch-neuronx": ("2.9.0.2.15.32035",),
+            "torch-neuronx": (LAST_ON_XLA,),
             "neuronx-cc": ("2.26.6360.0",),
             "libneuronxla": ("2.2.17544.0", "3.0.3854.0"),
             "neuronx-distributed": ("0.19.28492",),
@@ -93,6 +97,23 @@ RELEASES = (
             "aws-neuronx-runtime-lib": ("2.33.10.0",),
             "aws-neuronx-collectives": ("2.33.10.0",),
             "aws-neuronx-tools": ("2.31.15.0",),
+        },
+    ),
+    Release(
+        name="2.33.0",
+        remark="torch-neuronx is that of 2.31.1, and NxD is not part of it",
+        python=("3.11", "3.12", "3.13"),  # those that this torch-neuronx was built for in 2.31.1
+        versions={
+            "torch": ("2.9.*",),
+            "torch-xla": ("2.9.*",),
+            "torch-neuronx": (LAST_ON_XLA,),
+            "neuronx-cc": ("2.28.7631.0",),
+            "libneuronxla": ("3.0.10135.0",),
+            "nki": ("0.7.0",),
+            "aws-neuronx-dkms": ("2.31.7.0",),
+            "aws-neuronx-runtime-lib": ("2.35.30.0",),
+            "aws-neuronx-collectives": ("2.35.43.0",),
+            "aws-neuronx-tools": ("2.33.38.0",),
         },
     ),
 )
@@ -105,6 +126,21 @@ class Package:
     name: str
     version: str
     stub: bool = False
+
+    @property
+    def unfit(self) -> str | None:
+        """Why nothing can run on Trn1 with it, and the next step: a placeholder, or TorchNeuron under the same name."""
+        if self.stub:
+            return (
+                f"{self.name} {self.version} is the public index's placeholder and holds no code; uninstall it and "
+                f"install from {AWS_INDEX}"
+            )
+        if self.name == "torch-neuronx" and version_numbers(self.version)[:2] > version_numbers(LAST_ON_XLA)[:2]:
+            return (
+                f"torch-neuronx {self.version} is TorchNeuron, the native one, which runs on Trn2 and Trn3 alone; for "
+                f"Trn1 install {LAST_ON_XLA}, the last that is built on torch-xla, from {AWS_INDEX}"
+            )
+        return None
 
     @property
     def releases(self) -> tuple[str, ...]:

@@ -18,11 +18,12 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import UsageError
+from ..neuron.sdk_packages import AWS_INDEX
 from ..parallel.group import current_group
 
 ABSENT = (
     "neuronx-distributed is not installed (or only its placeholder from the public index): install the version of your "
-    "SDK from AWS's Neuron package index; docs/trn1.md has the command."
+    f"SDK from {AWS_INDEX}."
 )
 CPU_MODE = "NXD_CPU_MODE"
 
