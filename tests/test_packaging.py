@@ -7,7 +7,7 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from test_repository import FOLDERS, ROOT, SOURCES, room
+from sources import FOLDERS, ROOT, SOURCES
 
 from tp_harness.neuron.sdk_packages import RELEASES, is_stub
 
@@ -50,7 +50,7 @@ def test_the_base_install_has_all_that_is_imported_and_nothing_of_the_extras() -
     assert not base & set().union(*(names(lines) for name, lines in EXTRAS.items() if name != "xla"))
     for name, source in SOURCES.items():
         outside = {imported.split(".")[0] for imported in source.imports(at_start=True)}
-        outside -= {*sys.stdlib_module_names, "tp_harness", NEEDED_BY_SOME.get(room(name))}
+        outside -= {*sys.stdlib_module_names, "tp_harness", NEEDED_BY_SOME.get(name.split(".")[0])}
         assert {BROUGHT_BY.get(module, module) for module in outside} <= base, name
 
 
