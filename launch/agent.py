@@ -7,7 +7,6 @@ default group exists already.
 
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -18,10 +17,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from ..libraries.torchelastic_private import OpenAgent, name_host_at_once
 from .process import Gate, die_with_parent, redirect_output, thread_count
 from .rank import Entry, RankTask, run_rank, tell
 
@@ -94,7 +93,7 @@ class PlainLogs(LogsSpecs):
         return LogsDest(stdouts=console, stderrs=dict(console), error_files=files)
 
 
-class WatchfulAgent(LocalElasticAgent):
+class WatchfulAgent(OpenAgent):
     """LocalElasticAgent that notes how a rank died before it kills the others, and does so without delay.
 
     Left alone, torch reports any one of the ranks that failed within one interval, waits 30 s for stopped
@@ -106,22 +105,23 @@ class WatchfulAgent(LocalElasticAgent):
         self._status_fd = status_fd
         self._alive_ns = 0
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def start_workers(self, group: WorkerGroup) -> dict[int, Any]:
+        """Start the ranks; returns process ids by local rank."""
         threads = thread_count()
         if threads not in (None, 1):
             raise RuntimeError(f"the agent has {threads} threads; a rank could inherit a lock one of them holds")
         self._alive_ns = time.monotonic_ns()
-        ids: dict[int, Any] = super()._start_workers(worker_group)
-        return ids
+        return super().start_workers(group)
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+    def monitor_workers(self, group: WorkerGroup) -> RunResult:
+        """What has become of the ranks; ends them all once one has failed."""
         now = time.monotonic_ns()
-        pids = {worker.global_rank: int(worker.id) for worker in worker_group.workers}
+        pids = {worker.global_rank: int(worker.id) for worker in group.workers}
         # No rank ends before torch has seen all of them return, so whatever has ended here has failed.
         codes = _exit_codes(pids)
         if not codes:
             self._alive_ns = now
-            result: RunResult = super()._monitor_workers(worker_group)
+            result = super().monitor_workers(group)
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
             self._tell_deaths(codes)
             return result
@@ -201,8 +201,7 @@ def _prepare_environment(attempt_dir: Path) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(attempt_dir)  # so that torch's files go with the folder
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # ranks are numbered without asking a store
-    # torch asks for the host's full name at every event; without a network each answer can take seconds.
-    socket.getfqdn = lambda name="": "localhost"
+    name_host_at_once()
 
 
 def _exit_codes(pids: dict[int, int]) -> dict[int, int]:

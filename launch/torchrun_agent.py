@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import traceback
 from typing import Any
@@ -16,6 +15,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, rendezvous_handler_registry
 
+from ..libraries.torchelastic_private import name_host_at_once
 from .agent import SingleNodeRendezvous
 from .process import die_with_parent
 from .rank import tell
@@ -31,7 +31,7 @@ def main(text: str) -> int:
     die_with_parent(task["parent"])
     status_fd = os.open(task["status"], os.O_WRONLY)
     os.environ.update({TASK: text, AGENT_PID: str(os.getpid()), "GLOO_SOCKET_IFNAME": "lo"})
-    socket.getfqdn = lambda name="": "localhost"  # asked at every event; without a network that takes seconds
+    name_host_at_once()
     rendezvous_handler_registry.register(BACKEND, _meet_alone)
     try:
         torchrun.run(torchrun.parse_args(arguments(task)))

@@ -11,9 +11,9 @@ from sources import FOLDERS, MODULES, ROOT, SOURCES, Source, own
 
 # A room imports only from rooms to its left; within a room no modules import each other in a circle.
 ROOMS = (
-    "errors version text_table launch models config checkpoint neuron system results parallel placements arithmetic "
-    "case faults reference kernels ranks xla backends trn1 prepare judge report diagnosis models.gpt_oss modules "
-    "verification regression mutation doctor commands cli __main__ nxd pytest_plugin testing launch.tp_test"
+    "errors version text_table libraries launch models config checkpoint neuron system results parallel placements "
+    "arithmetic case faults reference kernels ranks xla backends trn1 prepare judge report diagnosis models.gpt_oss "
+    "modules verification regression mutation doctor commands cli __main__ nxd pytest_plugin testing launch.tp_test"
 )
 TORCH_FREE = (
     "models.family models.gpt_oss models.gpt_oss.cost models.gpt_oss.huggingface config neuron results regression "

@@ -23,8 +23,10 @@ from nxd_rule import cut
 from torch import nn
 
 from tp_harness import nxd, testing
+from tp_harness.case.plan import stand_in_group
 from tp_harness.config.model import NeuronConfig
 from tp_harness.errors import UsageError
+from tp_harness.libraries import neuronx_distributed_private as private
 from tp_harness.models.gpt_oss.components import component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.nxd import traced
@@ -209,21 +211,19 @@ def test_a_module_that_calls_torch_distributed_is_told_what_to_use(monkeypatch: 
 def test_nxd_s_cpu_mode_lasts_in_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the process that starts them, where torch.distributed only stands in, it would end up in a later build."""
     monkeypatch.delenv("NXD_CPU_MODE", raising=False)
-    monkeypatch.setattr(nxd, "_stands_in", lambda: True)
-    with nxd._cpu_mode():
+    with stand_in_group(2, real=True), nxd._cpu_mode():
         assert os.environ["NXD_CPU_MODE"] == "1"
     assert "NXD_CPU_MODE" not in os.environ
-    monkeypatch.setattr(nxd, "_stands_in", lambda: False)
     with nxd._cpu_mode():
         pass
     assert os.environ["NXD_CPU_MODE"] == "1"
 
 
-@pytest.mark.parametrize("module", [nxd, traced, neuron_build], ids=lambda module: str(module.__name__))
+@pytest.mark.parametrize("module", [nxd, traced, neuron_build, private], ids=lambda module: str(module.__name__))
 def test_importing_our_side_imports_nothing_of_it(module: ModuleType) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())
     at_start = [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert not [line for line in at_start if "neuronx" in line]
+    assert not [line for line in at_start if line.split()[1].startswith("neuronx")]
 
 
 @pytest.mark.skipif(not PRESENT, reason="neuronx-distributed is not installed: its wheels come from AWS's own index")

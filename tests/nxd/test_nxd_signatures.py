@@ -15,6 +15,7 @@ import pytest
 from nxd_orders import builder_arguments
 
 from tp_harness import nxd, testing
+from tp_harness.libraries import neuronx_distributed_private as private
 from tp_harness.nxd import traced
 from tp_harness.testing import neuron_build
 
@@ -33,7 +34,7 @@ def signature(parameters: list[list[str | None]]) -> inspect.Signature:
 
 def calls(name: str) -> list[ast.Call]:
     """The calls of a function or method of that name in our modules about NxD."""
-    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (nxd, traced, neuron_build)]
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (nxd, traced, neuron_build, private)]
     found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [node for node in found if ast.unparse(node.func).rpartition(".")[2] == name]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..libraries.torch_private import apply_to_tensors
+
 COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # float8 is how numbers are stored
 
 
@@ -18,7 +20,7 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     Complex ones become complex128 for float64 and complex64 for all others; what is no floating-point number of 16 bits
     or more (integers, booleans, float8) stays as it is.
     """
-    return module._apply(lambda x: cast_tensor(x, dtype))
+    return apply_to_tensors(module, lambda x: cast_tensor(x, dtype))
 
 
 def cast_tensor(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..launch.stacks import Stack, frames_by_thread, name_ranks, suspects
 
 _OUTER = re.compile(
-    r'/(?:xla/virtual_cores|backends/xla|torch_xla/.*|concurrent/futures/.*|threading)\.py", line \d+ in '
+    r'/(?:xla/virtual_cores|backends/xla|torch_xla(?:_private|/.*)|concurrent/futures/.*|threading)\.py", line \d+ in '
 )
 
 

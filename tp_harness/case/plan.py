@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from ..errors import UnknownNameError, UsageError, described, doing
+from ..libraries.torch_private import NO_PROCESS_GROUP, stand_in_groups
 from ..parallel.dtensors import agree, is_dtensor, placement_of
 from ..parallel.dtensors import local as local_data
-from ..parallel.group import NO_PROCESS_GROUP, Group, use_group
+from ..parallel.group import Group, use_group
 from ..parallel.nxd_attributes import marked
 from ..parallel.placements import Placement, PlacementError, Replicate, shape_only
 from ..results.result import Collective
 from .case import Case
 from .guessed_placements import Placed, by_shapes
-from .rehearsal import UnrehearsedError, gloo_is_fake, of_torch_distributed, told_by_others
+from .rehearsal import UnrehearsedError, of_torch_distributed, told_by_others
 from .state_dict import weights_of
 
 VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
@@ -280,14 +281,8 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
             with _asking_refused():
                 yield
             return
-        from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415  (registers "fake")
-
-        torch.distributed.init_process_group("fake", rank=0, world_size=tp, store=FakeStore())
-        try:
-            with gloo_is_fake():
-                yield
-        finally:
-            torch.distributed.destroy_process_group()
+        with stand_in_groups(tp):
+            yield
 
 
 @contextmanager

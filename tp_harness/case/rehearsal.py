@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..errors import described
+from ..libraries.torch_private import group_count
 from ..parallel.collective_recorder import CollectiveRecorder
 from ..results.result import Collective
 
@@ -45,32 +45,9 @@ def of_torch_distributed(error: BaseException) -> bool:
     return any(folder in file.parents for file in files) or "INTERNAL ASSERT FAILED" in described(error)  # the store's
 
 
-@contextmanager
-def gloo_is_fake() -> Iterator[None]:
-    """Let groups of backend "gloo", which would wait for the other ranks, be of backend "fake" as the default group is.
-
-    torch has no other place for it than the function that makes every group; what asks for a backend is told "gloo".
-    """
-    c10d: Any = torch.distributed.distributed_c10d
-    package: Any = torch.distributed
-    make, ask = c10d._new_process_group_helper, c10d.get_backend
-
-    def made(size: int, rank: int, ranks: list[int], backend: object, *rest: Any, **named: Any) -> Any:
-        return make(size, rank, ranks, str(backend).replace("gloo", "fake"), *rest, **named)
-
-    def asked(*group: Any, **named: Any) -> str:
-        return str(ask(*group, **named)).replace("fake", "gloo")
-
-    c10d._new_process_group_helper, c10d.get_backend, package.get_backend = made, asked, asked
-    try:
-        yield
-    finally:
-        c10d._new_process_group_helper, c10d.get_backend, package.get_backend = make, ask, ask
-
-
 def makes_groups() -> bool:
     """Whether a module that was made in this stand-in group made groups of its own: libraries keep them for later."""
-    return torch.distributed.is_initialized() and len(torch.distributed.distributed_c10d._world.pg_map) > 1
+    return torch.distributed.is_initialized() and group_count() > 1
 
 
 def unrehearsed_note(reasons: Mapping[int, str]) -> str:

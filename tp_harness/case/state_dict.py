@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from ..errors import UsageError, doing
+from ..libraries.torch_private import EXTRA_STATE
 
 
 def weights_of(module: nn.Module, side: str, *, keep_vars: bool = False) -> dict[str, torch.Tensor]:
@@ -39,4 +39,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], side: s
 
 def _is_weight(name: str, value: object) -> bool:
     """Extra state may be a tensor too, of pickled bytes."""
-    return isinstance(value, torch.Tensor) and name.rpartition(".")[2] != _EXTRA_STATE_KEY_SUFFIX
+    return isinstance(value, torch.Tensor) and name.rpartition(".")[2] != EXTRA_STATE

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch.distributed as dist
 from torch import nn
 
 from ..errors import UsageError
+from ..libraries.torch_private import stands_in
 from ..neuron.sdk_packages import AWS_INDEX
 from ..parallel.group import current_group
 
@@ -84,8 +84,7 @@ def _join() -> None:
         raise UsageError("modules of neuronx-distributed's layers run on backend gloo, in its CPU mode.")
     if parallel_state.model_parallel_is_initialized():  # by an earlier case, perhaps for another degree
         parallel_state.destroy_model_parallel()
-    with _groups_of_the_default_backend():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=group.size)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=group.size)
 
 
 @contextmanager
@@ -96,25 +95,6 @@ def _cpu_mode() -> Iterator[None]:
     try:
         yield
     finally:
-        if _stands_in():
+        if stands_in():
             os.environ.pop(CPU_MODE)
             os.environ.update({} if before is None else {CPU_MODE: before})
-
-
-def _stands_in() -> bool:
-    return dist.is_initialized() and dist.get_backend() == "fake"
-
-
-@contextmanager
-def _groups_of_the_default_backend() -> Iterator[None]:
-    """Where torch's default group only stands in for ranks, let those that NxD makes do so too.
-
-    In its CPU mode NxD asks for gloo groups by name; real ones would wait for ranks that are not there.
-    """
-    real = dist.new_group
-    if _stands_in():
-        dist.new_group = lambda ranks=None, **_options: real(ranks)
-    try:
-        yield
-    finally:
-        dist.new_group = real

@@ -8,15 +8,13 @@ Not covered: collectives issued outside the dispatcher (a custom C++ extension).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..libraries.torch_private import DispatchMode, argument_names, group_named, reduction_of_caller
 from ..results.collective import Collective, Exchange
 from .dtensors import is_dtensor_type
 from .group import collective
@@ -38,26 +36,20 @@ _KINDS = (
 _INPUTS = ("input_tensors", "input_tensor", "inputs", "input_list", "input", "tensors", "tensor")
 _OUTPUTS = ("output_tensors", "output")
 _IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd", "check_for_nan"}
-_TORCHS = "torch.distributed.distributed_c10d"
 
 Arguments = Mapping[str, Any]  # of a call, by name
 
 
-class CollectiveRecorder(TorchDispatchMode):
+class CollectiveRecorder(DispatchMode):
     """Collects the calls made inside its `with` block in `calls`, in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Collective] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
-        return False
-
     def __torch_dispatch__(
         self,
-        func: torch._ops.OpOverload,
+        func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -66,8 +58,7 @@ class CollectiveRecorder(TorchDispatchMode):
             return NotImplemented  # DTensor's own dispatch is next: what it calls comes back here
         name = func.overloadpacket.__name__.strip("_")
         if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
-            names = (argument.name for argument in func._schema.arguments)
-            self.calls.extend(_calls(name, dict(zip(names, args, strict=False)) | (kwargs or {})))
+            self.calls.extend(_calls(name, dict(zip(argument_names(func), args, strict=False)) | (kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
@@ -102,7 +93,7 @@ def _group(given: Arguments) -> dist.ProcessGroup:
     group: Any = given["process_group"] if "process_group" in given else given["group_name"]
     if isinstance(group, torch.ScriptObject):
         group = dist.ProcessGroup.unbox(group)
-    return _resolve_process_group(group) if isinstance(group, str) else group  # type: ignore[arg-type]
+    return group_named(group) if isinstance(group, str) else group
 
 
 def _peer(given: Arguments, members: Sequence[int]) -> int | None:
@@ -112,18 +103,8 @@ def _peer(given: Arguments, members: Sequence[int]) -> int | None:
 
 
 def _operation(given: object) -> str:
-    """The name of a reduction's operation.
-
-    torch cannot turn what its dispatcher is given back into a name; the options that torch's function made of it can.
-    """
-    if isinstance(given, str):
-        return given.lower()
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        options: Any = frame.f_locals.get("opts") if frame.f_globals.get("__name__") == _TORCHS else None
-        if hasattr(options, "reduceOp"):
-            return str(options.reduceOp.op.name).lower()
-    return ""
+    """The name of a reduction's operation."""
+    return given.lower() if isinstance(given, str) else reduction_of_caller()
 
 
 def _tensors(given: Arguments, names: Sequence[str]) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..libraries.torch_private import arrived, without_modes
 from .placements import KVHeads, Partial, Placement, Replicate, Shard
 
 Facts = Mapping[str, Mapping[str, Any]]
@@ -37,16 +38,14 @@ def is_dtensor_type(kind: type) -> bool:
 
 def local(x: Any) -> torch.Tensor:
     """A DTensor's data on this rank; any other tensor as it is, after it has arrived."""
-    x = x.to_local() if is_dtensor(x) else x
-    own: torch.Tensor = x.wait() if type(x).__name__ == "AsyncCollectiveTensor" else x
-    return own
+    return arrived(x.to_local() if is_dtensor(x) else x)
 
 
 def whole(x: Any) -> torch.Tensor:
     """A DTensor's full data, out of sight of whatever records collectives; any other tensor as `local` gives it."""
     if not is_dtensor(x):
         return local(x)
-    with torch.utils._python_dispatch._disable_current_modes():
+    with without_modes():
         full: torch.Tensor = x.full_tensor()
         return full
 

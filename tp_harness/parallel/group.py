@@ -18,8 +18,6 @@ import torch
 
 from ..results.collective import Collective, Exchange
 
-NO_PROCESS_GROUP = "Default process group has not been initialized"  # torch's words
-
 
 class Group:
     """A group of one rank, and the recording base of all others.

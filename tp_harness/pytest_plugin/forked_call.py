@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ..launch.process import die_with_parent, fork_child
+from ..libraries.pytest_private import argument_names
 from ..system.environment import become
 from .report_properties import reason_of, status_of
 
@@ -68,9 +69,8 @@ def _be_child(item: pytest.Function, env: Mapping[str, str], worker: int, writer
 
 
 def _call(item: pytest.Function) -> dict[str, Any]:
-    names = item._fixtureinfo.argnames
     try:
-        item.obj(**{name: item.funcargs[name] for name in names})
+        item.obj(**{name: item.funcargs[name] for name in argument_names(item)})
     except pytest.skip.Exception as skip:
         return {"kind": "skipped", "text": str(skip.msg)}
     except pytest.xfail.Exception as xfail:

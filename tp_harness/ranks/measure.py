@@ -20,9 +20,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ..libraries.torch_private import DispatchMode, flop_formulas
 from ..parallel.dtensors import is_dtensor_type
 from ..parallel.group import Group
 from ..results.result import Collective, Forwards
@@ -92,13 +91,13 @@ def _matmul_flops(x: torch.Tensor, _y: torch.Tensor, *, out_val: torch.Tensor) -
 
 
 # matmul is here because torch's own decomposition of it imports sympy: a third of a second per rank.
-_FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.matmul: _matmul_flops}
+_FORMULAS: dict[Any, Callable[..., int]] = {**flop_formulas(), torch.ops.aten.matmul: _matmul_flops}
 
 
 _PLAIN = torch.Tensor.__torch_dispatch__  # of a tensor that does not dispatch by itself
 
 
-class FlopCount(TorchDispatchMode):
+class FlopCount(DispatchMode):
     """Counts floating-point operations inside its `with` block in `flops`, by the formulas of torch's flop counter.
 
     torch's own `FlopCounterMode` counts the same, but imports torch._dynamo and sympy at its first operation: more
@@ -109,14 +108,9 @@ class FlopCount(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch: True, its default, would import torch._dynamo at the first operation, a second per rank."""
-        return False
-
     def __torch_dispatch__(
         self,
-        func: torch._ops.OpOverload,
+        func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,

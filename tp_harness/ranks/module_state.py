@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..libraries.torch_private import MODULE_INTERNALS
 from ..parallel.group import Group
 
-_OF_TORCH = frozenset(vars(nn.Module())) - {"_buffers", "training"}  # hooks, parameters and submodules stay
 # Packages whose objects are no state: groups, meshes, configurations.
 _FOREIGN = ("torch", "tp_harness", "numpy")
 Restore = Callable[[], object]
@@ -37,7 +37,7 @@ def remembered(module: nn.Module) -> Callable[[], None]:
 
 def _of_attributes(owner: Any, seen: dict[int, Any]) -> Restore:
     own = vars(owner)
-    skipped = _OF_TORCH if isinstance(owner, nn.Module) else frozenset[str]()
+    skipped = MODULE_INTERNALS if isinstance(owner, nn.Module) else frozenset[str]()
     values = {name: value for name, value in own.items() if name not in skipped}
     inner = [_of(value, seen) for value in values.values()]
 

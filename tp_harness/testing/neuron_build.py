@@ -3,7 +3,7 @@
 NxD is imported in a process of its own, which compiles, loads and serves the model: the Neuron runtime has one world
 size per process and holds its cores until the process ends, so every build gets a fresh one.
 
-Sources: neuronx_distributed 0.17 and 0.18 (trace/model_builder.py, trace/mock_torchdist.py) and
+Sources: neuronx_distributed 0.17 and 0.18 (trace/model_builder.py) and
 neuronx_distributed_inference.utils.testing. tests/recorded/nxd_signatures.json holds the signatures called here.
 
 Not covered: pipeline, expert and data parallelism. Never run on a NeuronCore.
@@ -12,8 +12,7 @@ Not covered: pipeline, expert and data parallelism. Never run on a NeuronCore.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -25,12 +24,14 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import UsageError
+from ..libraries.neuronx_distributed_private import as_traced
+from ..libraries.torch_private import NO_PROCESS_GROUP
 from ..neuron.core_allocation import job_environment
 from ..neuron.devices import read_machine
 from ..neuron.environment import dangers, is_on
 from ..nxd import CPU_MODE, require, require_installed
 from ..nxd.traced import NxDGroup, StateDict, make_traced, rank_data
-from ..parallel.group import NO_PROCESS_GROUP, TorchGroup, use_group
+from ..parallel.group import TorchGroup, use_group
 from ..parallel.placements import Replicate
 from .module_server import Made, ShardedModule
 
@@ -174,7 +175,7 @@ def _compile(order: Order) -> nn.Module:
     from neuronx_distributed.trace import ModelBuilder  # noqa: PLC0415
     from neuronx_distributed.trace.model_builder import BaseModelInstance  # noqa: PLC0415
 
-    with _as_traced(order.tp_degree):
+    with as_traced(order.tp_degree):
         ranked = rank_data(order.make, order.tp_degree)
     own_workdir = TemporaryDirectory(prefix="tp-harness-")
     builder = ModelBuilder(**order.builder_arguments(ranked, order.compiler_workdir or own_workdir.name))
@@ -193,21 +194,3 @@ def _compile(order: Order) -> nn.Module:
         return nn.Identity()
     model.nxd_model.initialize_with_saved_weights(start_rank_tensor=torch.tensor([0]))
     return Compiled(model, own_workdir)
-
-
-@contextmanager
-def _as_traced(size: int) -> Iterator[None]:
-    """NxD's parallel state while ModelBuilder makes a module: rank 0 of a world that is not there.
-
-    Without it a module made of NxD's layers would fall back on a world of one, and leave that state behind.
-    """
-    from neuronx_distributed.parallel_layers import parallel_state  # noqa: PLC0415
-    from neuronx_distributed.trace.mock_torchdist import mock_distributed  # noqa: PLC0415
-
-    with mock_distributed(world_size=size):
-        torch.distributed.init_process_group(backend="xla", rank=0, world_size=size)
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=size, skip_collective_init=True)
-        try:
-            yield
-        finally:
-            parallel_state.destroy_model_parallel()

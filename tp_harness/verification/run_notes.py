@@ -6,8 +6,8 @@ from ..backends import Backend
 from ..case.plan import OF_LOCAL
 from ..config.options import Resolved
 from ..faults import find_fault
+from ..libraries.torch_private import NO_PROCESS_GROUP
 from ..models import SMALL, family_of
-from ..parallel.group import NO_PROCESS_GROUP
 from ..results.result import Result, Status
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch_xla
-from torch.utils._pytree import tree_leaves
 from torch_xla.debug import metrics
 
+from ..libraries import torch_xla_private as private
+from ..libraries.torch_private import leaves
 from ..ranks.device import Device, GraphFinding, Movable, Result
 from ..results.from_json import from_json
 from ..results.result import Program, ProgramCollective, to_json
@@ -24,8 +25,6 @@ from . import hlo
 from .graph_diff import difference, short
 from .rendezvous import Meets, awaited
 
-xlac = torch_xla._XLAC
-_REFUSED = "Unexpected execution happens"  # what torch-xla raises where execution is not allowed
 _LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/case/taps.py", "/tp_harness/ranks/rank.py", "/tp_harness/xla/")
 
 Tensors = dict[str, torch.Tensor]
@@ -70,9 +69,9 @@ class XLADevice(Device):
 
     def finish(self, result: Result) -> Result:
         """Run what the tensors in `result` stand for, and wait for it."""
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        tensors = [leaf for leaf in leaves(result) if isinstance(leaf, torch.Tensor)]
         self._execute(tensors)
-        awaited(lambda: xlac._xla_wait_device_ops(xlac._xla_real_devices([str(self.device)])))
+        awaited(lambda: private.wait_for_programs(str(self.device)))
         return result
 
     def warm_up(self, forward: Callable[[], Any]) -> None:
@@ -86,13 +85,13 @@ class XLADevice(Device):
             GraphFinding: on some rank the value of a tensor was needed meanwhile.
         """
         self.meeting.exchange(self.rank, None)  # the switch is the process's: nobody executes any more
-        xlac._set_allow_execution(False)
-        xlac._set_all_reduce_token(str(self.device), None)  # else an earlier program's collectives are this one's too
+        private.allow_execution(False)
+        private.forget_collectives(str(self.device))
         traced, problem = {}, None
         try:
             traced = forward()
         except RuntimeError as error:
-            if _REFUSED not in str(error):
+            if private.EXECUTION_REFUSED not in str(error):
                 raise
             problem = f"rank {self.rank} of {self.size} needs the value of a tensor in Python at {_place(error)}"
         problems = [text for text in self.meeting.exchange(self.rank, problem) if text]
@@ -109,7 +108,7 @@ class XLADevice(Device):
         Raises:
             GraphFinding: it is not; the text says from which Python line on.
         """
-        hashes = self.meeting.exchange(self.rank, xlac._get_graph_hash(tensors).hex())
+        hashes = self.meeting.exchange(self.rank, private.graph_hash(tensors))
         odd = next((rank for rank, other in enumerate(hashes) if other != hashes[0]), None)
         if odd is None:
             return hashes[0]
@@ -121,18 +120,13 @@ class XLADevice(Device):
 
     def _debug_text(self, forward: Callable[[], Tensors]) -> str:
         """The HLO of another trace, with Python lines."""
-        with self.meeting.turn:  # the switch is the process's
-            xlac._set_ir_debug(True)
-            try:
-                xlac._set_all_reduce_token(str(self.device), None)
-                text: str = xlac._get_xla_tensors_hlo(list(forward().values()))
-            finally:
-                xlac._set_ir_debug(False)
-        return text
+        with self.meeting.turn, private.python_lines_in_programs():  # the switch is the process's
+            private.forget_collectives(str(self.device))
+            return private.hlo_text(list(forward().values()))
 
     def _collectives(self, tensors: list[torch.Tensor]) -> tuple[ProgramCollective, ...]:
         """The program's collectives, from rank 0's HLO, as the graphs are equal."""
-        calls = hlo.collectives(xlac._get_xla_tensors_hlo(tensors), self.size) if self.rank == 0 else ()
+        calls = hlo.collectives(private.hlo_text(tensors), self.size) if self.rank == 0 else ()
         shared = self.meeting.exchange(self.rank, to_json(calls))[0]
         return tuple(from_json(ProgramCollective, call) for call in shared)
 
@@ -142,10 +136,10 @@ class XLADevice(Device):
         One rank at a time: the first compiles and the others find it done. Compiled twice, a program's collectives
         would carry different numbers and never meet.
         """
-        xlac._set_allow_execution(True)
+        private.allow_execution(True)
         with self.meeting.turn:
             before = self.compiled()
-            xlac._xla_sync_multi(tensors, [str(self.device)], wait=False, sync_xla_data=True)
+            private.start_program(tensors, str(self.device))
             return self.compiled() - before
 
     def compiled(self) -> int:

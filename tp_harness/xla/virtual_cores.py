@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..libraries.torch_private import give_threads_groups_of_their_own
+from ..libraries.torch_xla_private import run_thread_per_device
 from .rendezvous import Meeting
 
 if TYPE_CHECKING:
@@ -39,11 +41,8 @@ def _process_groups(size: int) -> Callable[[int], None]:
     which traces collectives into the program.
     """
     import torch.distributed as dist  # noqa: PLC0415
-    from torch._C._distributed_c10d import _set_thread_isolation_mode  # type: ignore[attr-defined]  # noqa: PLC0415
-    from torch.testing._internal.distributed.multi_threaded_pg import _install_threaded_pg  # noqa: PLC0415
 
-    _install_threaded_pg()
-    _set_thread_isolation_mode(True)
+    give_threads_groups_of_their_own()
     store = dist.HashStore()  # type: ignore[attr-defined]
     return lambda rank: dist.init_process_group("xla", store=store, rank=rank, world_size=size)
 
@@ -65,9 +64,7 @@ def run_on_cores(size: int, entry: Entry, begin: Callable[[int], None] = lambda 
     os.environ.update(environment(size))
     for name in _LAUNCHER:  # this process's own rank, which is none of theirs
         os.environ.pop(name, None)
-    from torch_xla._internal import pjrt  # noqa: PLC0415  (not before the environment is set)
-
-    from .device import XLADevice  # noqa: PLC0415
+    from .device import XLADevice  # noqa: PLC0415  (not before the environment is set)
     from .group import XLAGroup  # noqa: PLC0415
 
     join = _process_groups(size)
@@ -89,5 +86,5 @@ def run_on_cores(size: int, entry: Entry, begin: Callable[[int], None] = lambda 
             meeting.leave()
             failures.append((moment, Failure(rank=number, error=error, traceback=traceback.format_exc())))
 
-    pjrt._run_thread_per_device(0, 1, rank, pjrt.initialize_multiprocess)
+    run_thread_per_device(rank)
     return min(failures, key=lambda failure: failure[0])[1] if failures else None

@@ -1,0 +1,137 @@
+"""What is taken from torch beside its documented interface. torchelastic_private.py has the parts of its launcher."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from . import Library
+
+TORCH = Library(name="torch", file="torch_private.py", seen=("2.9.0", "2.13.0"))
+
+NO_PROCESS_GROUP = "Default process group has not been initialized"  # begins torch's message when there is none
+EXTRA_STATE: str = TORCH.part("torch.nn.modules.module:_EXTRA_STATE_KEY_SUFFIX")  # ends a name in a state_dict
+# What every module has among its attributes: hooks, parameters and submodules. Buffers and the mode are its state.
+MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"_buffers", "training"}
+
+
+class DispatchMode(TORCH.part("torch.utils._python_dispatch:TorchDispatchMode")):  # type: ignore[misc]
+    """What sees every operation of torch's dispatcher inside its `with` block, through `__torch_dispatch__`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch 2.13, not by 2.9: True, its default, would import torch._dynamo, a second per rank."""
+        return False
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Let no DispatchMode see what is called inside the `with` block."""
+    disabled: AbstractContextManager[Any] = TORCH.part("torch.utils._python_dispatch:_disable_current_modes")()
+    return disabled
+
+
+def argument_names(operation: Any) -> list[str]:
+    """The names of the arguments of an operation of torch's dispatcher, in their order."""
+    return [argument.name for argument in TORCH.part("torch._ops:OpOverload._schema", operation).arguments]
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """Operations of torch's dispatcher, and what counts the floating-point operations of a call of each."""
+    return dict(TORCH.part("torch.utils.flop_counter:flop_registry"))
+
+
+def leaves(tree: object) -> list[Any]:
+    """What nested lists, tuples and dicts hold, in their order."""
+    found: list[Any] = TORCH.part("torch.utils._pytree:tree_leaves")(tree)
+    return found
+
+
+def apply_to_tensors(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """Replace every parameter and buffer of a module by what `function` makes of it; returns the module."""
+    applied: nn.Module = TORCH.part("torch.nn:Module._apply", module)(function)
+    return applied
+
+
+def arrived(x: Any) -> torch.Tensor:
+    """A tensor that a functional collective gave, when it has arrived; any other tensor as it is.
+
+    Its type is known by name: to import it takes a second.
+    """
+    own: torch.Tensor = x.wait() if type(x).__name__ == "AsyncCollectiveTensor" else x
+    return own
+
+
+def group_named(name: str) -> dist.ProcessGroup:
+    """The process group that the dispatcher calls by this name."""
+    group: dist.ProcessGroup = TORCH.part("torch.distributed.distributed_c10d:_resolve_process_group")(name)
+    return group
+
+
+def reduction_of_caller() -> str:
+    """The name of the reduction that is being called, `sum`; "" if none is.
+
+    torch cannot turn what its dispatcher is given back into a name; the options that torch's function made of it, a
+    local variable, can.
+    """
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        options: Any = frame.f_locals.get("opts") if frame.f_globals is vars(dist.distributed_c10d) else None
+        if hasattr(options, "reduceOp"):
+            return str(options.reduceOp.op.name).lower()
+    return ""
+
+
+def group_count() -> int:
+    """How many process groups there are, the default group included."""
+    return len(_all_groups())
+
+
+def _all_groups() -> dict[Any, tuple[str, Any]]:
+    """Every process group, the name of its backend, and its store."""
+    groups: dict[Any, tuple[str, Any]] = TORCH.part("torch.distributed.distributed_c10d:_world.pg_map")
+    return groups
+
+
+def stands_in() -> bool:
+    """Whether the default group is that of `stand_in_groups`."""
+    return dist.is_initialized() and _all_groups()[dist.group.WORLD][0] == "fake"
+
+
+@contextmanager
+def stand_in_groups(size: int) -> Iterator[None]:
+    """Be rank 0 of a default group of `size` ranks that are not there: its collectives answer and compute nothing.
+
+    Groups of backend "gloo", which would wait for the other ranks, are of torch's backend "fake" as well. torch has no
+    other place for it than the function that makes every group; what asks for a backend is told "gloo".
+    """
+    store = TORCH.part("torch.testing._internal.distributed.fake_pg:FakeStore")()  # its module registers "fake"
+    make = TORCH.part("torch.distributed.distributed_c10d:_new_process_group_helper")
+    package: Any = dist
+    c10d: Any = dist.distributed_c10d
+    ask = c10d.get_backend
+
+    def made(size: int, rank: int, ranks: list[int], backend: object, *rest: Any, **named: Any) -> Any:
+        return make(size, rank, ranks, str(backend).replace("gloo", "fake"), *rest, **named)
+
+    def asked(*group: Any, **named: Any) -> str:
+        return str(ask(*group, **named)).replace("fake", "gloo")
+
+    dist.init_process_group("fake", rank=0, world_size=size, store=store)
+    c10d._new_process_group_helper, c10d.get_backend, package.get_backend = made, asked, asked
+    try:
+        yield
+    finally:
+        c10d._new_process_group_helper, c10d.get_backend, package.get_backend = make, ask, ask
+        dist.destroy_process_group()
+
+
+def give_threads_groups_of_their_own() -> None:
+    """From now on, let every thread of this process have a default group of its own, as in torch's own tests."""
+    TORCH.part("torch.testing._internal.distributed.multi_threaded_pg:_install_threaded_pg")()
+    TORCH.part("torch._C._distributed_c10d:_set_thread_isolation_mode")(True)
