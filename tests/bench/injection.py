@@ -184,11 +184,11 @@ class Injection:
             return
         write = rank_module.write_output
 
-        def writing(path: Path, tensors: Any, facts: Any) -> None:
-            if path.name.startswith("mlp.") and self.is_victim(facts["rank"], _degree(path)):
+        def writing(path: Path, kept: Any, report: Any) -> None:
+            if path.name.startswith("mlp.") and self.is_victim(report.rank, _degree(path)):
                 path.with_suffix(".part").write_bytes(b"half")
                 self.strike()
-            write(path, tensors, facts)
+            write(path, kept, report)
 
         rank_module.write_output = writing
 

@@ -13,7 +13,7 @@ import torch
 from command import Harness
 from ladder import TARGETS, TINY, Ladder, Ranks, mistake
 
-from tp_harness.case.taps import tap_key, tapping
+from tp_harness.case.taps import tapping
 from tp_harness.diagnosis.localise import first_divergence
 from tp_harness.diagnosis.trace import trace
 from tp_harness.faults import find_fault
@@ -22,6 +22,7 @@ from tp_harness.judge.evidence import Evidence
 from tp_harness.models.gpt_oss.modules import mlp
 from tp_harness.parallel.placements import Replicate
 from tp_harness.prepare.oracle import Tapped
+from tp_harness.ranks.rank_report import TensorKey
 from tp_harness.report.failure_text import divergence_text
 from tp_harness.results.result import Divergence
 
@@ -57,7 +58,7 @@ def test_no_tensor_of_a_clean_run_is_named_and_every_tap_is_seen(
 def test_taps_are_named_in_order_of_execution(ladder: Ladder) -> None:
     tensors = ladder.evidence("transformer", 2, layer=0, taps=True).ranks[0].tensors
     case = ladder.evidence("transformer", 2).case
-    assert [name for name in tensors if ".tap." in name]
+    assert [key for key in tensors if key.variant == "tap"]
     seen: list[str] = []
     module = case.reference()
     for name in case.taps:
@@ -80,7 +81,7 @@ def test_taps_that_are_off_cost_nothing(ladder: Ladder, monkeypatch: Patch) -> N
     monkeypatch.setattr("tp_harness.ranks.rank.tapping", spied)
     left = ladder.evidence("mlp", 2).ranks[0].tensors
     assert set(asked) == {()}
-    assert not [name for name in left if ".tap." in name]
+    assert not [key for key in left if key.variant == "tap"]
 
 
 # fmt: off
@@ -132,7 +133,7 @@ def test_the_layer_is_named_in_a_whole_model(ladder: Ladder) -> None:
 
 
 def spoil_tap(name: str, rank: int, change: Callable[[torch.Tensor], object]) -> Callable[[Ranks], object]:
-    return lambda ranks: change(ranks[rank].tensors[tap_key("float32", name)])
+    return lambda ranks: change(ranks[rank].tensors[TensorKey("float32", "tap", name)])
 
 
 def test_index_token_and_numbers_of_one_element(ladder: Ladder) -> None:
@@ -196,7 +197,7 @@ def test_a_tap_that_a_side_lacks_is_passed_over(ladder: Ladder) -> None:
     evidence = ladder.evidence("mlp", 2, taps=True)
     evidence = replace(evidence, case=replace(evidence.case, taps={"absent": Replicate(), **evidence.case.taps}))
     for output in evidence.ranks.values():
-        del output.tensors[tap_key("float32", "gate_up")]  # type: ignore[attr-defined]  # a dict here
+        del output.tensors[TensorKey("float32", "tap", "gate_up")]  # type: ignore[attr-defined]  # a dict here
     assert locate(evidence) is None
     names = [traced.name for traced in trace(evidence, tapped(evidence))]
     assert names == [name for name in evidence.case.taps if name not in ("absent", "gate_up")] + ["output.0"]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from ladder import TARGETS, Ladder, Ranks, mistake
-from spoiled import SPOILED, edit, one_bit, one_element
+from spoiled import SPOILED, edit, locked, one_bit, one_element
 
 from tp_harness.faults.ways import computes, sets
 from tp_harness.judge.evidence import Evidence
@@ -21,7 +21,8 @@ from tp_harness.models.gpt_oss.modules import attention, mlp
 from tp_harness.parallel.placements import Placement, Replicate, Shard
 from tp_harness.prepare import random_weights
 from tp_harness.prepare.oracle import Run
-from tp_harness.ranks import rank
+from tp_harness.ranks import build
+from tp_harness.ranks.rank_report import TensorKey
 from tp_harness.results.result import Status
 
 Patch = pytest.MonkeyPatch
@@ -58,7 +59,7 @@ def test_each_rung_fails_on_what_ranks_left(ladder: Ladder, how: str) -> None:
 
 def test_a_replicated_kv_head_is_compared_bit_for_bit(ladder: Ladder) -> None:
     """At tp 32 ranks 4 to 7 hold the same head; at tp 8 nobody else does, and one bit is within the gate."""
-    spoil = edit(5, one_bit, "float32.locked.output.1")
+    spoil = edit(5, one_bit, "output.1")
     differs = ladder.run("rope", 32, spoil=spoil)
     assert differs.reason.startswith("replicas: output.1: rank 5 holds ")
     assert all(gate.passed for gate in differs.gates), "the first copy of each head stands for all"
@@ -99,9 +100,9 @@ class NextRank(Placement):
 
 @pytest.mark.parametrize(("name", "parameter"), [("unembedding", "weight"), ("attention", "qkv.bias")])
 def test_a_shard_loaded_from_the_next_rank(ladder: Ladder, monkeypatch: Patch, name: str, parameter: str) -> None:
-    honest = rank.local_placement
+    honest = build.local_placement
     monkeypatch.setattr(
-        rank, "local_placement", lambda c, n, *rest: (NextRank if n == parameter else lambda p: p)(honest(c, n, *rest))
+        build, "local_placement", lambda c, n, *rest: (NextRank if n == parameter else lambda p: p)(honest(c, n, *rest))
     )
     result = ladder.run(name, 8)
     assert result.status is Status.MISMATCH
@@ -160,7 +161,7 @@ def test_another_number_of_experts_per_token(ladder: Ladder, count: int, wrong: 
 
 def test_logits_of_fewer_experts(ladder: Ladder) -> None:
     def spoil(ranks: Ranks) -> None:
-        ranks[1].tensors["float32.locked.router_logits"] = torch.zeros(48, 7)
+        ranks[1].tensors[locked("router_logits")] = torch.zeros(48, 7)  # type: ignore[index]  # a dict here
 
     result = ladder.run("mlp", 2, spoil=spoil)
     assert result.status is Status.SHAPE
@@ -206,8 +207,8 @@ def test_a_single_core_error_that_is_small_by_chance(ladder: Ladder, dtype: str,
         oracle, honest = evidence.expectation.oracle, evidence.expectation.baselines[dtype]
         lucky = tuple(right.lerp(x.double(), 0.1) for right, x in zip(oracle.outputs, honest.outputs, strict=True))
         for number, right in enumerate(evidence.case.outputs[0].split(oracle.outputs[0], 8)):
-            held = cast("dict[str, Any]", evidence.ranks[number].tensors)
-            name = f"{dtype}.locked.output.0"
+            held = cast("dict[TensorKey, torch.Tensor]", evidence.ranks[number].tensors)
+            name = TensorKey(dtype, "locked", "output.0")
             held[name] = right.lerp(held[name].double(), off).to(held[name].dtype)
         baselines = {dtype: replace(honest, outputs=lucky)}
         return replace(evidence, expectation=replace(evidence.expectation, run_baselines=lambda: baselines))

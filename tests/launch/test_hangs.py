@@ -270,14 +270,14 @@ AHEAD = """
 import os, time
 from tp_harness.ranks import rank
 write = rank.write_output
-def fail_once(path, tensors, facts):
-    if path.name.startswith("rmsnorm.") and facts["rank"] == 1 and not os.path.exists(os.environ["ASLEEP"]):
+def fail_once(path, kept, report):
+    if path.name.startswith("rmsnorm.") and report.rank == 1 and not os.path.exists(os.environ["ASLEEP"]):
         Path(os.environ["ASLEEP"]).touch()
         ahead = path.parent / "rope.0.d0.tp2.rank0.safetensors"
         while not ahead.exists():
             time.sleep(0.01)
         raise ArithmeticError("rank 1 cannot write")
-    write(path, tensors, facts)
+    write(path, kept, report)
 rank.write_output = fail_once
 """
 

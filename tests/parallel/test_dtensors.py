@@ -238,8 +238,3 @@ def test_placements_agree_if_they_cut_alike() -> None:
     assert not dtensors.agree(StridedShard(1, 2), shard, ndim=2, size=4)
     assert not dtensors.agree(placements.Replicate(), shard, ndim=2, size=4)
     assert dtensors.agree(placements.Replicate(), shard, ndim=2, size=1), "one rank holds all"
-
-
-def test_facts_give_the_placements_back() -> None:
-    kept = {"a": placements.Shard(1), "b": placements.Replicate(), "c": placements.Partial()}
-    assert dtensors.from_facts(dtensors.to_facts(kept)) == kept

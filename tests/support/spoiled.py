@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 from ladder import Ranks
 
+from tp_harness.judge.gather import RankOutput
+from tp_harness.ranks.rank_report import DtypeRun, RankReport, TensorKey
 from tp_harness.results.result import Status
 
-OUTPUT = "float32.locked.output.0"
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-def edit(number: int, change: Callable[[torch.Tensor], torch.Tensor], name: str = OUTPUT) -> Callable[[Ranks], None]:
+def locked(name: str) -> TensorKey:
+    return TensorKey("float32", "locked", name)
+
+
+def edit(number: int, change: Change, name: str = "output.0") -> Callable[[Ranks], None]:
     """Change one tensor of one rank."""
-
-    def spoil(ranks: Ranks) -> None:
-        ranks[number].tensors[name] = change(ranks[number].tensors[name])
-
-    return spoil
+    return lambda ranks: _edit(ranks[number], change, name)
 
 
-def all_ranks(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Ranks], None]:
+def all_ranks(change: Change) -> Callable[[Ranks], None]:
     def spoil(ranks: Ranks) -> None:
         for left in ranks.values():
-            left.tensors[OUTPUT] = change(left.tensors[OUTPUT])
+            _edit(left, change, "output.0")
 
     return spoil
 
 
-def edit_facts(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[Ranks], object]:
-    return lambda ranks: change(cast("dict[str, Any]", ranks[number].facts))
+def _edit(left: RankOutput, change: Change, name: str) -> None:
+    held = cast("dict[TensorKey, torch.Tensor]", left.tensors)
+    held[locked(name)] = change(held[locked(name)])
+
+
+def edit_report(number: int, change: Callable[[RankReport], RankReport]) -> Callable[[Ranks], None]:
+    def spoil(ranks: Ranks) -> None:
+        ranks[number] = replace(ranks[number], report=change(ranks[number].report))
+
+    return spoil
+
+
+def edit_run(number: int, change: Callable[[DtypeRun], DtypeRun]) -> Callable[[Ranks], None]:
+    return edit_report(number, lambda report: replace(report, runs={"float32": change(report.runs["float32"])}))
 
 
 def one_element(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -47,29 +62,35 @@ def one_bit(x: torch.Tensor) -> torch.Tensor:
 
 def add_output(ranks: Ranks) -> None:
     for left in ranks.values():
-        left.tensors["float32.locked.output.1"] = left.tensors[OUTPUT]
+        left.tensors[locked("output.1")] = left.tensors[locked("output.0")]  # type: ignore[index]  # a dict here
 
 
-def other_calls(facts: dict[str, Any]) -> None:
-    facts["float32"]["collectives"] *= 2
+def without_bias(run: DtypeRun) -> DtypeRun:
+    return replace(run, parameters={name: held for name, held in run.parameters.items() if name != "mlp1_bias"})
+
+
+def bias_of_another_shape(run: DtypeRun) -> DtypeRun:
+    held = run.parameters["mlp1_bias"]
+    return replace(run, parameters=run.parameters | {"mlp1_bias": replace(held, shape=(*held.shape, 1))})
 
 
 SPOILED = {
     "rank-missing": ("mlp", lambda ranks: ranks.pop(5), Status.MISSING, "ranks [5] of 8 left no output"),
     "output-missing": (
-        "mlp", lambda ranks: ranks[5].tensors.pop(OUTPUT), Status.MISSING, "rank 5 gave 0 outputs instead of 1"
+        "mlp", lambda ranks: ranks[5].tensors.pop(locked("output.0")), Status.MISSING,
+        "rank 5 gave 0 outputs instead of 1",
     ),
     "choice-missing": (
-        "mlp", lambda ranks: ranks[5].tensors.pop("float32.locked.chosen"), Status.MISSING,
+        "mlp", lambda ranks: ranks[5].tensors.pop(locked("chosen")), Status.MISSING,
         "rank 5 left no chosen: a submodule of that name must see every token",
     ),
     "logits-one-bit": (
-        "mlp", edit(5, one_bit, "float32.locked.router_logits"), Status.MISMATCH,
+        "mlp", edit(5, one_bit, "router_logits"), Status.MISMATCH,
         "replicas: router_logits: rank 5 holds ",
     ),
     "other-parameters": (
-        "mlp", edit_facts(5, lambda facts: facts["float32"]["parameters"].pop("mlp1_bias")),
-        Status.MISMATCH, "reassembly: of ranks 0 and 5 only one holds mlp1_bias",
+        "mlp", edit_run(5, without_bias), Status.MISMATCH,
+        "reassembly: of ranks 0 and 5 only one holds mlp1_bias",
     ),
     "output-added": ("mlp", add_output, Status.MISSING, "rank 0 gave 2 outputs instead of 1"),
     "flattened": (
@@ -98,15 +119,15 @@ SPOILED = {
     "inf": ("unembedding", edit(7, one_element(-math.inf)), Status.NONFINITE, "of rank 7 has -inf at [1, 3, 7]"),
     "one-bit": ("mlp", edit(5, one_bit), Status.MISMATCH, "replicas: output.0: rank 5 holds "),
     "other-job": (
-        "mlp", edit_facts(3, lambda facts: facts.update(config_hash="0")), Status.MISMATCH,
+        "mlp", edit_report(3, lambda report: replace(report, config_hash="0")), Status.MISMATCH,
         "config: ranks [3] read another job",
     ),
     "one-schedule": (
-        "mlp", edit_facts(6, other_calls), Status.MISMATCH,
+        "mlp", edit_run(6, lambda run: replace(run, collectives=run.collectives * 2)), Status.MISMATCH,
         "schedule: rank 6 against rank 0: 2 collectives instead of 1",
     ),
     "held-shape": (
-        "mlp", edit_facts(5, lambda facts: facts["float32"]["parameters"]["mlp1_bias"]["shape"].append(1)),
+        "mlp", edit_run(5, bias_of_another_shape),
         Status.MISMATCH, "reassembly: rank 5 does not hold its shard of mlp1_bias (Shard(dim=1, unit=2))",
     ),
     "one-element": ("unembedding", edit(6, one_element(9.0)), Status.MISMATCH, "worst token of output.0 is "),

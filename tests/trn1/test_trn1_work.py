@@ -12,7 +12,8 @@ from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group, use_group
-from tp_harness.ranks.rank import as_tuple, shard_inputs
+from tp_harness.ranks.rank import as_tuple
+from tp_harness.ranks.rank_inputs import shard_inputs
 from tp_harness.trn1.predict import predict
 from tp_harness.trn1.work import MXFP4, Place, Step, decode, transformer
 

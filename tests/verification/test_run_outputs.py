@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from tp_harness.judge.gather import RankOutput
+from tp_harness.ranks.rank_report import DtypeRun, RankReport, TensorKey
 from tp_harness.verification.run_outputs import Left
 
 
 def test_what_two_runs_left_is_compared_by_bits_and_by_distance() -> None:
     def left(y: torch.Tensor) -> Left:
-        tensors = {"float32.locked.output.0": y}
-        return Left.of(
-            {0: RankOutput(tensors=tensors, facts={"float32": {"collectives": []}})}, "float32", outputs=True
-        )
+        report = RankReport(rank=0, core="", config_hash="", wall_s=0, cpu_s=0, runs={"float32": DtypeRun()})
+        tensors = {TensorKey("float32", "locked", "output.0"): y}
+        return Left.of({0: RankOutput(tensors=tensors, report=report)}, "float32", outputs=True)
 
     y = torch.ones(4)
     assert left(y).is_as(left(y.clone())) and not left(y).is_as(left(y + 1e-3))

@@ -185,7 +185,7 @@ def entry(group, device):
     with torch.inference_mode():
         outputs, program = device.run(forward)
     found[group.rank] = {name: tensor.tolist() for name, tensor in outputs.items()}
-    found[group.rank]["calls"] = [call["kind"] for call in program["collectives"]]
+    found[group.rank]["calls"] = [call.kind for call in program.collectives]
 failure = run_on_cores(4, entry)
 print(json.dumps(found) if failure is None else failure.traceback)
 """

@@ -23,11 +23,6 @@ def tap_name(router: str, tap: str) -> str:
     return f"{router}.{tap}" if router else tap
 
 
-def tap_key(dtype: str, name: str) -> str:
-    """What a rank's file calls a tapped tensor."""
-    return f"{dtype}.tap.{name}"
-
-
 def _as_it_is(name: str, output: torch.Tensor) -> torch.Tensor:
     return output
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..case.taps import tap_key
 from ..judge.evidence import Evidence
 from ..models import families
 from ..parallel.placements import Placement, Replicate
@@ -78,10 +77,9 @@ class Site:
 
     def ranks(self, leaf: str) -> list[torch.Tensor]:
         """What every rank had at a tap of this module, in the oracle's form where ranks hold whole tensors."""
-        key = tap_key(self.evidence.dtype, self.name(leaf))
-        if any(key not in output.tensors for output in self.evidence.ranks.values()):
+        if self.evidence.without(self.name(leaf), "tap"):
             raise UnavailableError
-        return [self.evidence.ranks[r].tensors[key].to(torch.float64) for r in sorted(self.evidence.ranks)]
+        return [x.to(torch.float64) for x in self.evidence.shards(self.name(leaf), "tap")]
 
     def parameter(self, name: str) -> torch.Tensor:
         """A parameter of this module."""

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..case.taps import tap_key
 from ..judge.evidence import Evidence
 from ..judge.gather import join
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
@@ -105,11 +104,11 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
         PlacementError: on reaching one whose placement cannot cut it.
     """
     for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
-        key, placement = tap_key(evidence.dtype, name), _placement(evidence, name)
-        empty = tapped.oracle.taps[name].numel() == 0
-        if placement and not empty and all(key in rank.tensors for rank in evidence.ranks.values()):
-            shards = [evidence.ranks[rank].tensors[key] for rank in sorted(evidence.ranks)]
-            yield _traced(name, placement, shards, tapped.oracle.taps[name], tapped.baseline.taps[name])
+        placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
+        if placement and not empty and not evidence.without(name, "tap"):
+            yield _traced(
+                name, placement, evidence.shards(name, "tap"), tapped.oracle.taps[name], tapped.baseline.taps[name]
+            )
     for i, placement in enumerate(evidence.case.outputs):
         shards = evidence.shards(f"output.{i}")
         yield _traced(f"output.{i}", placement, shards, tapped.oracle.outputs[i], tapped.baseline.outputs[i])

@@ -10,9 +10,8 @@ import torch
 from ..case.case import Case
 from ..case.routing import Router
 from ..checkpoint.checkpoint import Checkpoint
-from ..parallel.dtensors import from_facts
-from ..parallel.placements import Placement
 from ..prepare.oracle import Expectation
+from ..ranks.rank_report import DtypeRun, TensorKey, Variant
 from .gather import RankOutput
 
 
@@ -20,11 +19,9 @@ def as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
     """The case with the placements of the DTensors that ranks had: of parameters it does not place, and of all taps."""
     if 0 not in ranks:
         return case
-    facts = ranks[0].facts[dtype]
-    taps = {name: placement for name, placement in from_facts(facts["placed"]).items() if name in case.taps}
-    plan: dict[str, Placement] = {}
-    for held in facts["parameters"].values():
-        plan |= from_facts(held.get("placed", {}))
+    run = ranks[0].report.runs[dtype]
+    taps = {name: placed.placement for name, placed in run.placed.items() if name in case.taps}
+    plan = {name: held.placed.placement for name, held in run.parameters.items() if held.placed}
     return replace(case, plan=plan | dict(case.plan), taps=dict(case.taps) | taps) if plan or taps else case
 
 
@@ -42,18 +39,28 @@ class Evidence:
     @property
     def reduction(self) -> int:
         """The length of the longest sum: what the case says, or else the largest dimension of a parameter."""
-        names = self.ranks[0].facts[self.dtype]["parameters"]
-        sizes = [n for name in names for n in self.checkpoint.shape(self.case.prefix + name)]
+        sizes = [n for name in self.runs[0].parameters for n in self.checkpoint.shape(self.case.prefix + name)]
         return self.case.reduction or max(sizes, default=1)
 
-    def shards(self, name: str, variant: str = "locked") -> list[torch.Tensor]:
+    @property
+    def runs(self) -> dict[int, DtypeRun]:
+        """What each rank reports of this dtype."""
+        return {rank: output.report.runs[self.dtype] for rank, output in self.ranks.items()}
+
+    def shards(self, name: str, variant: Variant = "locked") -> list[torch.Tensor]:
         """Every rank's tensor of that name, by rank."""
-        return [self.ranks[rank].tensors[f"{self.dtype}.{variant}.{name}"] for rank in sorted(self.ranks)]
+        key = TensorKey(self.dtype, variant, name)
+        return [self.ranks[rank].tensors[key] for rank in sorted(self.ranks)]
+
+    def without(self, name: str, variant: Variant = "locked") -> list[int]:
+        """The ranks that left no tensor of that name."""
+        key = TensorKey(self.dtype, variant, name)
+        return [rank for rank, output in self.ranks.items() if key not in output.tensors]
 
     def rows(self, rank: int, router: Router) -> list[int] | slice:
         """Which tokens a rank's router has: all, unless the first input's tokens are shared out."""
-        rows: list[int] | None = self.ranks[rank].facts[self.dtype].get("rows", {}).get(router.chosen)
-        return slice(None) if rows is None else rows
+        rows = self.ranks[rank].report.runs[self.dtype].rows.get(router.chosen)
+        return slice(None) if rows is None else list(rows)
 
     def shared_out(self, router: Router) -> bool:
         """Whether each rank's router has some of the tokens."""

@@ -10,6 +10,7 @@ from ..case.plan import local_placement
 from ..errors import doing
 from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits
 from ..ranks.rank_files import digest
+from ..ranks.rank_report import Held
 from ..results.result import Check
 from .evidence import Evidence
 from .gather import Joined, join
@@ -25,9 +26,9 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs) + len(routers)
     agreed = f"{replicated} replicated tensors equal on {evidence.tp} ranks, bit for bit"
     replicas = "; ".join(f"{name}: {drift}" for name, drift in drifts) or agreed
-    hashes = {rank: output.facts["config_hash"] for rank, output in evidence.ranks.items()}
+    hashes = {rank: output.report.config_hash for rank, output in evidence.ranks.items()}
     odd = [rank for rank, value in hashes.items() if value != hashes[0]]
-    calls = {rank: output.collectives(evidence.dtype) for rank, output in evidence.ranks.items()}
+    calls = {rank: run.collectives for rank, run in evidence.runs.items()}
     checks = (
         reassembly_check(evidence),
         Check(name="replicas", passed=not drifts, detail=replicas),
@@ -43,10 +44,10 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
 
 def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
     """Where forwards were repeated: the last one gave the bits of the one that is judged."""
-    changed = {rank: output.facts[evidence.dtype].get("changed") for rank, output in evidence.ranks.items()}
-    if any(outputs is None for outputs in changed.values()):
+    changed = {rank: run.changed for rank, run in evidence.runs.items()}
+    if None in changed.values():
         return ()
-    other = [f"output.{i} of rank {rank}" for rank, outputs in changed.items() for i in outputs]
+    other = [f"output.{i} of rank {rank}" for rank, outputs in changed.items() for i in outputs or ()]
     kept = "has other bits when it is run again: the module keeps something from call to call, or draws random numbers"
     detail = f"{other[0]} {kept}" if other else "run again, every rank gave the same bits"
     return (Check(name="repeat", passed=not other, detail=detail),)
@@ -58,13 +59,13 @@ def reassembly_check(evidence: Evidence) -> Check:
     A rank holds either a view of the mapped checkpoint (its place is compared) or a copy (its digest is).
     """
     total = 0
-    parameters = {rank: output.facts[evidence.dtype]["parameters"] for rank, output in evidence.ranks.items()}
+    parameters = {rank: run.parameters for rank, run in evidence.runs.items()}
     for rank, own in parameters.items():
         if other := ", ".join(sorted(own.keys() ^ parameters[0].keys())):
             return Check(name="reassembly", passed=False, detail=f"of ranks 0 and {rank} only one holds {other}")
     for name, held in parameters[0].items():
         full = evidence.checkpoint.tensor(evidence.case.prefix + name)
-        placement = local_placement(evidence.case, name, full.shape, held["shape"], evidence.tp)
+        placement = local_placement(evidence.case, name, full.shape, held.shape, evidence.tp)
         if not _joins(placement, full, evidence.tp):
             detail = f"{name}: what {placement} splits does not join to the same tensor"
             return Check(name="reassembly", passed=False, detail=detail)
@@ -99,15 +100,15 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
 
 def anything_sharded(evidence: Evidence) -> bool:
     """Whether rank 0 holds less than all of something, be it a parameter or an input."""
-    held = evidence.ranks[0].facts[evidence.dtype]["parameters"]
+    held = evidence.runs[0].parameters
     shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
-    shares = any(tuple(held[name]["shape"]) != shape for name, shape in shapes.items())
+    shares = any(held[name].shape != shape for name, shape in shapes.items())
     return shares or any(not isinstance(p, Replicate) for p in evidence.case.input_placements)
 
 
-def _holds(facts: Mapping[str, object], shard: torch.Tensor) -> bool:
-    if facts["shape"] != list(shard.shape):
+def _holds(held: Held, shard: torch.Tensor) -> bool:
+    if held.shape != tuple(shard.shape):
         return False
-    if "view" in facts:
-        return facts["view"] == [shard.storage_offset(), *shard.stride()]
-    return facts["digest"] == digest(shard.to(getattr(torch, str(facts["dtype"]))))
+    if held.view is not None:
+        return held.view == (shard.storage_offset(), *shard.stride())
+    return held.digest == digest(shard.to(getattr(torch, held.dtype)))

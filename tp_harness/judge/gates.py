@@ -38,5 +38,5 @@ def sums_in(evidence: Evidence) -> verdict.Sums | None:
     if evidence.dtype == "float32":
         return None
     planned = evidence.case.planned(evidence.tp)
-    calls = evidence.ranks[0].collectives(evidence.dtype) if planned is None else planned
+    calls = evidence.runs[0].collectives if planned is None else planned
     return verdict.sums_of(calls, planned=planned is not None)

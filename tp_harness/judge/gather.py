@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,37 +13,15 @@ from ..errors import doing
 from ..parallel.placements import KVHeads, Placement, ReplicaError
 from ..ranks import rank_files
 from ..ranks.job import Job, Task
-from ..results.from_json import from_json
-from ..results.result import Collective, Forwards, RankRecord
+from ..ranks.rank_report import OUTPUT, RankReport, TensorKey
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankOutput:
-    """One rank's tensors by name (`float32.locked.output.0`, ...) and the facts it recorded."""
+    """What one rank left."""
 
-    tensors: Mapping[str, torch.Tensor]
-    facts: Mapping[str, Any]
-
-    def collectives(self, dtype: str) -> tuple[Collective, ...]:
-        """The calls of one dtype, in order."""
-        return tuple(from_json(Collective, call) for call in self.facts[dtype]["collectives"])
-
-    def record(self, dtype: str) -> RankRecord:
-        """What goes into run.json."""
-        facts = self.facts[dtype]
-        held = facts["parameters"].values()
-        return RankRecord(
-            rank=self.facts["rank"],
-            core=self.facts["core"],
-            wall_s=round(self.facts["wall_s"], 4),
-            cpu_s=round(self.facts["cpu_s"], 4),
-            peak_bytes=facts["peak_bytes"],
-            weight_bytes=sum(parameter["bytes"] for parameter in held),
-            collectives=self.collectives(dtype),
-            begin_bytes=facts["begin_bytes"],
-            forwards=from_json(Forwards, facts["forwards"]),
-            flops=facts["flops"],
-        )
+    tensors: Mapping[TensorKey, torch.Tensor]
+    report: RankReport
 
 
 class Awaited:
@@ -66,8 +43,8 @@ def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:
     found, large = {}, dict[str, torch.Tensor]()
     for rank, path in paths.items():
         if path.exists():
-            tensors, facts = rank_files.read_output(path, large)
-            found[rank] = RankOutput(tensors=tensors, facts=facts)
+            tensors, report = rank_files.read_output(path, large)
+            found[rank] = RankOutput(tensors=tensors, report=report)
     return found
 
 
@@ -97,7 +74,7 @@ def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
 
 def output_names(case: Case) -> tuple[str, ...]:
     """The tensor names of a case's outputs."""
-    return tuple(f"output.{i}" for i in range(len(case.outputs)))
+    return tuple(f"{OUTPUT}{i}" for i in range(len(case.outputs)))
 
 
 def router_names(case: Case) -> tuple[str, ...]:

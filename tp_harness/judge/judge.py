@@ -32,7 +32,7 @@ Pairs = Sequence[tuple[Run, Run]]  # oracle and baseline
 
 def judge(evidence: Evidence, blank: Result) -> Result:
     """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
-    blank = replace(blank, ranks=tuple(evidence.ranks[r].record(evidence.dtype) for r in sorted(evidence.ranks)))
+    blank = replace(blank, ranks=tuple(evidence.ranks[r].report.record(evidence.dtype) for r in sorted(evidence.ranks)))
     blank = replace(blank, program=shared_program(evidence))
     found = finding(evidence)
     if found:
@@ -115,7 +115,7 @@ def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
 
 def _free(evidence: Evidence) -> str:
     """Of which routers a rank or the single core went on with other experts than the oracle's; "" if of none."""
-    free = {name for rank in evidence.ranks.values() for name in rank.facts[evidence.dtype].get("unlocked", ())}
+    free = {name for run in evidence.runs.values() for name in run.unlocked}
     free |= set(evidence.expectation.baselines[evidence.dtype].unlocked)
     if not free:
         return ""
@@ -154,7 +154,7 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
         if gate.kind == RATIO and 0 < gate.value < verdict.RATIO_NOTE
     ]
     notes += _loaded_over(evidence)
-    if verdict.reduced_in_16_bits(evidence.ranks[0].collectives(evidence.dtype)) > 1:
+    if verdict.reduced_in_16_bits(evidence.runs[0].collectives) > 1:
         notes.append("sums over ranks ran in 16 bits: the error grows with the degree; reduce in float32")
     return tuple(notes)
 
@@ -162,9 +162,9 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
 def _loaded_over(evidence: Evidence) -> list[str]:
     """Buffers of which a rank would have had other values than the checkpoint's, which it was given."""
     found: dict[str, int] = {}
-    for rank, output in evidence.ranks.items():
-        for name, held in output.facts[evidence.dtype]["parameters"].items():
-            if not held.get("rebuilt", True):
+    for rank, run in evidence.runs.items():
+        for name, held in run.parameters.items():
+            if not held.rebuilt:
                 found.setdefault(name, rank)
     return [
         f"rank {rank} builds other values of the buffer {name} than those that are loaded over it: whether it builds "

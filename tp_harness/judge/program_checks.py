@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from ..results.from_json import from_json
 from ..results.result import Check, Collective, Program, ProgramCollective
 from .evidence import Evidence
 
 
 def finding(evidence: Evidence) -> str | None:
     """What the ranks found out about their program instead of running it; None where they ran it."""
-    found = (output.facts[evidence.dtype].get("finding") for output in evidence.ranks.values())
-    return next((str(text) for text in found if text), None)
+    return next((run.finding for run in evidence.runs.values() if run.finding), None)
 
 
 def shared_program(evidence: Evidence) -> Program | None:
     """The program of all ranks; None on a backend that compiles none, or where there was no single one."""
-    facts = evidence.ranks[min(evidence.ranks)].facts[evidence.dtype].get("program") if evidence.ranks else None
-    if not facts:
-        return None
-    return from_json(Program, facts)
+    return evidence.runs[min(evidence.ranks)].program if evidence.ranks else None
 
 
 def finding_checks(evidence: Evidence, found: str) -> tuple[Check, ...]:
@@ -39,7 +34,7 @@ def program_checks(evidence: Evidence) -> tuple[Check, ...]:
 def _expected(evidence: Evidence) -> tuple[Collective, ...] | None:
     """The planned collectives; without a plan, those recorded; None where torch-xla's own ones were not seen."""
     planned = evidence.case.planned(evidence.tp)
-    return (evidence.ranks[0].collectives(evidence.dtype) or None) if planned is None else planned
+    return (evidence.runs[0].collectives or None) if planned is None else planned
 
 
 def compilation_check(program: Program, tp: int) -> Check:

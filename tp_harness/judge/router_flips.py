@@ -95,7 +95,7 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
         f"{len(flips)} of {tokens * len(evidence.case.routing)} choices flip (in {', '.join(layers)}; "
         f"widest margin {widest.margin:.1e} of {widest.limit:.1e})"
     )
-    if f"{evidence.dtype}.unlocked.output.0" not in evidence.ranks[0].tensors:
+    if evidence.without("output.0", "unlocked"):
         return statement
     full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
     error = distance.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2

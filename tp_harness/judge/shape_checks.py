@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..parallel.dtensors import agree, from_facts
+from ..parallel.dtensors import agree
 from ..parallel.placements import shape_only
 from ..results.result import Status
 from .distance import MOST
@@ -25,11 +25,11 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
     if missing:
         return Status.MISSING, f"ranks {missing} of {evidence.tp} left no output"
     for rank, output in evidence.ranks.items():
-        count = sum(name.startswith(f"{evidence.dtype}.locked.output.") for name in output.tensors)
+        count = sum(key.is_output and key.dtype == evidence.dtype for key in output.tensors)
         if count != len(evidence.case.outputs):
             return Status.MISSING, f"rank {rank} gave {count} outputs instead of {len(evidence.case.outputs)}"
         for name in router_names(evidence.case):
-            if f"{evidence.dtype}.locked.{name}" not in output.tensors:
+            if rank in evidence.without(name):
                 return Status.MISSING, f"rank {rank} left no {name}: a submodule of that name must see every token"
     expected = len(evidence.expectation.oracle.outputs)
     if expected != len(evidence.case.outputs):
@@ -72,10 +72,12 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
 def _placed_otherwise(evidence: Evidence, index: int, name: str) -> str:
     """What to say of ranks that returned a DTensor whose placement is not the one that the case says."""
     said, ndim = evidence.case.outputs[index], evidence.expectation.oracle.outputs[index].ndim
-    for rank, output in evidence.ranks.items():
-        read = from_facts(output.facts[evidence.dtype]["placed"]).get(name)
-        if read is not None and not agree(said, read, ndim, evidence.tp):
-            return f"{name} of rank {rank} is a DTensor placed as {read}, where `output` of its Case says {said}"
+    for rank, run in evidence.runs.items():
+        read = run.placed.get(name)
+        if read is not None and not agree(said, read.placement, ndim, evidence.tp):
+            return (
+                f"{name} of rank {rank} is a DTensor placed as {read.placement}, where `output` of its Case says {said}"
+            )
     return ""
 
 

@@ -113,6 +113,6 @@ def _seen(evidence: Evidence) -> Iterator[Seen]:
     """Rank 0's outputs beside the single-core model's, each side with its own routing."""
     alone: Run = run_unlocked(evidence.expectation.run_tapped(evidence.dtype), evidence.case, evidence.dtype)
     for i, placement in enumerate(evidence.case.outputs):
-        unlocked = f"{evidence.dtype}.unlocked.output.{i}" in evidence.ranks[0].tensors
-        full = join(placement, evidence.shards(f"output.{i}", "unlocked" if unlocked else "locked")).full
+        locked = evidence.without(f"output.{i}", "unlocked")
+        full = join(placement, evidence.shards(f"output.{i}", "locked" if locked else "unlocked")).full
         yield Seen(actual=full, expected=alone.outputs[i], oracle=evidence.expectation.oracle.outputs[i])

@@ -75,13 +75,12 @@ def _judge(evidence: Evidence, blank: Result, fault: Fault, clean: Ranks, bench:
 def first_change(evidence: Evidence, clean: Ranks) -> str:
     """The first tensor or schedule of any rank that is not the clean run's, bit for bit; "" if there is none."""
     for rank, output in evidence.ranks.items():
-        names = [name for name in clean[rank].tensors if name.startswith(f"{evidence.dtype}.")]
-        other = [name for name in output.tensors if name.startswith(f"{evidence.dtype}.") and name not in names]
-        for name in (*names, *other):
-            pair = [tensors.tensors.get(name) for tensors in (output, clean[rank])]
-            if pair[0] is None or pair[1] is None or not same_bits(pair[0], pair[1]):
-                return f"{name} of rank {rank}"
-        if output.collectives(evidence.dtype) != clean[rank].collectives(evidence.dtype):
+        right = clean[rank]
+        for key in dict.fromkeys((*right.tensors, *output.tensors)):
+            pair = [tensors.tensors.get(key) for tensors in (output, right)]
+            if key.dtype == evidence.dtype and (pair[0] is None or pair[1] is None or not same_bits(pair[0], pair[1])):
+                return f"{key} of rank {rank}"
+        if output.report.runs[evidence.dtype].collectives != right.report.runs[evidence.dtype].collectives:
             return f"the schedule of rank {rank}"
     return ""
 

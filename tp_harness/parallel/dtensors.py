@@ -9,7 +9,7 @@ Not covered: meshes of two real dimensions, sums that are no sum (Partial("avg")
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +18,27 @@ from ..errors import UsageError
 from ..libraries.torch_private import arrived, without_modes
 from .placements import KVHeads, Partial, Placement, Replicate, Shard
 
-Facts = Mapping[str, Mapping[str, Any]]
-
 
 class DTensorError(UsageError):
     """A DTensor that cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """How a DTensor is placed, made of JSON values."""
+
+    kind: str
+    dim: int = 0
+
+    @staticmethod
+    def of(placement: Placement) -> Placed:
+        """What `placement_of` gives."""
+        return Placed(kind=type(placement).__name__, dim=getattr(placement, "dim", 0))
+
+    @property
+    def placement(self) -> Placement:
+        """The same in the words of placements.py."""
+        return {"Shard": Shard(self.dim), "Replicate": Replicate(), "Partial": Partial()}[self.kind]
 
 
 def is_dtensor(x: object) -> bool:
@@ -84,21 +100,16 @@ def placement_of(name: str, x: Any) -> Placement | None:
     return _ours(name, x.placements[along[0]]) if along else Replicate()
 
 
-def placements(tensors: Mapping[str, torch.Tensor]) -> dict[str, Placement]:
-    """How the DTensors among some tensors are placed, by name."""
-    read = {name: placement_of(name, x) for name, x in tensors.items()}
-    return {name: placement for name, placement in read.items() if placement is not None}
-
-
 class Reader:
     """Gives a rank's own data of what a module made, and keeps how the DTensors among it were placed, by name."""
 
     def __init__(self) -> None:
-        self.placements: dict[str, Placement] = {}
+        self.placed: dict[str, Placed] = {}
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """The rank's own data of a tensor."""
-        self.placements |= placements({name: x})
+        if placement := placement_of(name, x):
+            self.placed[name] = Placed.of(placement)
         return local(x)
 
 
@@ -136,17 +147,3 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
         shared = isinstance(said, KVHeads) and said.num_heads % size != 0  # several ranks hold one head
         return not shared and said.dim % ndim == read.dim % ndim
     return type(said) is type(read)
-
-
-def to_facts(placements: Mapping[str, Placement]) -> dict[str, dict[str, Any]]:
-    """Placements of DTensors by name, as JSON values."""
-    return {name: {"kind": type(p).__name__, **vars(p)} for name, p in placements.items()}
-
-
-def from_facts(facts: Facts) -> dict[str, Placement]:
-    """What `to_facts` was given."""
-    kinds = {kind.__name__: kind for kind in (Shard, Replicate, Partial)}
-    return {
-        name: kinds[fact["kind"]](**{key: value for key, value in fact.items() if key != "kind"})
-        for name, fact in facts.items()
-    }

@@ -24,7 +24,8 @@ from ..errors import UsageError, doing
 from ..parallel.placements import same_bits
 from ..ranks.excerpt import of_flat, of_rows
 from ..ranks.job import Job, Task
-from ..ranks.rank import as_tuple, write_inputs
+from ..ranks.rank import as_tuple
+from ..ranks.rank_inputs import RankInputs
 from ..system.idle_cores import idle_cores
 from .random_weights import generator
 from .unreached_parameters import differ, idle
@@ -111,7 +112,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         oracle, by_chance = _oracle(case, reference, inputs)
     locks = locks_of(case, oracle)
     stateful = bool(job.repeats) and not case.lazy and _changes_itself(case, reference, inputs)
-    write_inputs(job.inputs_path(task), inputs, locks, stateful=stateful)
+    RankInputs(inputs=inputs, locks=locks, stateful=stateful).write(job.inputs_path(task))
 
     def run_baselines() -> dict[str, Run]:
         return {

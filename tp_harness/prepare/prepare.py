@@ -35,7 +35,7 @@ from ..errors import UsageError, blamed_on
 from ..models import family_of
 from ..parallel.placements import Placement, Replicate
 from ..ranks.job import Job, Subject, Task
-from ..ranks.rank import read_inputs
+from ..ranks.rank_inputs import read_inputs
 from ..system.scratch_dir import WorkFolder, sweep
 from .control_places import Places, places_of
 from .material import Material, Progress, Target
@@ -184,7 +184,7 @@ class Preparation:
         if not self.case_file:
             return material
         case = self.subject.case(job.tasks[0], dtype=self.options.dtypes[0], tp=1)
-        draws = [read_inputs(job.inputs_path(task))[0] for task in job.tasks]
+        draws = [read_inputs(job.inputs_path(task)).inputs for task in job.tasks]
         self._places = places_of(case, self.specs, self.placed, draws)
         return replace(material, places=self._places)
 
@@ -235,7 +235,7 @@ class Preparation:
 
     def _check_placements(self, job: Job, task: Task, expectation: Expectation) -> None:
         """Inputs and outputs divide at every degree; a rank or the verdict would stumble over one that does not."""
-        inputs, outputs = read_inputs(job.inputs_path(task))[0], expectation.oracle.outputs
+        inputs, outputs = read_inputs(job.inputs_path(task)).inputs, expectation.oracle.outputs
         for tp in self.options.degrees:
             case = self.subject.case(task, dtype=self.options.dtypes[0], tp=tp)
             if len(outputs) != len(case.outputs):

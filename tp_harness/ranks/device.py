@@ -6,22 +6,25 @@ running it, and can look at the program before it runs; what it finds there is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from ..results.result import Program
+from .rank_files import Tensors
 
 Result = TypeVar("Result")
 Movable = TypeVar("Movable", torch.Tensor, nn.Module)
 
 
 class GraphFinding(Exception):  # noqa: N818  (a verdict on the module, no failure of the rank)
-    """Why the program of a module must not or cannot run: one sentence, and facts about it; the same on all ranks."""
+    """Why the program of a module must not or cannot run: one sentence, and the program if ranks share it."""
 
-    def __init__(self, sentence: str, program: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, sentence: str, program: Program | None = None) -> None:
         super().__init__(sentence)
-        self.program = program or {}
+        self.program = program
 
 
 class Device:
@@ -37,13 +40,13 @@ class Device:
         """A tensor or module, here."""
         return value
 
-    def run(self, forward: Callable[[], dict[str, torch.Tensor]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What `forward` computes on tensors that are here, as CPU tensors; and facts about the program that ran.
+    def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, Program | None]:
+        """What `forward` computes on tensors that are here, as CPU tensors; and the program that ran, if any did.
 
         Raises:
             GraphFinding: the program is not one that all ranks can share.
         """
-        return forward(), {}
+        return forward(), None
 
     def finish(self, result: Result) -> Result:
         """The same, a forward's outputs and more, once what was run on them here has ended; for measuring."""

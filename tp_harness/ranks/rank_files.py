@@ -11,16 +11,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from ..checkpoint.checkpoint import Checkpoint, TensorSpec, write_checkpoint
+from ..results.from_json import from_json
+from ..results.result import to_json
+from .rank_report import RankReport, TensorKey
 
 LARGE_BYTES = 1 << 20
 _TENSOR = "tensor"  # the name of the only tensor in a file of its own
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[TensorKey, torch.Tensor]
+Kept = dict[TensorKey, torch.Tensor | Path]  # a large tensor by the file that it was put into
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -28,48 +31,48 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.blake2b(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
-def put_aside(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[Tensors, dict[str, str]]:
+def put_aside(path: Path, tensors: Tensors) -> Kept:
     """Write the large tensors down at once, so that a rank need not hold them while it goes on.
+
+    A file is complete when the ranks' own files are all there: the rank that made it writes its own file later.
 
     Args:
         path: of the rank's own file.
-        tensors: by name, contiguous.
-
-    Returns:
-        The other tensors, and the file of each that was written, by name. A file is complete when the ranks' own files
-        are all there: the rank that made it writes its own file later.
+        tensors: contiguous.
     """
-    large = {name: tensor for name, tensor in tensors.items() if tensor.nbytes >= LARGE_BYTES}
-    aside = {}
-    for name, tensor in large.items():
-        kind = f"{str(tensor.dtype).removeprefix('torch.')}-{'x'.join(map(str, tensor.shape))}"
-        file = path.with_name(f"{_shared_stem(path)}{kind}-{digest(tensor)}.safetensors")
-        aside[name] = file.name
-        try:
-            file.open("xb").close()  # the first rank writes, the others have nothing to add
-        except FileExistsError:
-            continue
-        write_tensors(file, {_TENSOR: tensor}, {})
-    return {name: tensor for name, tensor in tensors.items() if name not in large}, aside
+    return {key: _put(path, x) if x.nbytes >= LARGE_BYTES else x for key, x in tensors.items()}
 
 
-def write_output(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def _put(path: Path, tensor: torch.Tensor) -> Path:
+    kind = f"{str(tensor.dtype).removeprefix('torch.')}-{'x'.join(map(str, tensor.shape))}"
+    file = path.with_name(f"{_shared_stem(path)}{kind}-{digest(tensor)}.safetensors")
+    try:
+        file.open("xb").close()  # the first rank writes, the others have nothing to add
+    except FileExistsError:
+        return file
+    write_tensors(file, {_TENSOR: tensor}, {})
+    return file
+
+
+def write_output(path: Path, kept: Kept, report: RankReport) -> None:
     """Write a rank's own file, which is complete when it appears."""
     unfinished = path.with_suffix(".part")
-    write_tensors(unfinished, tensors, {"facts": json.dumps(facts)})
+    own = {str(key): value for key, value in kept.items() if isinstance(value, torch.Tensor)}
+    aside = {str(key): value.name for key, value in kept.items() if isinstance(value, Path)}
+    write_tensors(unfinished, own, {"aside": json.dumps(aside), "report": json.dumps(to_json(report))})
     unfinished.replace(path)
 
 
-def read_output(path: Path, seen: Tensors) -> tuple[Tensors, dict[str, Any]]:
-    """A rank's tensors by name, and its facts; `seen` holds the large tensors read so far, by file."""
+def read_output(path: Path, seen: dict[str, torch.Tensor]) -> tuple[Tensors, RankReport]:
+    """A rank's tensors and its report; `seen` holds the large tensors read so far, by file."""
     with safe_open(path, framework="pt") as file:
-        tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
-    for name, large in facts["aside"].items():
+        tensors = {TensorKey.parse(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    for name, large in json.loads(metadata["aside"]).items():
         if large not in seen:
             seen[large] = Checkpoint([path.with_name(large)]).tensor(_TENSOR)
-        tensors[name] = seen[large]
-    return tensors, facts
+        tensors[TensorKey.parse(name)] = seen[large]
+    return tensors, from_json(RankReport, json.loads(metadata["report"]))
 
 
 def remove_outputs(paths: Iterable[Path]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
 from ..judge.distance import without_constants
 from ..judge.gather import RankOutput
 from ..ranks.rank_files import digest
+from ..ranks.rank_report import TensorKey
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,17 @@ class Left:
     """What ranks left that is judged: a digest of every such tensor and every schedule, and each rank's outputs."""
 
     digest: str
-    outputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[tuple[int, TensorKey], torch.Tensor]
 
     @staticmethod
     def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
         """The outputs are kept only if asked for."""
-        start = f"{dtype}.locked.output."
-        kept = {f"{r} {n}": x for r, left in ranks.items() for n, x in left.tensors.items() if n.startswith(start)}
+        kept = {
+            (rank, key): x
+            for rank, left in ranks.items()
+            for key, x in left.tensors.items()
+            if key.is_output and key.dtype == dtype
+        }
         return Left(_digest(ranks, dtype), kept if outputs else {})
 
     def is_as(self, other: Left) -> bool:
@@ -43,10 +49,10 @@ def _digest(ranks: Mapping[int, RankOutput], dtype: str) -> str:
     """Of every tensor of the run that is judged, and every rank's schedule."""
     total, of_tensor = hashlib.blake2b(digest_size=16), dict[int, str]()
     for rank in sorted(ranks):
-        for name, tensor in sorted(ranks[rank].tensors.items()):
-            if name.startswith(f"{dtype}.locked."):
+        for key, tensor in sorted(ranks[rank].tensors.items(), key=itemgetter(0)):
+            if (key.dtype, key.variant) == (dtype, "locked"):
                 if id(tensor) not in of_tensor:  # ranks that hold the same bits share a large tensor
                     of_tensor[id(tensor)] = digest(tensor)
-                total.update(f"{rank} {name} {of_tensor[id(tensor)]}".encode())
-        total.update(" ".join(map(str, ranks[rank].collectives(dtype))).encode())
+                total.update(f"{rank} {key} {of_tensor[id(tensor)]}".encode())
+        total.update(" ".join(map(str, ranks[rank].report.runs[dtype].collectives)).encode())
     return total.hexdigest()

@@ -19,6 +19,7 @@ from torch_xla.debug import metrics
 from ..libraries import torch_xla_private as private
 from ..libraries.torch_private import leaves
 from ..ranks.device import Device, GraphFinding, Movable, Result
+from ..ranks.rank_files import Tensors
 from ..results.from_json import from_json
 from ..results.result import Program, ProgramCollective, to_json
 from . import hlo
@@ -26,8 +27,6 @@ from .graph_diff import difference, short
 from .rendezvous import Meets, awaited
 
 _LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/case/taps.py", "/tp_harness/ranks/rank.py", "/tp_harness/xla/")
-
-Tensors = dict[str, torch.Tensor]
 
 
 class XLADevice(Device):
@@ -44,7 +43,7 @@ class XLADevice(Device):
         """A copy on the device."""
         return value.to(self.device)
 
-    def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, dict[str, Any]]:
+    def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, Program]:
         """Trace `forward` on every rank, see that all have the same program, compile it once, run it.
 
         Raises:
@@ -58,14 +57,14 @@ class XLADevice(Device):
         )
         problem = hlo.cannot_run(program.collectives, self.size)
         if problem:
-            raise GraphFinding(problem, to_json(program))
+            raise GraphFinding(problem, program)
         compiles = self._execute(tensors)
         outputs = awaited(lambda: {name: tensor.cpu() for name, tensor in traced.items()})
         ends = self.meeting.exchange(self.rank, (compiles, _left_device() - left))  # and all ranks have ended
         self._compiled[program.fingerprint] += sum(count for count, _ in ends)
         fallbacks = tuple(sorted({name for _, names in ends for name in names}))
         program = replace(program, compiles=self._compiled[program.fingerprint], fallbacks=fallbacks)
-        return outputs, to_json(program)
+        return outputs, program
 
     def finish(self, result: Result) -> Result:
         """Run what the tensors in `result` stand for, and wait for it."""

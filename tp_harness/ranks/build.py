@@ -1,0 +1,67 @@
+"""A rank's module with its shards of the weights loaded, and what identifies the bits that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..arithmetic.casts import cast
+from ..case.case import Case
+from ..case.plan import check_names, check_submodules, local_placement, planned
+from ..case.state_dict import load_weights, weights_of
+from ..checkpoint.checkpoint import Checkpoint
+from ..errors import doing
+from ..parallel import dtensors
+from ..parallel.group import Group
+from ..parallel.placements import Placement, same_bits
+from .rank_files import digest
+from .rank_report import Held
+
+
+def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) -> tuple[nn.Module, dict[str, Held]]:
+    """This rank's module with its shards loaded, and for each parameter what the rank really holds.
+
+    Raises:
+        PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
+    """
+    side = f"the sharded module of {case.name}"
+    with doing(f"sharded of {case.name}, called without arguments"):
+        module = case.make(case.sharded, dtype)
+    local = weights_of(module, side)
+    check_names(case, local, checkpoint.names)
+    if not case.lazy:
+        check_submodules(case, "sharded module", module)
+    case = replace(case, plan=planned(case, local, group.size))
+    full = {name: checkpoint.tensor(case.prefix + name) for name in local}
+    shards: dict[str, torch.Tensor] = {}
+    for name, tensor in full.items():
+        placement = local_placement(case, name, tensor.shape, dtensors.local(local[name]).shape, group.size)
+        with doing(f"shard of {placement}, called for {name}"):
+            shards[name] = dtensors.as_placed(placement.shard(tensor, group.rank, group.size), local[name])
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in shards}
+    load_weights(module, shards, side, assign=case.lazy)
+    read = {name: dtensors.placement_of(name, tensor) for name, tensor in local.items()}
+    held = {name: _held(tensor, full[name], read[name]) for name, tensor in weights_of(module, side).items()}
+    for name, buffer in () if case.lazy else buffers.items():
+        same = same_bits(dtensors.local(buffer), dtensors.local(module.get_buffer(name)))
+        held[name] = replace(held[name], rebuilt=same)
+    module = (module if case.lazy else cast(module, dtype)).eval()
+    with doing(f"edit of {case.name}"):
+        case.edit(module, group)
+    return module, held
+
+
+def _held(loaded: torch.Tensor, full: torch.Tensor, placement: Placement | None) -> Held:
+    """What the rank holds of a tensor whose place in the mapped checkpoint is `full`; how it is placed as a DTensor."""
+    tensor = dtensors.local(loaded)
+    mapped = tensor.untyped_storage().data_ptr() == full.untyped_storage().data_ptr() and tensor.numel() > 0
+    return Held(
+        shape=tuple(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        bytes=tensor.numel() * tensor.element_size(),
+        view=(int(tensor.storage_offset()), *tensor.stride()) if mapped else None,
+        digest="" if mapped else digest(tensor),
+        placed=dtensors.Placed.of(placement) if placement else None,
+    )

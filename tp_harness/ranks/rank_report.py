@@ -1,0 +1,114 @@
+"""What passes from a rank to the judge: the names of its tensors, and its report on how it made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from ..parallel.dtensors import Placed
+from ..results.result import Collective, Forwards, Program, RankRecord
+
+Variant = Literal["locked", "unlocked", "tap"]  # with the oracle's routing, with the module's own, and inside a module
+OUTPUT = "output."
+NO_FORWARDS = Forwards(wall_s=(), cpu_s=())
+
+
+@dataclass(frozen=True, order=True)
+class TensorKey:
+    """Which tensor of a rank: `output.0` of the locked run in float32, as text `float32.locked.output.0`."""
+
+    dtype: str
+    variant: Variant
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}.{self.variant}.{self.name}"
+
+    @staticmethod
+    def parse(text: str) -> TensorKey:
+        """The inverse of `str`."""
+        dtype, variant, name = text.split(".", 2)
+        return TensorKey(dtype, cast("Variant", variant), name)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is an output of the run that is judged."""
+        return self.variant == "locked" and self.name.startswith(OUTPUT) and self.name[len(OUTPUT) :].isdigit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What identifies the bits of a parameter or buffer that a rank holds.
+
+    `view` is its place in the mapped checkpoint, the offset and then the strides in elements; a copy (None) has a
+    `digest` instead. `placed` says how a DTensor is. `rebuilt` is False for a buffer whose values the module had built
+    otherwise before those of the checkpoint were loaded.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    view: tuple[int, ...] | None = None
+    digest: str = ""
+    placed: Placed | None = None
+    rebuilt: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DtypeRun:
+    """A task in one dtype on one rank; where the program was found wrong (`finding`) nothing ran.
+
+    Args:
+        parameters: what the rank holds, by name.
+        placed: how DTensors among outputs and taps are placed, by name.
+        collectives: the calls of the forward that is judged, in order.
+        forwards: those that were timed.
+        flops: of one forward; None where they were not counted.
+        changed: numbers of the outputs that differ when the module is run again; None where it was not.
+        begin_bytes, peak_bytes: resident when it began, and at most until it was done.
+        program: what was compiled; None where nothing is.
+        finding: why the program must not or cannot run.
+        unlocked: routers that went on with another choice than the one they were locked to.
+        rows: which tokens a router has, by the name of its choice, where tokens are shared out.
+    """
+
+    parameters: dict[str, Held] = field(default_factory=dict)
+    placed: dict[str, Placed] = field(default_factory=dict)
+    collectives: tuple[Collective, ...] = ()
+    forwards: Forwards = NO_FORWARDS
+    flops: int | None = None
+    changed: tuple[int, ...] | None = None
+    begin_bytes: int = 0
+    peak_bytes: int = 0
+    program: Program | None = None
+    finding: str = ""
+    unlocked: tuple[str, ...] = ()
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """One task on one rank. `config_hash` is that of the job it read; seconds are those of the whole task."""
+
+    rank: int
+    core: str
+    config_hash: str
+    wall_s: float
+    cpu_s: float
+    runs: dict[str, DtypeRun]  # by dtype
+
+    def record(self, dtype: str) -> RankRecord:
+        """What goes into run.json."""
+        run = self.runs[dtype]
+        return RankRecord(
+            rank=self.rank,
+            core=self.core,
+            wall_s=round(self.wall_s, 4),
+            cpu_s=round(self.cpu_s, 4),
+            peak_bytes=run.peak_bytes,
+            weight_bytes=sum(held.bytes for held in run.parameters.values()),
+            collectives=run.collectives,
+            begin_bytes=run.begin_bytes,
+            forwards=run.forwards,
+            flops=run.flops,
+        )
