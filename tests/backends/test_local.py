@@ -17,7 +17,7 @@ from command import PATIENCE
 from ladder import options
 from tp_harness.launch import LaunchOutcome
 
-from tp_harness.backends import RunningJob, choose_backend
+from tp_harness.backends import choose_backend, run_to_end
 from tp_harness.backends.base import Session
 from tp_harness.backends.local_group import ring_sum
 from tp_harness.config.options import Resolved
@@ -117,13 +117,7 @@ def run(material: Material, tp: int, backend: str, folder: Path, timeout: float 
 
 def finish(session: Session, material: Material, tp: int, folder: Path, timeout: float) -> LaunchOutcome:
     job = material.job(tp, material.targets)
-    return ended(session.start(job.write(), tp=tp, log_dir=folder, timeout=timeout))
-
-
-def ended(running: RunningJob) -> LaunchOutcome:
-    while (outcome := running.poll()) is None:
-        time.sleep(0.01)
-    return outcome
+    return run_to_end(session, job, log_dir=folder, timeout=timeout)
 
 
 def tensors(material: Material, tp: int) -> dict[tuple[str, int, str], torch.Tensor]:
@@ -251,7 +245,8 @@ def test_whatever_a_rank_does_there_is_a_verdict_that_names_it(tmp_path: Path, n
         running = session.start(job, tp=tp, log_dir=tmp_path / "logs", timeout=1.0 if late else PATIENCE)
         while late and not (tmp_path / "asleep").exists():  # its time begins when rank 1 does, however long that takes
             time.sleep(0.01)
-        outcome = ended(running)
+        while (outcome := running.poll()) is None:
+            time.sleep(0.01)
     log = tmp_path / "logs" / f"rank{rank}.log"
     assert (outcome.ok, outcome.kind, outcome.failed_rank) == (False, kind, rank)
     assert outcome.message == f"{message}{log}"

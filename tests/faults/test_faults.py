@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from command import PATIENCE, Harness
 from ladder import options
 
-from tp_harness.backends import choose_backend
+from tp_harness.backends import choose_backend, run_to_end
 from tp_harness.config.model import NeuronConfig
 from tp_harness.faults import BY_NAME, FAULTS, GENERIC, GRAPH, Fault, find_fault, injected
 from tp_harness.faults.fault import always
@@ -190,9 +189,7 @@ def test_a_fault_does_on_gloo_what_it_does_on_local_ranks(bench: Bench, tmp_path
     with choose_backend("gloo").open() as session:
         tasks = tuple(Task(component=f.component, layer=f.layer, draw=0, fault=f.name) for f in FAULTS)
         job = replace(bench.job(tasks[0], 2, taps=True), tasks=tasks, dtypes=("float32",))
-        running = session.start(job.write(), tp=2, log_dir=tmp_path, timeout=PATIENCE)
-        while (outcome := running.poll()) is None:
-            time.sleep(0.01)
+        outcome = run_to_end(session, job, log_dir=tmp_path, timeout=PATIENCE)
     assert outcome.ok, outcome.message
     for task in tasks:
         theirs = read_outputs(job, task)

@@ -4,7 +4,7 @@ import os
 
 from ..errors import UnknownNameError, UsageError
 from ..neuron.availability import automatic
-from .base import Backend, RunningJob, Session
+from .base import POLL_SECONDS, Backend, RunningJob, Session, run_to_end
 from .gloo import GlooBackend
 from .local import LocalBackend
 from .neuron import NeuronBackend
@@ -12,7 +12,7 @@ from .xla import XLABackend
 
 BACKENDS: tuple[Backend, ...] = (GlooBackend(), LocalBackend(), XLABackend(), NeuronBackend())
 
-__all__ = ["BACKENDS", "Backend", "RunningJob", "Session", "choose_backend"]
+__all__ = ["BACKENDS", "POLL_SECONDS", "Backend", "RunningJob", "Session", "choose_backend", "run_to_end"]
 
 
 def choose_backend(name: str) -> Backend:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from ..launch import LaunchOutcome
+from ..ranks.job import Job
+
+POLL_SECONDS = 0.01
 
 
 class RunningJob(Protocol):
@@ -35,6 +39,19 @@ class Session(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End every rank."""
+
+
+def run_to_end(
+    session: Session, job: Job, *, log_dir: Path, timeout: float, poll_seconds: float = POLL_SECONDS
+) -> LaunchOutcome:
+    """Start the ranks of a job and wait until they have ended, each step within `timeout` seconds."""
+    running = session.start(job.write(), tp=job.tp, log_dir=log_dir, timeout=timeout)
+    try:
+        while (outcome := running.poll()) is None:
+            time.sleep(poll_seconds)
+    finally:
+        running.stop()
+    return outcome
 
 
 class Backend(Protocol):

@@ -10,12 +10,14 @@ import torch
 from ..case.case import Case
 from ..case.routing import Router
 from ..checkpoint.checkpoint import Checkpoint
+from ..prepare.material import Material
 from ..prepare.oracle import Expectation
+from ..ranks.job import Task
 from ..ranks.rank_report import DtypeRun, TensorKey, Variant
 from .gather import RankOutput
 
 
-def as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
+def _as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
     """The case with the placements of the DTensors that ranks had: of parameters it does not place, and of all taps."""
     if 0 not in ranks:
         return case
@@ -35,6 +37,18 @@ class Evidence:
     expectation: Expectation
     ranks: Mapping[int, RankOutput]
     checkpoint: Checkpoint
+
+    @staticmethod
+    def of(material: Material, task: Task, tp: int, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
+        """What a verdict on a task of the material rests on; its fault, if any, is nothing the verdict knows of."""
+        return Evidence(
+            case=_as_placed(material.subject.case(task, dtype=dtype, tp=tp), dtype, ranks),
+            tp=tp,
+            dtype=dtype,
+            expectation=material.expectation(task),
+            ranks=ranks,
+            checkpoint=material.checkpoints[task.draw],
+        )
 
     @property
     def reduction(self) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ..backends import Backend, Session
+from ..backends import Backend, Session, run_to_end
 from ..config.options import Resolved
 from ..errors import UsageError
 from ..faults import Fault
@@ -15,13 +13,12 @@ from ..judge.gather import read_outputs, remove_outputs
 from ..judge.judge import judge
 from ..prepare.material import Progress
 from ..prepare.prepare import Preparation
-from ..ranks.job import Job, Task
+from ..ranks.job import Task
 from ..results.result import Result, Status
 from ..text_table import TextTable
 from .bench import Bench
 
 CLEAN = "(no fault)"
-POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,9 @@ def _at_degree(bench: Bench, session: Session, backend: str, *, faults: Sequence
     names = {Task(component=f.component, layer=f.layer, draw=0, fault=f.name): f.name for f in faults}
     names = {task.clean: CLEAN for task in names} | names
     job = replace(bench.material.job(tp, ()), tasks=tuple(names), unlocked=False)
-    _run(session, job, bench.folder / "logs", bench.options.timeout)
+    outcome = run_to_end(session, job, log_dir=bench.folder / "logs", timeout=bench.options.timeout)
+    if not outcome.ok:
+        raise UsageError(f"a fault must leave outputs or a finding, but {outcome.message}.")
     for task, name in names.items():
         evidence = bench.evidence(replace(job, tasks=(task,)), "float32", read_outputs(job, task))
         result = judge(evidence, bench.blank(task, tp, "float32"))
@@ -86,14 +85,6 @@ def _at_degree(bench: Bench, session: Session, backend: str, *, faults: Sequence
             reason=result.reason,
             by=_by(result),
         )
-
-
-def _run(session: Session, job: Job, log_dir: Path, timeout: float) -> None:
-    running = session.start(job.write(), tp=job.tp, log_dir=log_dir, timeout=timeout)
-    while (outcome := running.poll()) is None:
-        time.sleep(POLL_SECONDS)
-    if not outcome.ok:
-        raise UsageError(f"a fault must leave outputs or a finding, but {outcome.message}.")
 
 
 def disappointments(found: Sequence[Sighting]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import torch
 
+from ..backends import run_to_end
 from ..backends.local import LocalSession
 from ..config.options import Resolved
-from ..judge.evidence import Evidence, as_placed
+from ..judge.evidence import Evidence
 from ..judge.gather import RankOutput, read_outputs, remove_outputs
 from ..launch import LaunchOutcome
 from ..prepare.prepare import Preparation
 from ..ranks.job import Job, Task
-from ..results.result import Result, Status
+from ..results.result import Result
 
 POLL_SECONDS = 0.001
 
@@ -69,9 +69,8 @@ class Bench:
         """
         (task,) = job.tasks
         with LocalSession() as session:
-            running = session.start(job.write(), tp=job.tp, log_dir=self.folder / "logs", timeout=self.options.timeout)
-            while (outcome := running.poll()) is None:
-                time.sleep(POLL_SECONDS)
+            logs, timeout = self.folder / "logs", self.options.timeout
+            outcome = run_to_end(session, job, log_dir=logs, timeout=timeout, poll_seconds=POLL_SECONDS)
         outputs = read_outputs(job, task)
         remove_outputs(job, task)
         if not outcome.ok:
@@ -79,27 +78,9 @@ class Bench:
         return outputs
 
     def evidence(self, job: Job, dtype: str, ranks: dict[int, RankOutput]) -> Evidence:
-        """What a verdict on the job's task rests on; its fault, if any, is nothing the verdict knows of."""
-        (task,) = job.tasks
-        return Evidence(
-            case=as_placed(job.subject.case(task, dtype=dtype, tp=job.tp), dtype, ranks),
-            tp=job.tp,
-            dtype=dtype,
-            expectation=self.material.expectation(task),
-            ranks=ranks,
-            checkpoint=self.material.checkpoints[task.draw],
-        )
+        """What a verdict on the job's task rests on."""
+        return Evidence.of(self.material, job.tasks[0], job.tp, dtype, ranks)
 
     def blank(self, task: Task, tp: int, dtype: str) -> Result:
         """The result to be filled in."""
-        return Result(
-            component=task.component,
-            tp=tp,
-            backend="local",
-            dtype=dtype,
-            layer=task.layer,
-            draws=1,
-            seed=self.options.seed + task.draw,
-            status=Status.SKIPPED,
-            reason="not judged",
-        )
+        return self.material.blank(task, tp, dtype, backend="local")

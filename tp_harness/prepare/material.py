@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.options import Resolved
 from ..ranks.job import Job, Subject, Task
+from ..results.result import Result, Status
 from .control_places import Places
 from .oracle import Expectation
 from .own_cases import OwnCase
@@ -60,6 +61,24 @@ class Material:
         """What a task must give."""
         whole = self.expectations[task.clean]
         return whole.first(task.tokens, self.options.batch) if task.tokens else whole
+
+    def blank(self, task: Task, tp: int, dtype: str, *, backend: str, log_dir: Path | str = "") -> Result:
+        """The result of a task that is not judged yet."""
+        component, layer = (self.own.label, self.own.layer) if self.own else (task.component, task.layer)
+        return Result(
+            component=component,
+            extent=self.subject.extent(task.component),
+            tp=tp,
+            backend=backend,
+            dtype=dtype,
+            layer=layer,
+            draws=self.options.draws,
+            seed=self.options.seed + task.draw,
+            status=Status.SKIPPED,
+            reason="not judged",
+            fault=task.fault,
+            log_dir=str(log_dir),
+        )
 
     def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:
         """The same tasks once more, with the intermediate tensors written down."""

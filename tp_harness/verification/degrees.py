@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from ..backends import Backend, RunningJob, Session
+from ..backends import POLL_SECONDS, Backend, RunningJob, Session, run_to_end
 from ..config.options import OWN, Resolved
 from ..diagnosis.explain import explain
 from ..errors import blame, described, is_theirs
 from ..faults.choice import with_fault_s_target
-from ..judge.evidence import Evidence, as_placed
-from ..judge.gather import Awaited, RankOutput, read_outputs, remove_outputs
+from ..judge.evidence import Evidence
+from ..judge.gather import Awaited, read_outputs, remove_outputs
 from ..judge.judge import judge
 from ..judge.verdict import nearest_gate, reconciled, severity
 from ..launch import LaunchOutcome
@@ -34,8 +34,6 @@ from ..system.interrupts import check_interrupt
 from .agreement import agreed
 from .negative_control import ControlRun, failure_status
 from .run_notes import run_notes
-
-POLL_SECONDS = 0.01
 
 
 def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
@@ -188,20 +186,10 @@ class DegreeRun:
         """One result per dtype."""
         ranks = read_outputs(job, task)
         self.control.see(task, ranks)
-        evidence = (self._evidence(job, task, dtype, ranks) for dtype in job.dtypes_of(task))
+        evidence = (Evidence.of(self.material, task, self.tp, dtype, ranks) for dtype in job.dtypes_of(task))
         results = [judge(of_dtype, self._blank(task, of_dtype.dtype)) for of_dtype in evidence]
         remove_outputs(job, task)
         return results
-
-    def _evidence(self, job: Job, task: Task, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
-        return Evidence(
-            case=as_placed(job.subject.case(task, dtype=dtype, tp=self.tp), dtype, ranks),
-            tp=self.tp,
-            dtype=dtype,
-            expectation=self.material.expectation(task),
-            ranks=ranks,
-            checkpoint=self.material.checkpoints[task.draw],
-        )
 
     def _explain(self) -> None:
         """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
@@ -212,18 +200,14 @@ class DegreeRun:
             return
         job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
         log_dir = self.record.folder / "logs" / f"{self.name}-taps"
-        running = self.session.start(job.write(), tp=self.tp, log_dir=log_dir, timeout=self.options.timeout)
-        try:
-            while (outcome := running.poll()) is None:
-                time.sleep(POLL_SECONDS)
-        finally:
-            running.stop()
+        outcome = run_to_end(self.session, job, log_dir=log_dir, timeout=self.options.timeout)
         if not outcome.ok:
             self.record.notes.append(f"tp {self.tp}: looking for what went wrong first failed: {outcome.message}")
             return
         for i, result in failed.items():
             self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
-            evidence = self._evidence(job, tasks[i], result.dtype, read_outputs(job, tasks[i]))
+            ranks = read_outputs(job, tasks[i])
+            evidence = Evidence.of(self.material, tasks[i], self.tp, result.dtype, ranks)
             try:
                 self.record.replace(i, explain(evidence, result))
             except Exception as error:  # the verdict stands, whatever becomes of its explanation
@@ -263,21 +247,7 @@ class DegreeRun:
         )
 
     def _blank(self, task: Task, dtype: str) -> Result:
-        component, layer = (self.own.label, self.own.layer) if self.own else (task.component, task.layer)
-        return Result(
-            component=component,
-            extent=self.material.subject.extent(task.component),
-            tp=self.tp,
-            backend=self.record.backend,
-            dtype=dtype,
-            layer=layer,
-            draws=self.options.draws,
-            seed=self.options.seed + task.draw,
-            status=Status.SKIPPED,
-            reason="not judged",
-            fault=task.fault,
-            log_dir=str(self.log_dir),
-        )
+        return self.material.blank(task, self.tp, dtype, backend=self.record.backend, log_dir=self.log_dir)
 
     def _add_all(self, results: Iterator[Result]) -> None:
         for result in results:
