@@ -13,8 +13,8 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -66,6 +66,63 @@ def control_dtype(options: Resolved) -> str:
     return "float32" if "float32" in options.dtypes else options.dtypes[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How far the search for a control has come: the faults of `target` are tried now, those `left` after them.
+
+    Args:
+        dtype: in which they are put in.
+        left: in order.
+        sizes: how many of them are tried in each further start of the ranks.
+        tried: those of all targets.
+        target: None when nothing is tried any more.
+        crashed: dtypes in which the module itself crashes.
+        cause: how the ranks ended that a fault ended first.
+        failed: no fault could be tried, for that cause.
+    """
+
+    dtype: str
+    left: tuple[Task, ...]
+    sizes: tuple[int, ...]
+    tried: tuple[Task, ...] = ()
+    target: Target | None = None
+    crashed: frozenset[str] = frozenset()
+    cause: LaunchOutcome | None = None
+    failed: bool = False
+
+    def next(self) -> Draws:
+        """The next target: as many of the faults that are left as are tried in one start of the ranks."""
+        if not (self.left and self.sizes):
+            return replace(self, target=None)
+        tasks, left = self.left[: self.sizes[0]], self.left[self.sizes[0] :]
+        target = Target(name=tasks[0].component, layer=tasks[0].layer, tasks=tasks)
+        return replace(self, left=left, sizes=self.sizes[1:], tried=(*self.tried, *tasks), target=target)
+
+    def without(self, dtype: str, dtypes: tuple[str, ...]) -> Draws:
+        """The module crashes in this dtype: faults are put in in another of the run's."""
+        crashed = self.crashed | {dtype}
+        others = [other for other in dtypes if other not in crashed]
+        if dtype != self.dtype or not others or self.target is None:
+            return replace(self, crashed=crashed)
+        tasks, left = (tuple(replace(t, dtype=others[0]) for t in some) for some in (self.target.tasks, self.left))
+        target = replace(self.target, tasks=tasks)
+        return replace(self, dtype=others[0], left=left, target=target, crashed=crashed)
+
+    def after_end(self, outcome: LaunchOutcome, passed: Collection[tuple[str, int]]) -> Draws:
+        """The fault ended the ranks: the next one, alone, is of a target that passed."""
+        left = tuple(task for task in self.left if (task.component, task.layer) in passed)
+        sizes = (1,) * len(self.sizes)  # one that ends its ranks takes the others along
+        following = replace(self, left=left, sizes=sizes).next()
+        # the first cause: where no rank is started anew, others only say so
+        return replace(following, cause=self.cause or outcome, failed=following.target is None)
+
+    def beside_clean(self, task: Task) -> Draws:
+        """The same target with a run without the fault before it."""
+        assert self.target is not None
+        clean = replace(task, fault="", place="", rank=-1)
+        return replace(self, target=replace(self.target, tasks=(clean, *self.target.tasks)))
+
+
 class ControlRun:
     """The control of one degree, from the choice of its fault to what it says about the degree's results.
 
@@ -77,19 +134,17 @@ class ControlRun:
         options = todo.options
         self.todo, self.options, self.record, self.tp, self._first = todo, options, todo.record, tp, first
         self.places = places or Places()
-        self.dtype = control_dtype(options)
         faults = candidates(options, tp)
-        self._left = self._own(faults) if options.case else [self._task(fault) for fault in faults]
-        self._sizes = list(BATCHES if options.case else (1,) * DRAWN)
-        self._wanted = bool(self._left) or (options.fault_control and not options.fault)
-        self._clean: dict[Task, Left] = {}
-        self._spoilt: dict[Task, Left] = {}
-        self._tried: list[Task] = []
-        self._crashed: set[str] = set()  # dtypes in which the module itself crashes
-        self._cause: LaunchOutcome | None = None
-        self._failure: LaunchOutcome | None = None  # why no fault could be tried
-        self.target: Target | None = None
-        self._draw()
+        tasks = self._own(faults) if options.case else tuple(_task(options, fault) for fault in faults)
+        self._wanted = bool(tasks) or (options.fault_control and not options.fault)
+        sizes = BATCHES if options.case else (1,) * DRAWN
+        self._seen: dict[Task, Left] = {}  # of faults, and of what `_twin` says is without them
+        self.draws = Draws(dtype=control_dtype(options), left=tasks, sizes=sizes).next()
+
+    @property
+    def target(self) -> Target | None:
+        """What is tried now."""
+        return self.draws.target
 
     def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         """The targets of the next start: with the control, unless nothing passed that it could speak for."""
@@ -103,42 +158,32 @@ class ControlRun:
 
     def see(self, task: Task, ranks: Mapping[int, RankOutput]) -> None:
         """Remember what ranks left with the fault and without it, to tell whether it changed anything."""
+        dtype = self.draws.dtype
         if task.fault:
-            self._spoilt[task] = Left.of(ranks, self.dtype, outputs=bool(task.place))
-        elif self.target is not None and self._is_clean(task):
-            self._clean[_twin(task)] = Left.of(ranks, self.dtype, outputs=bool(self.options.case))
-
-    def _is_clean(self, task: Task) -> bool:
-        """Whether it is what the target's tasks are without their faults, and was run in their dtype."""
-        assert self.target is not None
-        return _twin(task) == _twin(self.target.tasks[-1]) and task.dtype in ("", self.dtype)
+            self._seen[task] = Left.of(ranks, dtype, outputs=bool(task.place))
+        elif self.target and _twin(task) == _twin(self.target.tasks[-1]) and task.dtype in ("", dtype):
+            self._seen[_twin(task)] = Left.of(ranks, dtype, outputs=bool(self.options.case))
 
     def leave(self, dtype: str) -> None:
         """The module crashes in this dtype: what passes in another one is spoken for by faults in that one."""
-        self._crashed.add(dtype)
-        others = [other for other in self.options.dtypes if other not in self._crashed]
-        if dtype != self.dtype or not others or self.target is None:
-            return
-        self.dtype = others[0]
-        tasks, self._left = ([replace(t, dtype=self.dtype) for t in some] for some in (self.target.tasks, self._left))
-        self.target = replace(self.target, tasks=tuple(tasks))
+        self.draws = self.draws.without(dtype, self.options.dtypes)
 
     def settle(self, results: Sequence[Result]) -> None:
         """The verdict on each task of the target: the first fault that changes this run is its control."""
         assert self.target is not None
-        tasks, clean = self.target.tasks, self._clean.get(_twin(self.target.tasks[-1]))
+        tasks, clean = self.target.tasks, self._seen.get(_twin(self.target.tasks[-1]))
         for task, result in zip(tasks, results, strict=True):
             # a wrong shard is seen by looking at what ranks hold; the numbers must show it too
             rejected = bool(set(result.rejections) - {"reassembly"})
-            if not task.fault or (clean is not None and self._spoilt[task].is_as(clean)):
+            if not task.fault or (clean is not None and self._seen[task].is_as(clean)):
                 continue
             if clean is None and not rejected:
-                self.target = replace(self.target, tasks=(replace(task, fault="", place="", rank=-1), *tasks))
+                self.draws = self.draws.beside_clean(task)
                 return
-            if rejected or clean is None or not task.place or self._spoilt[task].off(clean) > PLAIN[self.dtype]:
+            if rejected or clean is None or not task.place or self._seen[task].off(clean) > PLAIN[self.draws.dtype]:
                 self._record(task, result.seed, rejected, result.reason)
                 return
-        self._draw()
+        self.draws = self.draws.next()
 
     def fail(self, outcome: LaunchOutcome) -> None:
         """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
@@ -147,19 +192,14 @@ class ControlRun:
         """
         assert self.target is not None
         task = self.target.tasks[-1]
-        passed = {self.todo.target_of(r) for _, r in self._passed()}
-        self._left = [task for task in self._left if (task.component, task.layer) in passed]
-        self._sizes = [1] * len(self._sizes)  # one that ends its ranks takes the others along
-        self._draw()
-        self._cause = self._cause or outcome  # the first: where no rank is started anew, others only say so
-        if self.target is None:
-            self._failure = self._cause
-            self._record(task, self.options.seed, False, f"its ranks ended: {self._cause.message}")
+        self.draws = self.draws.after_end(outcome, {self.todo.target_of(r) for _, r in self._passed()})
+        if self.draws.failed and self.draws.cause:
+            self._record(task, self.options.seed, False, f"its ranks ended: {self.draws.cause.message}")
 
     def conclude(self) -> None:
         """Take back what passed at this degree if no control was rejected, or none could be; say so if none fits."""
         controls = [control for control in self.record.controls if control.tp == self.tp and self.todo.holds(control)]
-        if self._wanted and not controls and not self._tried:
+        if self._wanted and not controls and not self.draws.tried:
             if self._passed():
                 of = f" {self.todo.own[0]}" if self.todo.own else ""
                 self.record.notes.append(
@@ -167,9 +207,10 @@ class ControlRun:
                 )
         elif self._wanted and not controls:
             self._take_back(Status.VOID, self._unchanged())
+        cause = self.draws.cause
         for control in controls:
             if not control.rejected:
-                status = failure_status(self._failure) if self._failure else Status.VOID
+                status = failure_status(cause) if self.draws.failed and cause else Status.VOID
                 self._take_back(status, self._verdict(control))
         if self._wanted and self.places.blind:
             self._take_back(
@@ -183,8 +224,8 @@ class ControlRun:
 
     def _unchanged(self) -> str:
         """Why no fault that was put in could be seen, and what to do."""
-        tried = " and ".join(dict.fromkeys(task.fault for task in self._tried))
-        places = list(dict.fromkeys(task.place for task in self._tried if task.place))
+        tried = " and ".join(dict.fromkeys(task.fault for task in self.draws.tried))
+        places = list(dict.fromkeys(task.place for task in self.draws.tried if task.place))
         tried += f" in {', '.join(places[:SHOWN])}{', ...' if len(places) > SHOWN else ''}" if places else ""
         why = "; ".join((tried, *self.places.flat))
         advice = DRAW if self.options.case else "choose other weights or a larger input"
@@ -195,7 +236,7 @@ class ControlRun:
         where = f"{control.place} of " if control.place else ""
         fault = f"fault {control.fault}, put into {where}{control.component} layer {control.layer} in {control.dtype}"
         fault += f" on the first {control.tokens} tokens of each row" if control.tokens else ""
-        if self._failure:  # the ranks' status, and not VOID: nothing that is wrong was accepted
+        if self.draws.failed:  # the ranks' status, and not VOID: nothing that is wrong was accepted
             return f"passed, but no control could run, so it proves nothing: {fault}: {control.reason}"
         return f"the control passed: {fault}, was not rejected: {control.reason}"
 
@@ -203,31 +244,16 @@ class ControlRun:
         results = enumerate(self.record.results)
         return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS and self.todo.holds(r)]
 
-    def _draw(self) -> None:
-        """The next target: as many of the faults that are left as are tried in one start of the ranks."""
-        self.target = None
-        if self._left and self._sizes:
-            size = self._sizes.pop(0)
-            tasks, self._left = self._left[:size], self._left[size:]
-            self._tried += tasks
-            self.target = Target(name=tasks[0].component, layer=tasks[0].layer, tasks=tuple(tasks))
-
-    def _task(self, fault: Fault, **fields: Any) -> Task:
-        tokens = TOKENS.get(fault.component, 0)
-        tokens = tokens if tokens < self.options.seq else 0
-        task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=self.dtype)
-        return replace(task, tokens=tokens, **fields)
-
-    def _own(self, faults: Sequence[Fault]) -> list[Task]:
+    def _own(self, faults: Sequence[Fault]) -> tuple[Task, ...]:
         """Each fault at each place, as many as will ever be tried."""
         places = self.places.drawn(self.tp, Random(f"{self.options.seed} {self.tp} places"))
         pairs = [
             (faults[(i + turn) % len(faults)], place) for turn in range(len(faults)) for i, place in enumerate(places)
         ]
-        return [
-            self._task(fault, place=place, rank=rank, number=number)
+        return tuple(
+            _task(self.options, fault, place=place, rank=rank, number=number)
             for number, (fault, (place, rank)) in enumerate(pairs[: sum(BATCHES)], 1)
-        ]
+        )
 
     def _record(self, task: Task, seed: int, rejected: bool, reason: str) -> None:
         component, layer = self.todo.own or (task.component, task.layer)
@@ -237,7 +263,7 @@ class ControlRun:
                 fault=task.fault,
                 component=component,
                 layer=layer,
-                dtype=self.dtype,
+                dtype=self.draws.dtype,
                 tokens=task.tokens,
                 place=_whose(task),
                 seed=seed,
@@ -246,7 +272,15 @@ class ControlRun:
             )
         )
         self.record.save()
-        self.target, self._left = None, []
+        self.draws = replace(self.draws, target=None, left=())
+
+
+def _task(options: Resolved, fault: Fault, **fields: Any) -> Task:
+    tokens = TOKENS.get(fault.component, 0)
+    tokens = tokens if tokens < options.seq else 0
+    dtype = control_dtype(options)
+    task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name, dtype=dtype, tokens=tokens)
+    return replace(task, **fields)
 
 
 def _twin(task: Task) -> Task:
