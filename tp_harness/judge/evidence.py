@@ -10,8 +10,8 @@ import torch
 from ..case.case import Case
 from ..case.routing import Router
 from ..checkpoint.checkpoint import Checkpoint
+from ..prepare.expectation import Expectation
 from ..prepare.material import Material
-from ..prepare.oracle import Expectation
 from ..ranks.job import Task
 from ..ranks.rank_report import DtypeRun, TensorKey, Variant
 from .gather import RankOutput

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from ..case.taps import CHOSEN
 from ..parallel.placements import KVHeads, Shard
+from ..prepare.expectation import Pairs
 from ..prepare.oracle import Run
 from ..results.gate import RATIO
 from ..results.result import Gate, Result, Status, Worst
@@ -26,8 +27,6 @@ SCATTER_FACTOR = 30.0
 SCATTER = (
     "the limits are those of the largest single-core error at 8 more inputs nearby: on so few elements it scatters"
 )
-
-Pairs = Sequence[tuple[Run, Run]]  # oracle and baseline
 
 
 def judge(evidence: Evidence, blank: Result) -> Result:

@@ -11,7 +11,7 @@ from ..config.options import Resolved
 from ..ranks.job import Job, Subject, Task
 from ..results.result import Result, Status
 from .control_places import Places
-from .oracle import Expectation
+from .expectation import Expectation, FirstTokens
 from .own_cases import OwnCase
 
 Progress = Callable[[str], None]
@@ -60,7 +60,7 @@ class Material:
     def expectation(self, task: Task) -> Expectation:
         """What a task must give."""
         whole = self.expectations[task.clean]
-        return whole.first(task.tokens, self.options.batch) if task.tokens else whole
+        return FirstTokens.of(whole, task.tokens, self.options.batch) if task.tokens else whole
 
     def blank(self, task: Task, tp: int, dtype: str, *, backend: str, log_dir: Path | str = "") -> Result:
         """The result of a task that is not judged yet."""

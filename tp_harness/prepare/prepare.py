@@ -38,9 +38,10 @@ from ..ranks.job import Job, Subject, Task
 from ..ranks.rank_inputs import read_inputs
 from ..system.scratch_dir import WorkFolder, sweep
 from .control_places import Places, places_of
+from .expectation import Expectation, expect
 from .material import Material, Progress, Target
 from .memory_budget import SHM, Free, Need, need_of, place_for
-from .oracle import Expectation, expect, make_reference, parameter_specs, specs_of
+from .oracle import make_reference, parameter_specs, specs_of
 from .own_cases import OwnCase, own_cases
 from .random_weights import INITS, Init, period
 from .unreached_parameters import notes as idle_notes
