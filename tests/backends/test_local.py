@@ -25,7 +25,7 @@ from tp_harness.judge.gather import Awaited, read_outputs
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.parallel.placements import same_bits
 from tp_harness.prepare.material import Material
-from tp_harness.prepare.prepare import Preparation
+from tp_harness.prepare.prepare import prepare_one
 
 TARGETS = tuple(
     (name, layer)
@@ -143,7 +143,7 @@ def check_same(gloo: Session, chosen: Resolved, folder: Path) -> int:
     """Run at every degree on both backends; how many tensors were compared."""
     compared = 0
     (folder / "files").mkdir()
-    material = Preparation(chosen).material(folder / "files", lambda _text: None)
+    material = prepare_one(chosen).material(folder / "files", lambda _text: None)
     for tp in chosen.degrees:
         assert finish(gloo, material, tp, folder / "gloo", PATIENCE).ok
         theirs = tensors(material, tp)
@@ -238,7 +238,7 @@ def test_whatever_a_rank_does_there_is_a_verdict_that_names_it(tmp_path: Path, n
     cases = tmp_path / "cases.py"
     cases.write_text(CASES)
     chosen = options(targets=(("case", 0),), case=f"{cases}:{name.split(maxsplit=1)[0]}", dtypes=("float32",))
-    material = Preparation(chosen).material(tmp_path, lambda _text: None)
+    material = prepare_one(chosen).material(tmp_path, lambda _text: None)
     with choose_backend("local").open() as session:
         job = material.job(tp, material.targets).write()
         late = kind == "timeout"

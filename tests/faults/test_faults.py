@@ -29,7 +29,7 @@ from tp_harness.mutation.bench import Bench
 from tp_harness.mutation.mutant import try_faults
 from tp_harness.parallel.group import Group
 from tp_harness.parallel.placements import same_bits
-from tp_harness.prepare.prepare import Preparation
+from tp_harness.prepare.prepare import prepare_one
 from tp_harness.ranks.job import Task
 from tp_harness.results.mutation_score import Trial, remarks, scores
 
@@ -40,7 +40,7 @@ TARGETS = tuple(dict.fromkeys((fault.component, fault.layer) for fault in FAULTS
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     chosen = options(targets=TARGETS, seq=40, degrees=(2, 8, 32))
-    return Bench(Preparation(chosen), tmp_path_factory.mktemp("bench"))
+    return Bench(prepare_one(chosen), tmp_path_factory.mktemp("bench"))
 
 
 def config(tp: int) -> InferenceConfig:

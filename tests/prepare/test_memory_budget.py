@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tp_harness.config.options import Options, Resolved, resolve
 from tp_harness.errors import UsageError
 from tp_harness.prepare import memory_budget, prepare
 from tp_harness.prepare.memory_budget import GIB, SHM, Free, available_memory, lacks_for_taps, place_for
-from tp_harness.prepare.prepare import Preparation
+from tp_harness.prepare.prepare import Preparation, prepare_one
 from tp_harness.verification.api import verify
 
 DISK = Path("/disk")
@@ -31,7 +32,7 @@ def free(memory: float | None, shm: float, disk: float) -> Free:
 def prepared() -> tuple[Resolved, Preparation]:
     """gpt-oss-20b, all components and degrees."""
     options = resolve(Options(model="gpt-oss-20b"))
-    return options, Preparation(options)
+    return options, prepare_one(options)
 
 
 @pytest.mark.skipif(not can_map(), reason="this system cannot map tiles")
@@ -47,7 +48,7 @@ def prepared() -> tuple[Resolved, Preparation]:
 )
 def test_gpt_oss_20b_fits_with_all_its_layers(there: Free, place: Path, prepared: tuple[Resolved, Preparation]) -> None:
     options, prepare = prepared
-    assert place_for(options, prepare._need, there) == place
+    assert place_for(options, prepare.need, there) == place
 
 
 @pytest.mark.skipif(not can_map(), reason="this system cannot map tiles")
@@ -63,28 +64,27 @@ def test_gpt_oss_20b_fits_with_all_its_layers(there: Free, place: Path, prepared
     ids=["memory", "disk", "copies", "nothing_would"],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_what_would(
-    there: Free, copies: int, text: str, prepared: tuple[Resolved, Preparation], monkeypatch: pytest.MonkeyPatch
+    there: Free, copies: int, text: str, prepared: tuple[Resolved, Preparation]
 ) -> None:
     options, prepare = prepared
-    monkeypatch.setattr(prepare, "copies", copies)
     with pytest.raises(UsageError) as raised:
-        place_for(options, prepare._need, there)
+        place_for(options, replace(prepare, copies=copies).need, there)
     assert text in str(raised.value)
 
 
 def test_what_is_advised_fits(prepared: tuple[Resolved, Preparation]) -> None:
     there = free(12, 1, 1)
     with pytest.raises(UsageError, match=r"; --depth 8 --seq 80 would fit\.$"):
-        place_for(prepared[0], prepared[1]._need, there)
+        place_for(prepared[0], prepared[1].need, there)
     smaller = resolve(Options(model="gpt-oss-20b", depth=8, seq=80))
-    assert place_for(smaller, Preparation(smaller)._need, there) == SHM
+    assert place_for(smaller, prepare_one(smaller).need, there) == SHM
 
 
 def test_whole_files_are_counted_where_tiles_cannot_be_mapped(
     prepared: tuple[Resolved, Preparation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "can_map", lambda: False)
-    assert 38 < prepared[1]._need(prepared[0]).folder / GIB < 41
+    assert 38 < prepared[1].need(prepared[0]).folder / GIB < 41
 
 
 def test_all_tensors_of_24_layers_are_too_much_and_of_two_are_not() -> None:

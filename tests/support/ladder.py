@@ -25,7 +25,7 @@ from tp_harness.judge.judge import judge
 from tp_harness.models.gpt_oss import FAMILY, components
 from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.mutation.bench import Bench
-from tp_harness.prepare.prepare import Preparation
+from tp_harness.prepare.prepare import prepare_one
 from tp_harness.ranks.job import Task
 from tp_harness.results.result import Result
 
@@ -77,7 +77,7 @@ class Ladder:
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         torch.set_num_threads(1)
-        self.bench = Bench(Preparation(options(**changes)), folder)
+        self.bench = Bench(prepare_one(options(**changes)), folder)
 
     def run(
         self,

@@ -12,7 +12,7 @@ from ..faults import Fault
 from ..judge.gather import read_outputs, remove_outputs
 from ..judge.judge import judge
 from ..prepare.material import Progress
-from ..prepare.prepare import Preparation
+from ..prepare.prepare import prepare_one
 from ..ranks.job import Task
 from ..results.result import Result, Status
 from ..text_table import TextTable
@@ -51,7 +51,7 @@ def sightings(
     found: list[Sighting] = []
     for backend in backends:
         with backend.open() as session:
-            preparation = Preparation(options)
+            preparation = prepare_one(options)
             with preparation.folder() as folder:
                 bench = Bench(preparation, folder)
                 for tp in options.degrees:

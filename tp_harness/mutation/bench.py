@@ -15,7 +15,7 @@ from ..config.options import Resolved
 from ..judge.evidence import Evidence
 from ..judge.gather import RankOutput, read_outputs, remove_outputs
 from ..launch import LaunchOutcome
-from ..prepare.prepare import Preparation
+from ..prepare.prepare import Preparation, prepare_one
 from ..ranks.job import Job, Task
 from ..results.result import Result
 
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.001
 def open_bench(options: Resolved) -> Iterator[Bench]:
     """A bench in a folder of its own, which goes with it; torch computes with one thread from then on."""
     torch.set_num_threads(1)
-    preparation = Preparation(options)
+    preparation = prepare_one(options)
     with preparation.folder() as folder:
         yield Bench(preparation, folder)
 

@@ -42,6 +42,12 @@ class Material:
     folder: Path
     own: OwnCase | None = None
     places: Places = field(default_factory=Places)
+    notes: tuple[str, ...] = ()  # what a reader of the verdicts should know of the weights and inputs
+
+    def notes_in(self, count: int) -> tuple[str, ...]:
+        """The notes as a run of so many materials has them: of several Cases each says its name."""
+        name = f"{self.own.label}: " if self.own and count > 1 else ""
+        return tuple(name + note for note in self.notes)
 
     def job(self, tp: int, targets: tuple[Target, ...]) -> Job:
         """What the ranks of one degree are to do."""

@@ -28,6 +28,11 @@ class OwnCase:
     label: str
     layer: int
 
+    @property
+    def file(self) -> str:
+        """Where it stands."""
+        return self.spec.rpartition(":")[0]
+
     def check_init(self, options: Resolved, specs: Sequence[TensorSpec]) -> None:
         """Refuse an --init that changes none of the Case's weights."""
         ends = [end for family in families() for end in family.router]

@@ -70,7 +70,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
                 preparation.material(folder, progress)
                 for preparation, folder in zip(preparations, folders, strict=True)
             ]
-            notes = [note for preparation in preparations for note in preparation.notes_in(len(preparations))]
+            notes = [note for material in materials for note in material.notes_in(len(materials))]
             record.notes += [note for note in notes if note not in record.notes]  # a resumed run has them
             for material in materials:
                 for tp in options.degrees:

@@ -1,0 +1,94 @@
+"""What is checked of every target before any rank starts: its plan at every degree, its inputs and its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..case.plan import check_plan, check_submodules, stand_in_group, try_placement
+from ..case.rehearsal import UnrehearsedError, makes_groups
+from ..checkpoint.checkpoint import TensorSpec
+from ..config.options import Resolved
+from ..errors import UsageError
+from ..parallel.placements import Placement, Replicate
+from ..ranks.job import Subject, Task
+from .expectation import Expectation
+from .oracle import make_reference, specs_of
+from .own_cases import OwnCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A target whose modules were built and whose parameters were placed at every degree.
+
+    Args:
+        specs: its tensors.
+        placed: by degree, the placement of every parameter and buffer.
+        unrehearsed: by degree, why no module could be made before the ranks, which check the same.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    placed: Mapping[int, Mapping[str, Placement]]
+    unrehearsed: Mapping[int, str]
+
+
+def check_target(
+    options: Resolved, subject: Subject, own: OwnCase | None, task: Task, *, process_group: bool
+) -> Checked:
+    """Build what a task runs, once, and place every parameter at every degree; arguments as of `prepare_one`.
+
+    Raises:
+        UsageError: a case that cannot be built, or a plan that does not divide.
+    """
+    dtype = options.dtypes[0]
+    case = subject.case(task, dtype=dtype, tp=1)
+    reference = make_reference(case)
+    specs = specs_of(case, reference)
+    if own:
+        check_submodules(case, "reference", reference)
+        own.check_init(options, specs)
+    shapes, lingering = {spec.name: spec.shape for spec in specs}, False
+    placed: dict[int, Mapping[str, Placement]] = {}
+    unrehearsed: dict[int, str] = {}
+    for tp in options.degrees:
+        at_degree = subject.case(task, dtype=dtype, tp=tp)
+        with stand_in_group(tp, real=not case.lazy and process_group):
+            try:
+                module, placed[tp] = check_plan(at_degree, shapes, tp, lingering=lingering)
+            except UnrehearsedError as error:
+                unrehearsed[tp] = str(error)
+                names = (name.removeprefix(case.prefix) for name in shapes)
+                placed[tp] = {name: at_degree.plan.get(name, Replicate()) for name in names}
+                continue
+            finally:
+                lingering |= makes_groups()
+            if own:
+                check_submodules(at_degree, "sharded module", module)
+                own.check_kernels(options, module)
+    return Checked(specs=specs, placed=placed, unrehearsed=unrehearsed)
+
+
+def check_placements(options: Resolved, subject: Subject, task: Task, expectation: Expectation) -> None:
+    """Inputs and outputs divide at every degree; a rank or the verdict would stumble over one that does not.
+
+    Raises:
+        UsageError: one does not, an output cannot be judged, or there are more or fewer than the case places.
+    """
+    inputs, outputs = expectation.inputs, expectation.oracle.outputs
+    for tp in options.degrees:
+        case = subject.case(task, dtype=options.dtypes[0], tp=tp)
+        if len(outputs) != len(case.outputs):
+            raise UsageError(
+                f"{case.name} returns {len(outputs)} outputs (None left out), and `output` of its Case places "
+                f"{len(case.outputs)}: give it one placement for each."
+            )
+        for i, output in enumerate(outputs):
+            if not output.is_floating_point():
+                raise UsageError(
+                    f"output {i} of {case.name} is {output.dtype}; only floating-point outputs can be judged: "
+                    "leave it out of what both modules return."
+                )
+        placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
+        placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=True))]
+        for name, placement, tensor in placed:
+            try_placement(placement, tensor, f"{name} of {case.name}", tp)
