@@ -60,5 +60,5 @@ def test_a_key_comes_back_from_its_text() -> None:
      ("locked.chosen", False), ("locked.output.chosen", False), ("locked.0", False)],
 )  # fmt: skip
 def test_which_tensors_are_the_outputs_that_are_judged(text: str, is_output: bool) -> None:
-    """A router may be called `output`."""
-    assert TensorKey.parse(f"float32.{text}").is_output is is_output
+    key = TensorKey.parse(f"float32.{text}")
+    assert (key.is_output_in("float32"), key.is_output_in("bfloat16")) == (is_output, False)

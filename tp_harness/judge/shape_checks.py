@@ -25,7 +25,7 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
     if missing:
         return Status.MISSING, f"ranks {missing} of {evidence.tp} left no output"
     for rank, output in evidence.ranks.items():
-        count = sum(key.is_output and key.dtype == evidence.dtype for key in output.tensors)
+        count = sum(key.is_output_in(evidence.dtype) for key in output.tensors)
         if count != len(evidence.case.outputs):
             return Status.MISSING, f"rank {rank} gave {count} outputs instead of {len(evidence.case.outputs)}"
         for name in router_names(evidence.case):

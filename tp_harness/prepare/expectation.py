@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,27 +34,17 @@ Pairs = tuple[tuple[Run, Run], ...]  # oracle and baseline
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """What a task is compared with; all but the oracle, whose routing ranks need, is computed when it is asked for.
+    """What a task is compared with; all but the oracle, whose routing ranks need, is computed when it is asked for."""
 
-    Args:
-        cases: by dtype.
-        reference: holds the weights.
-        inputs: the full ones, rounded to bfloat16.
-        oracle: the float64 run.
-        seed: of the run.
-        key: the task's.
-        random: whether the reference draws numbers that make it give other outputs when it is run again.
-        kept: where runs with taps, which are large, are kept by dtype; None keeps none.
-    """
-
-    cases: Mapping[str, Case]
-    reference: nn.Module
-    inputs: Tensors
+    cases: Mapping[str, Case]  # by dtype
+    reference: nn.Module  # holds the weights
+    inputs: Tensors  # the full ones, rounded to bfloat16
     oracle: Run
     seed: int
-    key: str
-    random: bool = False
-    kept: dict[str, Tapped] | None = None
+    key: str  # the task's
+    random: bool = False  # whether the reference draws numbers, and so gives other outputs when it is run again
+    kept: dict[str, Tapped] | None = None  # where runs with taps, which are large, are kept by dtype; None keeps none
+    first_of: tuple[Expectation, int, int] | None = None  # what it is the first tokens of; see `first`
     _nearby: dict[str, Pairs] = field(default_factory=dict, init=False)
 
     @property
@@ -70,6 +60,9 @@ class Expectation:
     @cached_property
     def baselines(self) -> Mapping[str, Run]:
         """By dtype the reference with the oracle's routing."""
+        if self.first_of:
+            whole, tokens, batch = self.first_of
+            return {dtype: run.first(tokens, batch) for dtype, run in whole.baselines.items()}
         return {dtype: self._run(dtype) for dtype in self.cases}
 
     def run_tapped(self, dtype: str) -> Tapped:
@@ -85,6 +78,8 @@ class Expectation:
 
     def run_nearby(self, dtype: str) -> Pairs:
         """Oracle and baseline at inputs near the task's."""
+        if self.first_of:
+            return ()
         if dtype not in self._nearby:
             self._nearby[dtype] = tuple(self._run_near(dtype, number) for number in range(NEARBY))
         return self._nearby[dtype]
@@ -92,6 +87,10 @@ class Expectation:
     def run_idle(self) -> Mapping[str, torch.Tensor]:
         """Which parameters the inputs do not reach; see unreached_parameters.py."""
         return idle(self.case, self.reference, self.inputs)
+
+    def first(self, tokens: int, batch: int) -> Expectation:
+        """Of the first tokens of each row, and of nothing nearby: a control's fault is given no benefit of a doubt."""
+        return replace(self, oracle=self.oracle.first(tokens, batch), first_of=(self, tokens, batch))
 
     def _run(self, dtype: str, *, taps: bool = False) -> Run:
         inputs, locks = self.inputs, self.locks
@@ -101,31 +100,6 @@ class Expectation:
         moved = _moved(self.case, self.inputs, generator(self.seed, f"{self.key}.nearby{number}"))
         exact = run_reference(self.case, self.reference, moved, torch.float64, locks=None)
         return exact, replace(self, inputs=moved, oracle=exact)._run(dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstTokens(Expectation):
-    """Of the first tokens of each row, and of nothing nearby: a control's fault is given no benefit of a doubt."""
-
-    whole: Expectation
-    tokens: int
-    batch: int
-
-    @staticmethod
-    def of(whole: Expectation, tokens: int, batch: int) -> FirstTokens:
-        """The first `tokens` of each of `batch` rows."""
-        values = {each.name: getattr(whole, each.name) for each in fields(whole) if each.init}
-        values["oracle"] = whole.oracle.first(tokens, batch)
-        return FirstTokens(**values, whole=whole, tokens=tokens, batch=batch)
-
-    @cached_property
-    def baselines(self) -> Mapping[str, Run]:
-        """The first tokens of the whole's."""
-        return {dtype: run.first(self.tokens, self.batch) for dtype, run in self.whole.baselines.items()}
-
-    def run_nearby(self, dtype: str) -> Pairs:
-        """None."""
-        return ()
 
 
 def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:

@@ -11,7 +11,7 @@ from ..config.options import Resolved
 from ..ranks.job import Job, Subject, Task
 from ..results.result import Result, Status
 from .control_places import Places
-from .expectation import Expectation, FirstTokens
+from .expectation import Expectation
 from .own_cases import OwnCase
 
 Progress = Callable[[str], None]
@@ -66,7 +66,7 @@ class Material:
     def expectation(self, task: Task) -> Expectation:
         """What a task must give."""
         whole = self.expectations[task.clean]
-        return FirstTokens.of(whole, task.tokens, self.options.batch) if task.tokens else whole
+        return whole.first(task.tokens, self.options.batch) if task.tokens else whole
 
     def blank(self, task: Task, tp: int, dtype: str, *, backend: str, log_dir: Path | str = "") -> Result:
         """The result of a task that is not judged yet."""

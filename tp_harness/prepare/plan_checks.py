@@ -19,17 +19,11 @@ from .own_cases import OwnCase
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A target whose modules were built and whose parameters were placed at every degree.
-
-    Args:
-        specs: its tensors.
-        placed: by degree, the placement of every parameter and buffer.
-        unrehearsed: by degree, why no module could be made before the ranks, which check the same.
-    """
+    """The tensors of a target whose modules were built and whose parameters were placed at every degree."""
 
     specs: tuple[TensorSpec, ...]
-    placed: Mapping[int, Mapping[str, Placement]]
-    unrehearsed: Mapping[int, str]
+    placed: Mapping[int, Mapping[str, Placement]]  # by degree, every parameter and buffer
+    unrehearsed: Mapping[int, str]  # by degree, why no module could be made before the ranks, which check the same
 
 
 def check_target(

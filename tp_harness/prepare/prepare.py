@@ -123,29 +123,18 @@ def prepare_one(
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """Checked options, of which `material` makes what ranks and verdicts need.
-
-    Args:
-        options: of the run.
-        subject, targets: what is run.
-        own: the user's Case that it is about.
-        copies: how many of their weights the ranks of a degree copy.
-        specs: all tensors.
-        placed, unrehearsed: of a user's Case, as `Checked` has them.
-        given: the user's checkpoint.
-        translation: how its names become public ones, where they are not.
-    """
+    """Checked options, of which `material` makes what ranks and verdicts need."""
 
     options: Resolved
     subject: Subject
     targets: tuple[Target, ...]
-    own: OwnCase | None
-    copies: int
-    specs: tuple[TensorSpec, ...]
-    placed: Mapping[int, Mapping[str, Placement]]
+    own: OwnCase | None  # the user's Case that it is about
+    copies: int  # of their weights, by the ranks of a degree
+    specs: tuple[TensorSpec, ...]  # all tensors
+    placed: Mapping[int, Mapping[str, Placement]]  # of a user's Case, as `Checked` has it, and so is `unrehearsed`
     unrehearsed: Mapping[int, str]
-    given: Checkpoint | None
-    translation: Translation | None
+    given: Checkpoint | None  # the user's
+    translation: Translation | None  # of its names, where they are no public ones
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

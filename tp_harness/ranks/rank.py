@@ -177,8 +177,9 @@ class DtypeRunner:
 
     def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> list[str]:
         """Of the outputs that are judged, where they are compared with those of further forwards."""
-        keys = [key for key in tensors if key.is_output] if self.job.repeats and self.device.eager else []
-        return [digest(tensors[key]) for key in keys]
+        if not (self.job.repeats and self.device.eager):
+            return []
+        return [digest(tensor) for key, tensor in tensors.items() if key.is_output_in(self.dtype)]
 
     def _named(
         self, variant: Variant, outputs: Tensors, record: Mapping[str, torch.Tensor]

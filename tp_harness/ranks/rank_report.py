@@ -30,10 +30,10 @@ class TensorKey:
         dtype, variant, name = text.split(".", 2)
         return TensorKey(dtype, cast("Variant", variant), name)
 
-    @property
-    def is_output(self) -> bool:
-        """Whether it is an output of the run that is judged."""
-        return self.variant == "locked" and self.name.startswith(OUTPUT) and self.name[len(OUTPUT) :].isdigit()
+    def is_output_in(self, dtype: str) -> bool:
+        """Whether it is an output of the run in that dtype that is judged; a router may be called `output`."""
+        head, number = self.name[: len(OUTPUT)], self.name[len(OUTPUT) :]
+        return (self.dtype, self.variant, head) == (dtype, "locked", OUTPUT) and number.isdigit()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +56,20 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class DtypeRun:
-    """A task in one dtype on one rank; where the program was found wrong (`finding`) nothing ran.
-
-    Args:
-        parameters: what the rank holds, by name.
-        placed: how DTensors among outputs and taps are placed, by name.
-        collectives: the calls of the forward that is judged, in order.
-        forwards: those that were timed.
-        flops: of one forward; None where they were not counted.
-        changed: numbers of the outputs that differ when the module is run again; None where it was not.
-        begin_bytes, peak_bytes: resident when it began, and at most until it was done.
-        program: what was compiled; None where nothing is.
-        finding: why the program must not or cannot run.
-        unlocked: routers that went on with another choice than the one they were locked to.
-        rows: which tokens a router has, by the name of its choice, where tokens are shared out.
-    """
+    """A task in one dtype on one rank; where the program was found wrong (`finding`) nothing ran."""
 
     parameters: dict[str, Held] = field(default_factory=dict)
-    placed: dict[str, Placed] = field(default_factory=dict)
-    collectives: tuple[Collective, ...] = ()
+    placed: dict[str, Placed] = field(default_factory=dict)  # DTensors among outputs and taps
+    collectives: tuple[Collective, ...] = ()  # of the forward that is judged, in order
     forwards: Forwards = NO_FORWARDS
-    flops: int | None = None
-    changed: tuple[int, ...] | None = None
-    begin_bytes: int = 0
-    peak_bytes: int = 0
-    program: Program | None = None
-    finding: str = ""
-    unlocked: tuple[str, ...] = ()
-    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    flops: int | None = None  # of one forward; None where they were not counted
+    changed: tuple[int, ...] | None = None  # outputs that differ when the module is run again; None where it was not
+    begin_bytes: int = 0  # resident when it began
+    peak_bytes: int = 0  # and at most until it was done
+    program: Program | None = None  # None where nothing is compiled
+    finding: str = ""  # why the program must not or cannot run
+    unlocked: tuple[str, ...] = ()  # routers that went on with another choice than the one they were locked to
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # a router's tokens, by its choice's name, if few
 
 
 @dataclass(frozen=True, kw_only=True)

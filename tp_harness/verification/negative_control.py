@@ -68,27 +68,16 @@ def control_dtype(options: Resolved) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How far the search for a control has come: the faults of `target` are tried now, those `left` after them.
+    """How far the search for a control has come: the faults of `target` are tried now, those `left` after them."""
 
-    Args:
-        dtype: in which they are put in.
-        left: in order.
-        sizes: how many of them are tried in each further start of the ranks.
-        tried: those of all targets.
-        target: None when nothing is tried any more.
-        crashed: dtypes in which the module itself crashes.
-        cause: how the ranks ended that a fault ended first.
-        failed: no fault could be tried, for that cause.
-    """
-
-    dtype: str
+    dtype: str  # in which they are put in
     left: tuple[Task, ...]
-    sizes: tuple[int, ...]
-    tried: tuple[Task, ...] = ()
-    target: Target | None = None
-    crashed: frozenset[str] = frozenset()
-    cause: LaunchOutcome | None = None
-    failed: bool = False
+    sizes: tuple[int, ...]  # how many are tried in each further start of the ranks
+    tried: tuple[Task, ...] = ()  # those of all targets
+    target: Target | None = None  # None when nothing is tried any more
+    crashed: frozenset[str] = frozenset()  # dtypes in which the module itself crashes
+    cause: LaunchOutcome | None = None  # how the ranks ended that a fault ended first
+    failed: bool = False  # no fault could be tried, for that cause
 
     def next(self) -> Draws:
         """The next target: as many of the faults that are left as are tried in one start of the ranks."""

@@ -25,12 +25,7 @@ class Left:
     @staticmethod
     def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
         """The outputs are kept only if asked for."""
-        kept = {
-            (rank, key): x
-            for rank, left in ranks.items()
-            for key, x in left.tensors.items()
-            if key.is_output and key.dtype == dtype
-        }
+        kept = {(r, k): x for r, left in ranks.items() for k, x in left.tensors.items() if k.is_output_in(dtype)}
         return Left(_digest(ranks, dtype), kept if outputs else {})
 
     def is_as(self, other: Left) -> bool:
