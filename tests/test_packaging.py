@@ -15,7 +15,8 @@ SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 EXTRAS = {name: lines.split("\n")[1:] for name, lines in SETUP["options.extras_require"].items()}
 BROUGHT_BY = {"markupsafe": "jinja2"}
-NEEDED_BY_SOME = {"pytest_plugin": "pytest", "xla": "torch_xla"}  # rooms that nothing else imports at its start
+# What nothing else imports at its start.
+NEEDED_BY_SOME = {"pytest_plugin": "pytest", "libraries.pytest_private": "pytest", "xla": "torch_xla"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -50,7 +51,7 @@ def test_the_base_install_has_all_that_is_imported_and_nothing_of_the_extras() -
     assert not base & set().union(*(names(lines) for name, lines in EXTRAS.items() if name != "xla"))
     for name, source in SOURCES.items():
         outside = {imported.split(".")[0] for imported in source.imports(at_start=True)}
-        outside -= {*sys.stdlib_module_names, "tp_harness", NEEDED_BY_SOME.get(name.split(".")[0])}
+        outside -= {*sys.stdlib_module_names, "tp_harness", NEEDED_BY_SOME.get(name), NEEDED_BY_SOME.get(name.split(".")[0])}
         assert {BROUGHT_BY.get(module, module) for module in outside} <= base, name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from ..errors import UsageError, nearest
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         if word is None:
             self.error(f"unexpected argument {unknown[0]!r}")
         option = word.partition("=")[0]
-        names = {known.lstrip("-"): known for known in self._option_string_actions}
+        names = {known.lstrip("-"): known for known in re.findall(r"--?[a-z][\w-]*", self.format_help())}
         near = nearest(option.lstrip("-"), names)
         hint = f" Did you mean {names[near]}?" if near else ""
         raise UsageError(f"unknown option {option}.{hint} `{self.prog} --help` lists all.")
