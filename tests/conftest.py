@@ -33,11 +33,10 @@ def files_of_cases_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> It
     if case_file := sys.modules.get("tp_harness.case.case_file"):
         case_file.forget_files()
     base = str(tmp_path_factory.getbasetemp())
-    if any(folder.startswith(base) for folder in sys.path):
-        sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]
-        for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None)).startswith(base):
-                del sys.modules[name]
+    sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(base):
+            del sys.modules[name]
 
 
 @pytest.fixture

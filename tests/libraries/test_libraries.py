@@ -11,12 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
-from test_repository import SOURCES, Source
+from library_parts import FILES, PARTS
+from sources import SOURCES, Source
 
 from tp_harness.libraries import Library, MovedPartError
 
-FILES = [source for name, source in SOURCES.items() if name.startswith("libraries.")]
-PARTS = {path: source.name for source in FILES for path in re.findall(r'\.part\(\s*"([^"]+)"', source.text)}
 OF_OBJECTS = {  # parts that no class has, but its objects
     "torch._ops:OpOverload._schema": lambda _request: torch.ops.aten.add.Tensor,
     "pytest:Function._fixtureinfo": lambda request: request.node,

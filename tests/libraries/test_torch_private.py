@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_libraries import PARTS
+from library_parts import PARTS
 from torch import nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.elastic import events

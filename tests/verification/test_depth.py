@@ -29,7 +29,7 @@ def test_a_transformer_of_one_layer_is_run_and_named_as_one(tmp_path: Path) -> N
 
 def test_depth_is_the_transformer_s_alone() -> None:
     options = resolve(Options(depth=1))
-    subject = Subject(model=options.model, batch_size=1, seq_len=8, depth=options.depth)
+    subject = Subject(family="gpt_oss", model=options.model, batch_size=1, seq_len=8, depth=options.depth)
     blocks = {
         name: len(subject.case(Task(component=name, layer=1, draw=0), dtype="float32", tp=1).routing)
         for name in ("transformer", "transformer_block")
