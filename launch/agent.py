@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from ..libraries.torchelastic_private import OpenAgent, name_host_at_once
-from .process import Gate, die_with_parent, redirect_output, thread_count
+from .process import Latch, die_with_parent, redirect_output, thread_count
 from .rank import Entry, RankTask, run_rank, tell
 
 MONITOR_SECONDS = 0.02
@@ -151,8 +151,8 @@ def run_agent(
     group_timeout: timedelta | None,
     warden: int,
     status_fd: int,
-    start_gate: Gate,
-    end_gate: Gate,
+    start_gate: Latch,
+    end_gate: Latch,
 ) -> None:
     """Be the agent process of one attempt: start the ranks, see them through, tell the warden.
 

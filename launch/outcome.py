@@ -101,7 +101,7 @@ class Report:
 
 
 @dataclass(kw_only=True)
-class RunRecord:
+class RunFacts:
     """Facts about one attempt to run the ranks.
 
     Args:
@@ -156,7 +156,7 @@ class RunRecord:
         return tuple(sorted(self.returned)) if lost else ()
 
 
-def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: float) -> LaunchOutcome:
+def outcome_of(record: RunFacts, *, retries: int, start_seconds: float, seconds: float) -> LaunchOutcome:
     """The outcome that the facts amount to; arguments as in `LaunchOutcome`."""
     common: dict[str, Any] = {
         "size": record.size,
@@ -178,7 +178,7 @@ def explain(record: RunRecord, *, retries: int, start_seconds: float, seconds: f
     return LaunchOutcome(ok=False, kind=kind, message=message, **common, **details)
 
 
-def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
+def _timeout(record: RunFacts, common: dict[str, Any]) -> LaunchOutcome:
     running = tuple(rank for rank in range(record.size) if rank not in record.returned)
     if not running:
         late = f"all {record.size} ranks returned, but a process did not end within {record.timeout:g} s"
@@ -203,13 +203,13 @@ def _timeout(record: RunRecord, common: dict[str, Any]) -> LaunchOutcome:
     )
 
 
-def _step(record: RunRecord) -> str:
+def _step(record: RunFacts) -> str:
     """The step that was not finished: the last one that all had begun."""
     count = record.common_steps
     return f" {record.steps[0][count - 1]}" if count else ""
 
 
-def _odd_ones(record: RunRecord) -> tuple[int, ...]:
+def _odd_ones(record: RunFacts) -> tuple[int, ...]:
     """Of ranks that all wait for others: those that have returned, or else that wait in another call than most."""
     if record.returned and all(stack.waits for stack in record.stacks.values()):
         return tuple(sorted(record.returned))
@@ -217,7 +217,7 @@ def _odd_ones(record: RunRecord) -> tuple[int, ...]:
     return tuple(groups[0]) if len(groups) > 1 and len(groups[0]) < len(groups[1]) else ()
 
 
-def _awaited(record: RunRecord, ranks: tuple[int, ...]) -> str:
+def _awaited(record: RunFacts, ranks: tuple[int, ...]) -> str:
     """Which ranks the others wait for, and in which calls."""
     found = places(record.stacks)
     calls = ", ".join(f"{name_ranks(waiting)} in {call}" for call, waiting in found.items())
@@ -233,7 +233,7 @@ def _awaited(record: RunRecord, ranks: tuple[int, ...]) -> str:
     return f", and {name_ranks(ranks)} {are} not in the collective that the others wait in: {next(iter(found))}"
 
 
-def _details(record: RunRecord, rank: int) -> dict[str, Any]:
+def _details(record: RunFacts, rank: int) -> dict[str, Any]:
     death, report = record.deaths.get(rank), record.reports.get(rank)
     if gone := record.left_early():  # the traceback is of the rank that waited: it shows for what
         assert report is not None
@@ -251,7 +251,7 @@ def _details(record: RunRecord, rank: int) -> dict[str, Any]:
     }
 
 
-def _start_message(record: RunRecord, retries: int) -> str:
+def _start_message(record: RunFacts, retries: int) -> str:
     times = ", twice" if retries else ""
     if record.ending == "start timeout":
         missing = tuple(rank for rank in range(record.size) if rank not in record.connected)
@@ -262,7 +262,7 @@ def _start_message(record: RunRecord, retries: int) -> str:
     return f"the ranks could not be started{times}: {_crash_message(record)}"
 
 
-def _crash_message(record: RunRecord) -> str:
+def _crash_message(record: RunFacts) -> str:
     rank = record.first_failure()
     if rank is None:
         reason = record.agent_error or "it was killed"
@@ -280,7 +280,7 @@ def _crash_message(record: RunRecord) -> str:
     return f"rank {rank} of {record.size} {verb}{gone}; its log: {rank_log(record.log_dir, rank)}"
 
 
-def _left_message(record: RunRecord, waited: int) -> str:
+def _left_message(record: RunFacts, waited: int) -> str:
     """Of ranks that returned while others waited for them; `waited` is one of these."""
     gone = record.left_early()
     rest = tuple(rank for rank in range(record.size) if rank not in record.returned)

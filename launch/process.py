@@ -136,7 +136,7 @@ def redirect_output(path: str) -> None:
     os.close(log)
 
 
-class Gate:
+class Latch:
     """Holds processes back until the one that made it lets a number of them pass."""
 
     def __init__(self) -> None:

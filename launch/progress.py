@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .outcome import Death, Report, RunRecord, rank_log, report_path
+from .outcome import Death, Report, RunFacts, rank_log, report_path
 from .stacks import collect_stacks
 
 
 class Progress:
-    """A `RunRecord` in the making.
+    """A `RunFacts` in the making.
 
     Args:
         record: what is known, to which this adds.
@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(
         self,
-        record: RunRecord,
+        record: RunFacts,
         all_connected: Callable[[], None] = lambda: None,
         all_returned: Callable[[], None] = lambda: None,
     ) -> None:

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .outcome import RunRecord, explain
-from .process import Gate, adopt_orphans, fork_child, kill_family
+from .outcome import RunFacts, outcome_of
+from .process import Latch, adopt_orphans, fork_child, kill_family
 from .progress import Progress
 from .stacks import size_of
 
@@ -55,7 +55,7 @@ class Attempt:
     """
 
     def __init__(self, request: Request, entry: Callable[[str, int, int], None]) -> None:
-        self.record = RunRecord(
+        self.record = RunFacts(
             size=request.size,
             log_dir=request.log_dir,
             timeout=request.timeout,
@@ -66,7 +66,7 @@ class Attempt:
         self._folder = Path(tempfile.mkdtemp(prefix="launch-", dir=request.work_dir))
         self._open = True  # the status pipe has writers
         self._status, status_fd = os.pipe()
-        self._start_gate, self._end_gate = Gate(), Gate()
+        self._start_gate, self._end_gate = Latch(), Latch()
         self.progress = Progress(
             self.record,
             all_connected=lambda: self._start_gate.open(request.size),
@@ -162,7 +162,7 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
     agent_log = request.log_dir / "agent.log"
     if not size_of(agent_log):
         agent_log.unlink(missing_ok=True)
-    outcome = explain(
+    outcome = outcome_of(
         attempt.record,
         retries=retries,
         start_seconds=round((attempt.progress.connected_at or time.monotonic()) - begin, 4),

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from .outcome import LaunchOutcome, RunRecord, explain
+from .outcome import LaunchOutcome, RunFacts, outcome_of
 from .process import ENDED, process_state
 from .progress import Progress
 
@@ -39,7 +39,7 @@ _REAPING_SECONDS = 2.0  # for torchrun to notice that its ranks are gone
 class TorchrunRanks:
     """One run, followed whenever it is polled. Made by `start`."""
 
-    def __init__(self, record: RunRecord, folder: Path) -> None:
+    def __init__(self, record: RunFacts, folder: Path) -> None:
         self.record = record
         self._progress = Progress(record)
         self._folder = folder
@@ -81,7 +81,7 @@ class TorchrunRanks:
         for old_log in (log_dir / "agent.log", *log_dir.glob("rank*.log")):
             old_log.unlink(missing_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="launch-", dir=work_dir.absolute()))
-        record = RunRecord(size=size, log_dir=log_dir, timeout=timeout, start_timeout=start_timeout)
+        record = RunFacts(size=size, log_dir=log_dir, timeout=timeout, start_timeout=start_timeout)
         running = cls(record, folder)
         try:
             running._start(module, argument, environment)
@@ -145,7 +145,7 @@ class TorchrunRanks:
         shutil.rmtree(self._folder, ignore_errors=True)
         now = time.monotonic()
         start_seconds = (self._progress.connected_at or now) - self._begin
-        self._outcome = explain(
+        self._outcome = outcome_of(
             self.record, retries=0, start_seconds=round(start_seconds, 4), seconds=round(now - self._begin, 4)
         )
 

@@ -31,7 +31,7 @@ BFLOAT16_ULPS = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AccuracyCase:
     """A kernel at the sizes of one rank, with the tokens and the type of its inputs."""
 
     kernel: str
@@ -70,7 +70,7 @@ class Case:
 class Measured:
     """What a run of a case showed: the worst output's error, the time, the memory."""
 
-    case: Case
+    case: AccuracyCase
     error: float
     ulps: float
     seconds: float
@@ -78,7 +78,7 @@ class Measured:
     usage: Usage | None
 
 
-def measure(case: Case) -> Measured:
+def measure(case: AccuracyCase) -> Measured:
     """Run a case in the interpreter and compare every output with the oracle."""
     item = registry.spec(case.kernel)
     arguments = bind(item, **case.arguments())
@@ -145,21 +145,21 @@ def uses(name: str) -> tuple[str, ...]:
     return tuple(registry.shapes(name, presets()["tiny"], 1, 1))
 
 
-def tiny_cases(dtype: torch.dtype) -> list[Case]:
+def tiny_cases(dtype: torch.dtype) -> list[AccuracyCase]:
     """Return every kernel at every degree of tiny; token counts around a tile: 127, 129, 200, 257."""
     tokens = {1: 129, 2: 127, 8: 200, 32: 257}
     return [
-        Case(kernel=name, use=use, model="tiny", tp=tp, tokens=tokens[tp], dtype=dtype)
+        AccuracyCase(kernel=name, use=use, model="tiny", tp=tp, tokens=tokens[tp], dtype=dtype)
         for name in registry.names()
         for use in uses(name)
         for tp in TRN1_DEGREES
     ]
 
 
-def edge_cases(dtype: torch.dtype) -> list[Case]:
+def edge_cases(dtype: torch.dtype) -> list[AccuracyCase]:
     """Return tails, window edges, ties, sinks and clamps, at tp 8 of tiny."""
     found = [
-        Case(kernel=name, use=use, model="tiny", tp=8, tokens=tokens, dtype=dtype, seed=tokens)
+        AccuracyCase(kernel=name, use=use, model="tiny", tp=8, tokens=tokens, dtype=dtype, seed=tokens)
         for name in registry.names()
         for use in uses(name)
         for tokens in (1, 127, 128, 129, 257)
@@ -167,7 +167,7 @@ def edge_cases(dtype: torch.dtype) -> list[Case]:
     attention = [(length, window) for length in (15, 16, 17, 130) for window in (0, 1, 16, 129)]
     attention += [(300, 128), (300, 129), (270, 140)]
     found += [
-        Case(
+        AccuracyCase(
             kernel="attention",
             use="sdpa",
             model="tiny",
@@ -186,19 +186,19 @@ def edge_cases(dtype: torch.dtype) -> list[Case]:
     for count in (1, 2, 8):
         found.append(_changed("router", "gate", 33, dtype, top_k=count))
     found.append(_changed("router", "gate", 33, dtype, E=128))
-    found.append(Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
-    found.append(Case(kernel="router", use="gate", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
+    found.append(AccuracyCase(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
+    found.append(AccuracyCase(kernel="router", use="gate", model="tiny", tp=8, tokens=33, dtype=dtype, boost=40.0))
     found.append(shifted_gates(dtype))
     return found
 
 
-def shifted_gates(dtype: torch.dtype) -> Case:
+def shifted_gates(dtype: torch.dtype) -> AccuracyCase:
     """Return a case whose gates are all near -40: the output is tiny, unless the gate is clamped below, too.
 
     That mistake is the weakest one known; among ordinary gates it is 4e-6 of max |y| and passes.
     """
     silent = (("bias_share", 0.0),)
-    return Case(
+    return AccuracyCase(
         kernel="expert_mlp",
         use="experts",
         model="tiny",
@@ -210,8 +210,8 @@ def shifted_gates(dtype: torch.dtype) -> Case:
     )
 
 
-def _changed(kernel: str, use: str, tokens: int, dtype: torch.dtype, **changes: Any) -> Case:
-    return Case(
+def _changed(kernel: str, use: str, tokens: int, dtype: torch.dtype, **changes: Any) -> AccuracyCase:
+    return AccuracyCase(
         kernel=kernel,
         use=use,
         model="tiny",
@@ -223,7 +223,7 @@ def _changed(kernel: str, use: str, tokens: int, dtype: torch.dtype, **changes: 
     )
 
 
-def limit_cases() -> list[Case]:
+def limit_cases() -> list[AccuracyCase]:
     """Return every kernel at the largest sizes its docstring names, where memory is tightest."""
     sizes: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
         ("rmsnorm", "norm", 129, {"H": 6144}),
@@ -240,7 +240,7 @@ def limit_cases() -> list[Case]:
 _FEWER: dict[str, tuple[tuple[str, int], ...]] = {"experts": (("E", 4),), "unembedding": (("N", 20_000),)}
 
 
-def full_size_cases(dtype: torch.dtype, *degrees: int, tokens: int = 0) -> list[Case]:
+def full_size_cases(dtype: torch.dtype, *degrees: int, tokens: int = 0) -> list[AccuracyCase]:
     """Return every kernel at the sizes of a rank of gpt-oss-20b.
 
     At tp 1 and 2 with 4 of the 32 experts and 20,000 vocabulary rows: all would take 3.2 and 2.3 GB in
@@ -254,7 +254,7 @@ def full_size_cases(dtype: torch.dtype, *degrees: int, tokens: int = 0) -> list[
                 changes = _FEWER.get(use, ()) if tp < 8 else ()
                 count = tokens or (300 if name == "attention" else 128)
                 found.append(
-                    Case(
+                    AccuracyCase(
                         kernel=name,
                         use=use,
                         model="gpt-oss-20b",

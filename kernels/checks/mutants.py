@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from tp_harness.kernels import registry
 from tp_harness.kernels.call import bind, to_numpy, to_torch
-from tp_harness.kernels.checks.accuracy import FLOAT32_LIMIT, Case, execute, oracle, relative_error, shifted_gates
+from tp_harness.kernels.checks.accuracy import (
+    FLOAT32_LIMIT,
+    AccuracyCase,
+    execute,
+    oracle,
+    relative_error,
+    shifted_gates,
+)
 from tp_harness.kernels.checks.mutant_table import TABLE
 
 _FOLDER = Path(__file__).parent.parent
@@ -48,13 +55,13 @@ class Mutant:
 MUTANTS: tuple[Mutant, ...] = tuple(Mutant(module=module, old=old, new=new) for module, old, new in TABLE)
 
 
-def _case(kernel: str, use: str, tp: int, tokens: int, boost: float = 1.0, **changes: Any) -> Case:
+def _case(kernel: str, use: str, tp: int, tokens: int, boost: float = 1.0, **changes: Any) -> AccuracyCase:
     changed = tuple(changes.items())
-    return Case(kernel=kernel, use=use, model="tiny", tp=tp, tokens=tokens, changes=changed, boost=boost)
+    return AccuracyCase(kernel=kernel, use=use, model="tiny", tp=tp, tokens=tokens, changes=changed, boost=boost)
 
 
 # Small, and with tails in every dimension: 129 tokens, an intermediate slice of 5 or 160, a window of 16.
-CASES: dict[str, tuple[Case, ...]] = {
+CASES: dict[str, tuple[AccuracyCase, ...]] = {
     "rmsnorm": (_case("rmsnorm", "norm", 1, 129), _case("rmsnorm", "norm", 1, 3, H=600)),
     "rope": (_case("rope", "queries", 8, 129),),
     "attention": (
@@ -105,7 +112,7 @@ def judge(mutant: Mutant) -> Verdict:
     return Verdict(mutant=mutant, notice=None)
 
 
-def notices(case: Case, kernel: Any) -> Exception | float | None:
+def notices(case: AccuracyCase, kernel: Any) -> Exception | float | None:
     """Return what stops `kernel` on this case, or its error where that is too large."""
     arguments = bind(registry.spec(case.kernel), **case.arguments())
     arrays = {key: to_numpy(v) if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.checks import accuracy, mutants, rule_cases
-from tp_harness.kernels.checks.accuracy import Case, Measured
+from tp_harness.kernels.checks.accuracy import AccuracyCase, Measured
 from tp_harness.kernels.nki_interpreter import RULES, NkiValidationError
 
 from tp_harness.config.divisibility import TRN1_DEGREES
@@ -105,7 +105,7 @@ def print_mutants() -> bool:
 
 def print_full_size(full: bool) -> bool:
     """Print time and memory of every kernel at gpt-oss-20b's sizes per rank."""
-    cases: list[Case] = accuracy.full_size_cases(torch.float32, 8, 32)
+    cases: list[AccuracyCase] = accuracy.full_size_cases(torch.float32, 8, 32)
     if full:
         cases += accuracy.limit_cases()
     start, slowest = time.perf_counter(), 0.0

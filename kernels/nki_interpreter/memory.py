@@ -10,7 +10,7 @@ import numpy as np
 from tp_harness.kernels.nki_interpreter import dtypes
 from tp_harness.kernels.nki_interpreter.dtypes import DType
 from tp_harness.kernels.nki_interpreter.rules import violate
-from tp_harness.kernels.nki_interpreter.session import Session
+from tp_harness.kernels.nki_interpreter.session import Simulation
 from tp_harness.kernels.nki_interpreter.targets import PARTITIONS, PSUM_BANKS
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ class Storage:
         self.uniform: Written | None = state
         # np.zeros is lazy: the pages are only touched when a tensor is written in parts.
         self.states: Array = np.zeros(values.shape, dtype=np.uint8)
-        self._session: Session | None = None
+        self._session: Simulation | None = None
 
     @property
     def partition_bytes(self) -> int:
@@ -58,7 +58,7 @@ class Storage:
         elements: int = prod(self.values.shape[1:])
         return elements * self.dtype.itemsize
 
-    def charge(self, session: Session) -> None:
+    def charge(self, session: Simulation) -> None:
         """Count the tile as live until nothing refers to it."""
         self._session = session
         live = session.accounting.take(self.region.value, self.partition_bytes)
@@ -90,7 +90,7 @@ class Storage:
         states[...] = state.value
 
 
-def allocate(shape: tuple[int, ...], dtype: DType, region: MemoryRegion, name: str, session: Session) -> Storage:
+def allocate(shape: tuple[int, ...], dtype: DType, region: MemoryRegion, name: str, session: Simulation) -> Storage:
     """Make room for a tensor; floats hold NaN and integers 4 until something is written."""
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:

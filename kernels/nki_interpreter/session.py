@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 import numpy as np
 from tp_harness.kernels.nki_interpreter.accounting import Accounting
-from tp_harness.kernels.nki_interpreter.targets import GEN2, PARTITIONS, Target
+from tp_harness.kernels.nki_interpreter.targets import GEN2, PARTITIONS, NeuronTarget
 
 
-class Session:
+class Simulation:
     """State of one kernel run."""
 
-    def __init__(self, target: Target, *, unwritten_reads: str) -> None:
+    def __init__(self, target: NeuronTarget, *, unwritten_reads: str) -> None:
         """Start with empty memories and unset registers."""
         self.target = target
         self.raise_on_unwritten = unwritten_reads == "raise"
@@ -29,9 +29,9 @@ class Session:
 _local = threading.local()
 
 
-def current() -> Session | None:
+def current() -> Simulation | None:
     """Return this thread's running simulation, if there is one."""
-    session: Session | None = getattr(_local, "session", None)
+    session: Simulation | None = getattr(_local, "session", None)
     return session
 
 
@@ -42,7 +42,7 @@ def target_name() -> str:
 
 
 @contextmanager
-def running(session: Session) -> Iterator[Session]:
+def running(session: Simulation) -> Iterator[Simulation]:
     """Make `session` the one that instructions use."""
     before = current()
     _local.session = session

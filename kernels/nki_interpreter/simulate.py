@@ -65,7 +65,7 @@ class Simulation:
 
     def run(self, *args: Any, **kwargs: Any) -> Run:
         """Run the kernel and return outputs and usage."""
-        machine = session.Session(self._target, unwritten_reads=self._unwritten_reads)
+        machine = session.Simulation(self._target, unwritten_reads=self._unwritten_reads)
         # Overflow to infinity is what the engines do, too; NumPy need not warn of it.
         with session.running(machine) as running, np.errstate(all="ignore"):
             wrapped = [_to_device(value) for value in args]

@@ -22,7 +22,7 @@ _NOT_ON_GEN2 = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class NeuronTarget:
     """Limits and abilities of one NeuronCore generation."""
 
     name: str
@@ -39,7 +39,7 @@ class Target:
     missing: tuple[str, ...]
 
 
-GEN2 = Target(
+GEN2 = NeuronTarget(
     name="gen2",
     chip="trn1",
     sbuf_partition_bytes=192 * 1024,
@@ -53,7 +53,7 @@ GEN2 = Target(
     rng_engines=("vector",),
     missing=_NOT_ON_GEN2,
 )
-GEN3 = Target(
+GEN3 = NeuronTarget(
     name="gen3",
     chip="trn2",
     sbuf_partition_bytes=224 * 1024,
@@ -70,7 +70,7 @@ GEN3 = Target(
 TARGETS = {"gen2": GEN2, "trn1": GEN2, "inf2": GEN2, "gen3": GEN3, "trn2": GEN3}
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> NeuronTarget:
     """Return the target called `name` (gen2, trn1, inf2, gen3, trn2)."""
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}; choose from {', '.join(TARGETS)}")

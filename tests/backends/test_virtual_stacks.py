@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tp_harness.launch import LaunchOutcome
-from tp_harness.launch.outcome import RunRecord, explain
+from tp_harness.launch.outcome import RunFacts, outcome_of
 from tp_harness.launch.progress import Progress
 from tp_harness.launch.rank import be_thread
 from tp_harness.launch.stacks import Stack, frames_by_thread, suspects
@@ -82,9 +82,9 @@ def test_a_thread_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     reader, writer = os.pipe()
     monkeypatch.setattr("tp_harness.launch.rank._told", (writer, 0))
     be_thread(3)
-    progress = Progress(RunRecord(size=1, log_dir=Path(), timeout=None, start_timeout=1.0))
+    progress = Progress(RunFacts(size=1, log_dir=Path(), timeout=None, start_timeout=1.0))
     progress.read(os.read(reader, 4096))
-    outcome = explain(progress.record, retries=0, start_seconds=0.0, seconds=0.0)
+    outcome = outcome_of(progress.record, retries=0, start_seconds=0.0, seconds=0.0)
     assert outcome.threads == ((3, threading.get_ident()),)
     text = f"Thread {threading.get_ident():#018x} (most recent call first):\n{WORKS[0]}\n"
     assert virtual_stacks(text, outcome.threads) == {3: Stack(frames=WORKS[:1])}

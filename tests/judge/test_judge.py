@@ -20,7 +20,7 @@ from tp_harness.models.gpt_oss import components
 from tp_harness.models.gpt_oss.modules import attention, mlp
 from tp_harness.parallel.placements import Placement, Replicate, Shard
 from tp_harness.prepare import random_weights
-from tp_harness.prepare.oracle import Run
+from tp_harness.prepare.oracle import ReferenceRun
 from tp_harness.ranks import build
 from tp_harness.ranks.rank_report import TensorKey
 from tp_harness.results.result import Status
@@ -77,7 +77,7 @@ def test_a_replicated_kv_head_is_compared_bit_for_bit(ladder: Ladder) -> None:
 )
 def test_an_oracle_that_proves_nothing(ladder: Ladder, change: Any, status: Status, text: str) -> None:
     def twist(evidence: Evidence) -> Evidence:
-        oracle = Run(outputs=(change(evidence.expectation.oracle.outputs[0].float()),), routing={})
+        oracle = ReferenceRun(outputs=(change(evidence.expectation.oracle.outputs[0].float()),), routing={})
         return replace(evidence, expectation=replace(evidence.expectation, oracle=oracle))
 
     result = ladder.run("attention", 8, twist=twist)

@@ -7,7 +7,7 @@ import torch
 from tp_harness.kernels import compat, registry
 from tp_harness.kernels.call import bind
 from tp_harness.kernels.checks import accuracy
-from tp_harness.kernels.checks.accuracy import Case, oracle, relative_error
+from tp_harness.kernels.checks.accuracy import AccuracyCase, oracle, relative_error
 
 needs_device = pytest.mark.skipif(
     compat.TOOLCHAIN.mode != "device",
@@ -19,7 +19,7 @@ DEVICE_LIMIT = 1e-3
 
 @needs_device
 @pytest.mark.parametrize("case", accuracy.tiny_cases(torch.float32), ids=lambda case: case.id)
-def test_on_device(case: Case) -> None:
+def test_on_device(case: AccuracyCase) -> None:
     torch_xla = pytest.importorskip("torch_xla")
     item = registry.spec(case.kernel)
     arguments = bind(item, **case.arguments())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tp_harness.kernels import registry
 from tp_harness.kernels.checks import accuracy
-from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure
+from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, AccuracyCase, measure
 
 SECONDS = 10.0
 
@@ -16,7 +16,7 @@ SECONDS = 10.0
     [case for case in accuracy.full_size_cases(torch.float32, 8, 32) if case.use not in ("experts", "unembedding")],
     ids=lambda case: case.id,
 )
-def test_gpt_oss_20b_small_kernels(case: Case) -> None:
+def test_gpt_oss_20b_small_kernels(case: AccuracyCase) -> None:
     measured = measure(case)
     assert measured.error <= FLOAT32_LIMIT
     assert measured.cpu_seconds < SECONDS
@@ -24,7 +24,7 @@ def test_gpt_oss_20b_small_kernels(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", accuracy.full_size_cases(torch.float32, 8, 32), ids=lambda case: case.id)
-def test_gpt_oss_20b_in_time(case: Case) -> None:
+def test_gpt_oss_20b_in_time(case: AccuracyCase) -> None:
     measured = measure(case)
     assert measured.error <= FLOAT32_LIMIT
     assert measured.cpu_seconds < SECONDS
@@ -32,19 +32,19 @@ def test_gpt_oss_20b_in_time(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", accuracy.full_size_cases(torch.float32, 1, 2), ids=lambda case: case.id)
-def test_gpt_oss_20b_tp_1_and_2(case: Case) -> None:
+def test_gpt_oss_20b_tp_1_and_2(case: AccuracyCase) -> None:
     assert measure(case).error <= FLOAT32_LIMIT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", accuracy.full_size_cases(torch.bfloat16, 1, 2, 8, 32), ids=lambda case: case.id)
-def test_gpt_oss_20b_bfloat16(case: Case) -> None:
+def test_gpt_oss_20b_bfloat16(case: AccuracyCase) -> None:
     assert measure(case).ulps <= BFLOAT16_ULPS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", accuracy.limit_cases(), ids=lambda case: case.id)
-def test_limits_fit_into_memory(case: Case) -> None:
+def test_limits_fit_into_memory(case: AccuracyCase) -> None:
     assert measure(case).error <= FLOAT32_LIMIT
 
 

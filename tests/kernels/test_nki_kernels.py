@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tp_harness.kernels import registry, run
 from tp_harness.kernels.checks import accuracy, inputs
-from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, Case, measure, relative_error
+from tp_harness.kernels.checks.accuracy import BFLOAT16_ULPS, FLOAT32_LIMIT, AccuracyCase, measure, relative_error
 from tp_harness.kernels.router_torch import choose_torch
 
 from tp_harness.config.divisibility import TRN1_DEGREES
@@ -23,12 +23,12 @@ BFLOAT16_CASES = accuracy.tiny_cases(torch.bfloat16) + accuracy.edge_cases(torch
 
 
 @pytest.mark.parametrize("case", FLOAT32_CASES, ids=lambda case: case.id)
-def test_float32(case: Case) -> None:
+def test_float32(case: AccuracyCase) -> None:
     assert measure(case).error <= FLOAT32_LIMIT
 
 
 @pytest.mark.parametrize("case", BFLOAT16_CASES, ids=lambda case: case.id)
-def test_bfloat16(case: Case) -> None:
+def test_bfloat16(case: AccuracyCase) -> None:
     assert measure(case).ulps <= BFLOAT16_ULPS
 
 
@@ -54,13 +54,15 @@ def test_whole_numbers_are_equal_or_wrong() -> None:
     """Expert 0 is a choice like any other, also where it is the only one."""
     assert relative_error(torch.tensor([[0]]), torch.tensor([[0]])) == (0.0, 0.0)
     assert relative_error(torch.tensor([[99]]), torch.tensor([[100]]))[0] == float("inf")
-    case = Case(kernel="router", use="gate", model="tiny", tp=8, tokens=1, seed=67, changes=(("H", 167), ("top_k", 1)))
+    case = AccuracyCase(
+        kernel="router", use="gate", model="tiny", tp=8, tokens=1, seed=67, changes=(("H", 167), ("top_k", 1))
+    )
     assert measure(dataclasses.replace(case, changes=(*case.changes, ("E", 8)))).error <= FLOAT32_LIMIT
 
 
 @pytest.mark.parametrize("tp", TRN1_DEGREES)
 def test_rope_in_float32_is_torch_bit_for_bit(tp: int) -> None:
-    case = Case(kernel="rope", use="queries", model="tiny", tp=tp, tokens=130)
+    case = AccuracyCase(kernel="rope", use="queries", model="tiny", tp=tp, tokens=130)
     arguments = case.arguments()
     assert torch.equal(run("rope", **arguments), registry.spec("rope").twin(**arguments))
 
@@ -94,7 +96,7 @@ def test_router_all_logits_equal() -> None:
 
 
 def test_router_in_float32_chooses_as_torch_topk_without_ties() -> None:
-    arguments = Case(kernel="router", use="gate", model="tiny", tp=1, tokens=200, seed=5).arguments()
+    arguments = AccuracyCase(kernel="router", use="gate", model="tiny", tp=1, tokens=200, seed=5).arguments()
     experts, weights, _, _ = run("router", **arguments)
     logits = torch.nn.functional.linear(arguments["x"], arguments["weight"], arguments["bias"])
     values, chosen = logits.topk(4, dim=-1)
@@ -103,7 +105,9 @@ def test_router_in_float32_chooses_as_torch_topk_without_ties() -> None:
 
 
 def _attention(length: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
-    case = Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=length, changes=tuple(changes.items()))
+    case = AccuracyCase(
+        kernel="attention", use="sdpa", model="tiny", tp=8, tokens=length, changes=tuple(changes.items())
+    )
     arguments = case.arguments()
     wide = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}
     return run("attention", **arguments), registry.spec("attention").twin(**wide)
@@ -136,7 +140,7 @@ def test_a_window_of_w_sees_w_keys(window: int) -> None:
 
 
 def test_future_keys_do_not_matter() -> None:
-    case = Case(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=140)
+    case = AccuracyCase(kernel="attention", use="sdpa", model="tiny", tp=8, tokens=140)
     arguments = case.arguments()
     before = run("attention", **arguments)
     for name in ("k", "v"):
@@ -149,7 +153,7 @@ def test_future_keys_do_not_matter() -> None:
 @pytest.mark.parametrize("tp", [2, 8, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_expert_mlp_partials_sum_to_the_whole(tp: int, dtype: torch.dtype) -> None:
-    whole = Case(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33, dtype=dtype).arguments()
+    whole = AccuracyCase(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33, dtype=dtype).arguments()
     size = TINY.on_rank(tp).intermediate
     total = torch.zeros(33, TINY.hidden_size, dtype=torch.float64)
     for rank in range(tp):
@@ -170,7 +174,7 @@ def test_expert_mlp_partials_sum_to_the_whole(tp: int, dtype: torch.dtype) -> No
 
 
 def test_expert_mlp_reaches_both_clamps() -> None:
-    arguments = Case(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33).arguments()
+    arguments = AccuracyCase(kernel="expert_mlp", use="experts", model="tiny", tp=1, tokens=33).arguments()
     hidden = arguments["x"] @ arguments["mlp1_weight"].transpose(1, 2) + arguments["mlp1_bias"][:, None]
     gate, up = hidden[..., 0::2], hidden[..., 1::2]
     assert all(bool(reached.any()) for reached in (gate > 7, gate < -7, up > 7, up < -7))
@@ -196,7 +200,7 @@ def _clamped_below(a: inputs.Inputs) -> torch.Tensor:
 
 def test_kv_heads_of_tp_32() -> None:
     """Rank r of 32 holds 2 query heads and key/value head r // 4; together they are the whole."""
-    whole = Case(kernel="attention", use="sdpa", model="tiny", tp=1, tokens=40).arguments()
+    whole = AccuracyCase(kernel="attention", use="sdpa", model="tiny", tp=1, tokens=40).arguments()
     head, parts = TINY.head_dim, []
     for rank in range(32):
         shard = {
@@ -213,10 +217,10 @@ def test_kv_heads_of_tp_32() -> None:
     assert relative_error(torch.cat(parts, dim=-1), expected)[0] <= FLOAT32_LIMIT
 
 
-def _random_case(draw: st.DrawFn, kernel: str, use: str, **sizes: tuple[int, int]) -> Case:
+def _random_case(draw: st.DrawFn, kernel: str, use: str, **sizes: tuple[int, int]) -> AccuracyCase:
     changes = tuple((symbol, draw(st.integers(*bounds))) for symbol, bounds in sizes.items())
     tokens = draw(st.integers(1, 300))
-    return Case(
+    return AccuracyCase(
         kernel=kernel,
         use=use,
         model="tiny",
@@ -228,7 +232,7 @@ def _random_case(draw: st.DrawFn, kernel: str, use: str, **sizes: tuple[int, int
 
 
 @st.composite
-def _any_sizes(draw: st.DrawFn) -> Case:
+def _any_sizes(draw: st.DrawFn) -> AccuracyCase:
     """Draw a kernel and sizes around its tiles of 128, 256 and 512."""
     kernel = draw(st.sampled_from(["rmsnorm", "attention", "router", "expert_mlp", "linear"]))
     if kernel == "rmsnorm":
@@ -245,7 +249,7 @@ def _any_sizes(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=60, deadline=None)
 @given(_any_sizes())
-def test_any_sizes(case: Case) -> None:
+def test_any_sizes(case: AccuracyCase) -> None:
     assert measure(case).error <= FLOAT32_LIMIT, case.id
 
 

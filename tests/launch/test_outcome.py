@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from tp_harness.launch import LaunchOutcome
-from tp_harness.launch.outcome import Death, Report, RunRecord, explain
+from tp_harness.launch.outcome import Death, Report, RunFacts, outcome_of
 from tp_harness.launch.stacks import Stack
 
 
-def record(**facts: object) -> RunRecord:
+def record(**facts: object) -> RunFacts:
     connected = {0, 1, 2, 3}
-    return RunRecord(
+    return RunFacts(
         size=4,
         log_dir=Path("logs"),
         timeout=9,
@@ -67,7 +67,7 @@ def ended(returned: set[int] = frozenset(), **errors: str) -> LaunchOutcome:  # 
         int(rank.strip("rank")): Report(time_ns=i, error=error, traceback=WAITED)
         for i, (rank, error) in enumerate(errors.items())
     }
-    return explain(record(reports=reports, returned=returned), retries=0, start_seconds=0, seconds=0)
+    return outcome_of(record(reports=reports, returned=returned), retries=0, start_seconds=0, seconds=0)
 
 
 def test_a_lost_connection_is_the_doing_of_the_rank_that_returned() -> None:
@@ -139,14 +139,14 @@ def test_a_hang_is_the_doing_of_the_rank_that_is_elsewhere(
     stacks: list[Stack], returned: set[int], failed: int | None, words: str
 ) -> None:
     facts = record(ending="timeout", returned=returned, stacks=dict(enumerate(stacks)))
-    found = explain(facts, retries=0, start_seconds=0, seconds=0)
+    found = outcome_of(facts, retries=0, start_seconds=0, seconds=0)
     assert found.failed_rank == failed
     assert words in found.message
 
 
 def test_explanations() -> None:
     def said(**facts: object) -> str:
-        return explain(record(**facts), retries=0, start_seconds=0, seconds=0).message
+        return outcome_of(record(**facts), retries=0, start_seconds=0, seconds=0).message
 
     killed = {3: Death(alive_ns=1, exit_code=-9)}
     assert said(deaths=killed) == f"rank 3 of 4 was killed by SIGKILL; its log: {Path('logs/rank3.log')}"

@@ -15,7 +15,7 @@ import pytest
 from launching import expire_only_when, waits
 from living import lives
 from tp_harness.launch import LaunchOutcome, torchrun
-from tp_harness.launch.outcome import RunRecord
+from tp_harness.launch.outcome import RunFacts
 from tp_harness.launch.torchrun import TorchrunRanks
 from tp_harness.launch.torchrun_agent import arguments
 
@@ -132,7 +132,7 @@ def test_it_is_torchrun_with_a_rendezvous_of_its_own() -> None:
 def test_a_rank_that_is_dying_is_waited_for_and_another_process_of_its_number_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = RunRecord(size=1, log_dir=tmp_path, timeout=1.0, start_timeout=1.0)
+    record = RunFacts(size=1, log_dir=tmp_path, timeout=1.0, start_timeout=1.0)
     running = TorchrunRanks(record, tmp_path)
     sleeper = subprocess.Popen(["sleep", "3600"])
     record.pids[0] = sleeper.pid

@@ -132,9 +132,9 @@ def test_a_wrong_value_is_named(path: tuple[str | int, ...], to: Any, message: s
 
 
 def test_a_missing_field_at_the_top_names_the_type() -> None:
-    with pytest.raises(ValueError, match=r"^Gate lacks kind, value, limit, reason$"):
+    with pytest.raises(ValueError, match=r"^it lacks kind, value, limit, reason$"):
         from_json(Gate, {})
-    with pytest.raises(ValueError, match=r"^RankRecord lacks "):
+    with pytest.raises(ValueError, match=r"^it lacks "):
         from_json(RankRecord, {})
 
 
@@ -144,7 +144,7 @@ def test_a_missing_field_at_the_top_names_the_type() -> None:
         ("{", "is not JSON: "),
         ("[]", "has schema None, but schema 1 is what tp-harness "),
         ('{"schema": 2}', "has schema 2, but schema 1 is what tp-harness "),
-        ('{"schema": 1}', "does not hold a run: Run lacks run_id, "),
+        ('{"schema": 1}', "does not hold a run: it lacks run_id, "),
     ],
     ids=["broken", "no_object", "schema", "empty"],
 )

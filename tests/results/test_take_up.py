@@ -146,7 +146,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     [
         (lambda v: v["environment"]["packages"].update(torch="1.0"), "and was 1.0 when the run in "),
         (lambda v: v["environment"].update(tp_harness="0.0"), "tp_harness is "),
-        (lambda v: v["options"].pop("seed"), "does not hold the options of a run: Resolved lacks seed."),
+        (lambda v: v["options"].pop("seed"), "does not hold the options of a run: it lacks seed."),
         (lambda v: v["options"].update(targets=[["mlp", 9]]), "--layer is 9; tiny has layers 0 to 1."),
         (lambda v: v["options"].update(targets=[["mlp"]]), "targets[0] has 1 items, where 2 are needed."),
         (

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from living import HERE
 from tp_harness.launch import RankLauncher, RunningRanks, stacks
-from tp_harness.launch.outcome import RunRecord, rank_log
+from tp_harness.launch.outcome import RunFacts, rank_log
 from tp_harness.launch.process import process_state
 from tp_harness.launch.progress import Progress
 
@@ -140,7 +140,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def expire_only_when(monkeypatch: pytest.MonkeyPatch, there: Callable[[RunRecord], bool]) -> None:
+def expire_only_when(monkeypatch: pytest.MonkeyPatch, there: Callable[[RunFacts], bool]) -> None:
     """Let no rank's time run out before they are where a test wants them, however long the machine stalls.
 
     To be called before the launcher is forked.
@@ -163,7 +163,7 @@ def expire_only_when(monkeypatch: pytest.MonkeyPatch, there: Callable[[RunRecord
     monkeypatch.setattr(stacks, "_PATIENCE", PATIENCE)
 
 
-def waits(record: RunRecord) -> bool:
+def waits(record: RunFacts) -> bool:
     """Each rank has returned, or has written that it is `HERE` and does not run."""
     running = [rank for rank in record.pids if rank not in record.returned]
     logs = {rank: rank_log(record.log_dir, rank) for rank in running}

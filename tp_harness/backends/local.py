@@ -20,7 +20,7 @@ import torch
 
 from ..errors import told
 from ..launch import LaunchOutcome
-from ..launch.outcome import RunRecord, explain, rank_log
+from ..launch.outcome import RunFacts, outcome_of, rank_log
 from ..ranks.rank import run_job
 from .local_group import Abandoned, LocalGroup, Turns
 
@@ -146,7 +146,7 @@ class LocalRun:
         return replace(self._explain(ending="timeout"), message=message, failed_rank=rank, traceback=stack)
 
     def _explain(self, **facts: Any) -> LaunchOutcome:
-        record = RunRecord(
+        record = RunFacts(
             size=self._size,
             log_dir=self._log_dir,
             timeout=self._timeout,
@@ -156,7 +156,7 @@ class LocalRun:
             steps=self._steps,
             **facts,
         )
-        return explain(record, retries=0, start_seconds=0.0, seconds=time.monotonic() - self._started)
+        return outcome_of(record, retries=0, start_seconds=0.0, seconds=time.monotonic() - self._started)
 
     def _log(self, rank: int, text: str) -> None:
         with rank_log(self._log_dir, rank).open("a", encoding="utf-8") as log:

@@ -15,7 +15,7 @@ from torch import nn
 from ..judge.evidence import Evidence
 from ..models import families
 from ..parallel.placements import Placement, Replicate
-from ..prepare.oracle import Run, Tapped
+from ..prepare.oracle import ReferenceRun, Tapped
 from .trace import Traced
 
 UNKNOWN = ("", "output")
@@ -51,7 +51,7 @@ class Site:
         return self.evidence.tp
 
     @property
-    def run(self) -> Run:
+    def run(self) -> ReferenceRun:
         """The single-core run whose values a signature is given."""
         return self.tapped.baseline if self.rounded else self.tapped.oracle
 

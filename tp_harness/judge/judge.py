@@ -10,7 +10,7 @@ import torch
 from ..case.taps import CHOSEN
 from ..parallel.placements import KVHeads, Shard
 from ..prepare.expectation import Pairs
-from ..prepare.oracle import Run
+from ..prepare.oracle import ReferenceRun
 from ..results.gate import RATIO
 from ..results.result import Gate, Result, Status, Worst
 from . import distance, verdict
@@ -122,7 +122,7 @@ def _free(evidence: Evidence) -> str:
     return f"router {called} chose others by rounding, and no torch.topk or submodule `{CHOSEN}` let them be replaced"
 
 
-def _own(evidence: Evidence) -> tuple[Run, Run]:
+def _own(evidence: Evidence) -> tuple[ReferenceRun, ReferenceRun]:
     return evidence.expectation.oracle, evidence.expectation.baselines[evidence.dtype]
 
 

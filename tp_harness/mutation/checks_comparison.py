@@ -13,7 +13,7 @@ from ..faults import FAULTS, find_fault
 from ..judge.evidence import Evidence
 from ..judge.gather import join
 from ..judge.judge import judge
-from ..prepare.oracle import Run, run_unlocked
+from ..prepare.oracle import ReferenceRun, run_unlocked
 from ..ranks.job import Task
 from ..results.result import Status
 from ..system.process_pool import in_processes
@@ -111,7 +111,7 @@ def _entry(benches: Benches, task: Task, tp: int, left: Left) -> Entry:
 
 def _seen(evidence: Evidence) -> Iterator[Seen]:
     """Rank 0's outputs beside the single-core model's, each side with its own routing."""
-    alone: Run = run_unlocked(evidence.expectation.run_tapped(evidence.dtype), evidence.case, evidence.dtype)
+    alone: ReferenceRun = run_unlocked(evidence.expectation.run_tapped(evidence.dtype), evidence.case, evidence.dtype)
     for i, placement in enumerate(evidence.case.outputs):
         locked = evidence.without(f"output.{i}", "unlocked")
         full = join(placement, evidence.shards(f"output.{i}", "locked" if locked else "unlocked")).full

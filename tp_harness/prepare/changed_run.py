@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..case.case import Case
-from .oracle import Run, Tapped, locks_of, run_reference
+from .oracle import ReferenceRun, Tapped, locks_of, run_reference
 
 
 def run_with(
@@ -21,7 +21,7 @@ def run_with(
     outputs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     watched: AbstractContextManager[object] | None = None,
     given: Callable[[str, torch.Tensor], object] | None = None,
-) -> Run:
+) -> ReferenceRun:
     """The single-core reference in a dtype with something changed, with the oracle's routing and all taps.
 
     Args:

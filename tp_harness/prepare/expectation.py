@@ -23,13 +23,13 @@ from ..ranks.job import Job, Task
 from ..ranks.rank import as_tuple
 from ..ranks.rank_inputs import RankInputs
 from ..system.idle_cores import idle_cores
-from .oracle import Run, Tapped, locks_of, make_reference, run_reference
+from .oracle import ReferenceRun, Tapped, locks_of, make_reference, run_reference
 from .random_weights import generator
 from .unreached_parameters import differ, idle
 
 NEARBY = 8  # inputs at which a single-core error that scatters is measured again
 
-Pairs = tuple[tuple[Run, Run], ...]  # oracle and baseline
+Pairs = tuple[tuple[ReferenceRun, ReferenceRun], ...]  # oracle and baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Expectation:
     cases: Mapping[str, Case]  # by dtype
     reference: nn.Module  # holds the weights
     inputs: Tensors  # the full ones, rounded to bfloat16
-    oracle: Run
+    oracle: ReferenceRun
     seed: int
     key: str  # the task's
     random: bool = False  # whether the reference draws numbers, and so gives other outputs when it is run again
@@ -58,7 +58,7 @@ class Expectation:
         return locks_of(self.case, self.oracle)
 
     @cached_property
-    def baselines(self) -> Mapping[str, Run]:
+    def baselines(self) -> Mapping[str, ReferenceRun]:
         """By dtype the reference with the oracle's routing."""
         if self.first_of:
             whole, tokens, batch = self.first_of
@@ -92,11 +92,11 @@ class Expectation:
         """Of the first tokens of each row, and of nothing nearby: a control's fault is given no benefit of a doubt."""
         return replace(self, oracle=self.oracle.first(tokens, batch), first_of=(self, tokens, batch))
 
-    def _run(self, dtype: str, *, taps: bool = False) -> Run:
+    def _run(self, dtype: str, *, taps: bool = False) -> ReferenceRun:
         inputs, locks = self.inputs, self.locks
         return run_reference(self.cases[dtype], self.reference, inputs, getattr(torch, dtype), locks, taps=taps)
 
-    def _run_near(self, dtype: str, number: int) -> tuple[Run, Run]:
+    def _run_near(self, dtype: str, number: int) -> tuple[ReferenceRun, ReferenceRun]:
         moved = _moved(self.case, self.inputs, generator(self.seed, f"{self.key}.nearby{number}"))
         exact = run_reference(self.case, self.reference, moved, torch.float64, locks=None)
         return exact, replace(self, inputs=moved, oracle=exact)._run(dtype)
@@ -128,7 +128,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     return expectation
 
 
-def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[Run, bool]:
+def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[ReferenceRun, bool]:
     """The float64 run, and whether numbers that were drawn in it make another run a different one."""
     before = _sources()
     oracle = run_reference(case, reference, inputs, torch.float64, locks=None)

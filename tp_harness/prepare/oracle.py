@@ -22,7 +22,7 @@ from ..ranks.rank import as_tuple
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReferenceRun:
     """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
 
     `rules`: by which scores, as a tap name, and among which groups each router chose; `unlocked` the routers that went
@@ -35,9 +35,9 @@ class Run:
     rules: Mapping[str, tuple[str, Groups]] = field(default_factory=dict)
     unlocked: tuple[str, ...] = ()
 
-    def first(self, tokens: int, batch: int) -> Run:
+    def first(self, tokens: int, batch: int) -> ReferenceRun:
         """What a run on the first tokens of each row gives, where tokens do not see later ones; taps stay behind."""
-        return Run(
+        return ReferenceRun(
             outputs=tuple(of_rows(output, tokens) for output in self.outputs),
             routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
             rules=self.rules,
@@ -50,11 +50,11 @@ class Tapped:
 
     reference: nn.Module
     inputs: Tensors
-    oracle: Run
-    baseline: Run
+    oracle: ReferenceRun
+    baseline: ReferenceRun
 
 
-def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> Run:
+def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> ReferenceRun:
     """The single-core reference in a dtype, with its own routing."""
     return run_reference(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
 
@@ -103,7 +103,7 @@ def run_reference(
     *,
     taps: bool = False,
     within: Callable[[nn.Module], AbstractContextManager[object]] = lambda _module: nullcontext(),
-) -> Run:
+) -> ReferenceRun:
     """One run in a dtype.
 
     Args:
@@ -129,10 +129,12 @@ def run_reference(
     if locks is None and dtype == torch.float64:
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
-    return Run(outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules, unlocked=tuple(routed.unlocked))
+    return ReferenceRun(
+        outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules, unlocked=tuple(routed.unlocked)
+    )
 
 
-def locks_of(case: Case, oracle: Run) -> dict[str, Lock]:
+def locks_of(case: Case, oracle: ReferenceRun) -> dict[str, Lock]:
     """What every router shall choose."""
     experts = {router.name: oracle.routing[oracle.rules[router.name][0]].shape[-1] for router in case.routers}
     return {router.chosen: Lock(oracle.routing[router.chosen], experts[router.name]) for router in case.routers}

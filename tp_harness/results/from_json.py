@@ -61,7 +61,7 @@ def _restore_fields(kind: Any, values: dict[str, Any], at: str) -> Any:
     kinds, required = _fields(kind)
     missing = [name for name in required if name not in values]
     if missing:
-        raise ValueError(f"{at.lstrip('.') or kind.__name__} lacks {', '.join(missing)}")
+        raise ValueError(f"{at.lstrip('.') or 'it'} lacks {', '.join(missing)}")
     return kind(**{name: _restore(kinds[name], values[name], f"{at}.{name}") for name in kinds if name in values})
 
 

@@ -166,7 +166,7 @@ def open_record(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class StoredRun:
     """What run.json holds, as `RunRecord.save` writes it."""
 
     run_id: str
@@ -200,7 +200,7 @@ def read_run(path: Path) -> RunRecord:
     if schema != SCHEMA:
         raise UsageError(f"{file} has schema {schema}, but schema {SCHEMA} is what tp-harness {__version__} reads.")
     try:
-        stored = from_json(Run, values)
+        stored = from_json(StoredRun, values)
         started = calendar.timegm(time.strptime(stored.started, _TIME))
     except ValueError as error:
         raise UsageError(f"{file} does not hold a run: {error}.") from None

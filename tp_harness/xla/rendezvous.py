@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Meets(Protocol):
@@ -26,7 +26,7 @@ class Meets(Protocol):
         """What every rank brought, by rank: JSON values."""
 
 
-def awaited(call: Callable[[], Result]) -> Result:
+def awaited(call: Callable[[], T]) -> T:
     """What the call returns; it waits for a program with collectives, so for every rank that takes part in it."""
     return call()
 

@@ -22,7 +22,7 @@ from tp_harness.kernels.nki_interpreter.isa.operands import (
 )
 from tp_harness.kernels.nki_interpreter.memory import MemoryRegion, Written
 from tp_harness.kernels.nki_interpreter.rules import violate
-from tp_harness.kernels.nki_interpreter.session import Session
+from tp_harness.kernels.nki_interpreter.session import Simulation
 from tp_harness.kernels.nki_interpreter.tensors import NkiTensor
 
 
@@ -56,7 +56,7 @@ def dma_copy(
     store(dst, values)
 
 
-def _check_dma_options(running: Session, priority: int | None, mode: dge_mode, asked: engine) -> None:
+def _check_dma_options(running: Simulation, priority: int | None, mode: dge_mode, asked: engine) -> None:
     if priority is not None:
         refuse("dma-priority", "dma_copy", "priority", f"priority {priority}")
     if mode is dge_mode.hwdge and not running.target.hardware_dge:
@@ -75,7 +75,7 @@ def tensor_copy(dst: NkiTensor, src: NkiTensor, engine: engine = engine.unknown,
     store(dst, flat(src) if src.dtype is dst.dtype else dtypes.to_float32(flat(src)))
 
 
-def _choose_copy_engine(running: Session, asked: engine, tiles: dict[str, NkiTensor]) -> None:
+def _choose_copy_engine(running: Simulation, asked: engine, tiles: dict[str, NkiTensor]) -> None:
     if asked is engine.scalar and not running.target.scalar_engine_copies:
         refuse("scalar-copy", "tensor_copy", "engine", "use nisa.activation with op=nl.copy")
     choose_engine("tensor_copy", asked, (engine.vector, engine.scalar, engine.gpsimd), tiles)

@@ -10,7 +10,7 @@ from tp_harness.kernels.nki_interpreter.isa.constants import engine
 from tp_harness.kernels.nki_interpreter.memory import Array, MemoryRegion, Written
 from tp_harness.kernels.nki_interpreter.operators import Operator
 from tp_harness.kernels.nki_interpreter.rules import violate
-from tp_harness.kernels.nki_interpreter.session import Session
+from tp_harness.kernels.nki_interpreter.session import Simulation
 from tp_harness.kernels.nki_interpreter.tensors import NkiTensor
 
 SBUF = (MemoryRegion.sbuf,)
@@ -19,7 +19,7 @@ ON_CHIP = (MemoryRegion.sbuf, MemoryRegion.psum)
 _MAX_FREE_DIMS = 4
 
 
-def begin(instruction: str) -> Session:
+def begin(instruction: str) -> Simulation:
     """Count the instruction and return the simulation it belongs to."""
     running = session.current()
     if running is None:

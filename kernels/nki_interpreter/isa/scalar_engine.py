@@ -18,7 +18,7 @@ from tp_harness.kernels.nki_interpreter.isa.operands import (
 )
 from tp_harness.kernels.nki_interpreter.memory import Array
 from tp_harness.kernels.nki_interpreter.operators import Operator
-from tp_harness.kernels.nki_interpreter.session import Session
+from tp_harness.kernels.nki_interpreter.session import Simulation
 from tp_harness.kernels.nki_interpreter.tensors import NkiTensor
 
 _RESETS = (reduce_cmd.reset, reduce_cmd.reset_reduce)
@@ -59,7 +59,7 @@ def activation(
 
 
 def _scaled(
-    running: Session,
+    running: Simulation,
     function: Operator,
     data: NkiTensor,
     scale: float | NkiTensor,
@@ -106,7 +106,7 @@ def _check_reduce(reduce_op: Operator | None, command: reduce_cmd) -> None:
         raise NotImplementedError("activation: reduce_cmd load_reduce is not covered")
 
 
-def _update_registers(running: Session, result: Array, command: reduce_cmd) -> Array:
+def _update_registers(running: Simulation, result: Array, command: reduce_cmd) -> Array:
     """Apply the reduce command; return the registers of the lanes in use as a column."""
     lanes = running.reduce_registers[: result.shape[0]]
     if command in _RESETS:

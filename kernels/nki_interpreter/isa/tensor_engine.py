@@ -18,7 +18,7 @@ from tp_harness.kernels.nki_interpreter.isa.operands import (
     store,
 )
 from tp_harness.kernels.nki_interpreter.memory import Array, MemoryRegion, Written
-from tp_harness.kernels.nki_interpreter.session import Session
+from tp_harness.kernels.nki_interpreter.session import Simulation
 from tp_harness.kernels.nki_interpreter.targets import PARTITIONS, PSUM_BANK_BYTES
 from tp_harness.kernels.nki_interpreter.tensors import NkiTensor
 
@@ -81,7 +81,7 @@ def _check_matmul_shapes(dst: NkiTensor, stationary: NkiTensor, moving: NkiTenso
         refuse("matmul-shape", "nc_matmul", "dst", f"shape {dst.shape}, the product is ({rows}, {columns})")
 
 
-def _check_matmul_mode(running: Session, mode: matmul_perf_mode) -> None:
+def _check_matmul_mode(running: Simulation, mode: matmul_perf_mode) -> None:
     if mode.value not in running.target.matmul_perf_modes:
         refuse("matmul-perf-mode", "nc_matmul", "perf_mode", f"{mode.value} was asked for")
     if mode is not matmul_perf_mode.none:
@@ -89,7 +89,7 @@ def _check_matmul_mode(running: Session, mode: matmul_perf_mode) -> None:
 
 
 def _check_matmul_tiling(
-    running: Session, stationary: NkiTensor, position: tuple[int, ...], size: tuple[int, ...]
+    running: Simulation, stationary: NkiTensor, position: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
     if not position and not size:
         return
