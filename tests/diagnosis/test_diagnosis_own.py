@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tp_harness.case.case import Case
+from tp_harness.case.family_case import FamilyCase
 from tp_harness.faults.ways import sum_of_pair
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Placement, Shard, StridedShard
 
@@ -73,14 +73,12 @@ OWN: dict[str, tuple[Finish, set[str]]] = {
 @pytest.mark.parametrize("name", OWN)
 def test_a_user_s_module_needs_no_tap(tmp_path: Path, monkeypatch: Patch, name: str) -> None:
     finish, causes = OWN[name]
-    case = Case(
+    case = FamilyCase(
         name="own",
         reference=Own,
         sharded=Own,
         inputs=lambda generator: (torch.randn(2, 24, 64, generator=generator),),
         plan={"a": Shard(1)},
-        lazy=True,
-        in_dtype=components.follow_input,
     )
     result = explained(tmp_path, monkeypatch, case, 4, lambda patch: patch.setattr(Own, "finish", finish))
     assert result.first_divergence is not None

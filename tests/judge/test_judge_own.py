@@ -11,10 +11,9 @@ from ladder import Ladder, mistake, own_ladder
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from tp_harness.case.case import Case
+from tp_harness.case.family_case import FamilyCase
 from tp_harness.faults import find_fault
 from tp_harness.faults.ways import sets
-from tp_harness.models.gpt_oss import components
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
 from tp_harness.results.result import Result, Status
@@ -101,10 +100,8 @@ def run_own(folder: Path, monkeypatch: Patch, tp: int, **fields: Any) -> Result:
         "sharded": lambda: ShardedSums(64),
         "inputs": lambda generator: (torch.randn(2, 24, 64, generator=generator),),
         "plan": {"a": Shard(1), "b": Shard(1)},
-        "lazy": True,
-        "in_dtype": components.follow_input,
     }
-    return own_ladder(folder, monkeypatch, Case(**(defaults | fields))).run("own", tp)
+    return own_ladder(folder, monkeypatch, FamilyCase(**(defaults | fields))).run("own", tp)
 
 
 def test_a_swapped_collective_order_that_outputs_hide(tmp_path: Path, monkeypatch: Patch) -> None:

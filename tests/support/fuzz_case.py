@@ -25,7 +25,7 @@ PARTS: dict[str, list[str]] = {
                "lambda g: (torch.ones(2, 12).to_sparse(),)", "lambda g: (torch.ones(2, 12, device='meta'),)",
                "lambda g: 1 / 0", "lambda g: (x for x in ())", "lambda g: (torch.ones(2, 12, dtype=torch.complex64),)"],
     "more": ["", "unknown=1", "reduction=-1", "reduction='x'", "collectives=7", "collectives=lambda tp: 7",
-             "routing=('nowhere',)", "routing=7", "replicated=True", "prefix=None", "prefix='a.'", "lazy=True",
+             "routing=('nowhere',)", "routing=7", "replicated=True", "prefix=None", "prefix='a.'",
              "layer=-1", "in_dtype=lambda m, d: None", "in_dtype=7", "input_placements=(Shard(0),)",
              "input_placements=(7,)", "input_placements=7", "output=()", "output=None"],
     "tail": ["", "raise SystemExit(3)", "1 / 0", "CASE = 7", "del CASE", "import nowhere", "def", "CASE.name = 'x'",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -64,7 +65,6 @@ class Case:
             counts as its outputs joined along dimension 0.
         replicated: True when sharding nothing is the plan (otherwise it makes a run at tp > 1 void).
         prefix, layer: where the parameters are in a checkpoint of the whole model.
-        lazy: both factories may be called under torch.device("meta"), parameters being assigned afterwards.
         in_dtype: (reference module, dtype) -> a module that computes in dtype.
         edit: (a rank's module, its group) -> None: changes the module after it was built and loaded, and what it
             holds was recorded. Faults are put in with it.
@@ -89,9 +89,15 @@ class Case:
     replicated: bool = False
     prefix: str = ""
     layer: int = 0
-    lazy: bool = False
     in_dtype: Callable[[nn.Module, torch.dtype], nn.Module] = cast_copy
     edit: Callable[[nn.Module, Group], None] = leave
+
+    # What is assumed of any module; of a family's own more is known (FamilyCase).
+    on_meta: ClassVar[bool] = False  # made without memory, assigned the stored weights, computes in its input's dtype
+    may_keep_state: ClassVar[bool] = True  # from call to call
+    may_use_torch_distributed: ClassVar[bool] = True  # beside `current_group()`
+    watches_routers: ClassVar[bool] = True  # to find by which scores they choose
+    rows_are_tokens: ClassVar[bool] = False  # the first input is (batch, seq) or (batch, seq, features)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -128,7 +134,7 @@ class Case:
     def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module of `factory` that computes in `dtype`, without memory for its parameters where the case permits."""
         arguments = {"dtype": dtype} if takes_dtype(factory) else {}
-        with torch.device("meta") if self.lazy else nullcontext():
+        with torch.device("meta") if self.on_meta else nullcontext():
             return factory(**arguments)
 
     def reference_in(self, reference: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -142,6 +148,11 @@ class Case:
         made = self.make(self.reference, dtype)
         made.load_state_dict(reference.state_dict())
         return cast(made, dtype).eval()
+
+    def computing_in(self, module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[object]:
+        """What is entered while a module that `reference_in` gave runs in `dtype`."""
+        del module, dtype
+        return nullcontext()
 
 
 def _check_fields(case: Case) -> None:

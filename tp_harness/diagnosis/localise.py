@@ -171,7 +171,7 @@ def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
 
 def _token(evidence: Evidence, tapped: Tapped, traced: Traced, index: tuple[int, ...]) -> tuple[int, int] | None:
     """(row, position) of an index, for built-in components, whose inputs are (batch, seq, ...)."""
-    if not evidence.case.lazy or not index:
+    if not evidence.case.rows_are_tokens or not index:
         return None
     batch, seq = tapped.inputs[0].shape[:2]
     if traced.leaf in PER_EXPERT:

@@ -123,7 +123,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     expectation = Expectation(
         cases=cases, reference=reference, inputs=inputs, oracle=oracle, seed=seed, key=task.key, random=by_chance
     )
-    stateful = bool(job.repeats) and not case.lazy and _changes_itself(case, reference, inputs)
+    stateful = bool(job.repeats) and case.may_keep_state and _changes_itself(case, reference, inputs)
     RankInputs(inputs=inputs, locks=expectation.locks, stateful=stateful).write(job.inputs_path(task))
     return expectation
 
@@ -147,7 +147,7 @@ def _sources() -> tuple[bytes, ...]:
 def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
     reference, side = make_reference(case), f"the reference of {case.name}"
     state = {name: checkpoint.tensor(case.prefix + name) for name in weights_of(reference, side)}
-    load_weights(reference, state, side, assign=case.lazy)
+    load_weights(reference, state, side, assign=case.on_meta)
     return reference.eval()
 
 

@@ -121,9 +121,10 @@ def run_reference(
     given = tuple(cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
     with (
         doing(called),
+        case.computing_in(module, dtype),
         within(module),
         tapping(module, case.watched if taps else {}) as tapped,
-        routing(module, case.routers, locks, watch=not case.lazy) as routed,
+        routing(module, case.routers, locks, watch=case.watches_routers) as routed,
     ):
         outputs = as_tuple(module(*given))
     if locks is None and dtype == torch.float64:

@@ -46,7 +46,7 @@ def check_target(
     unrehearsed: dict[int, str] = {}
     for tp in options.degrees:
         at_degree = subject.case(task, dtype=dtype, tp=tp)
-        with stand_in_group(tp, real=not case.lazy and process_group):
+        with stand_in_group(tp, real=case.may_use_torch_distributed and process_group):
             try:
                 module, placed[tp] = check_plan(at_degree, shapes, tp, lingering=lingering)
             except UnrehearsedError as error:

@@ -31,8 +31,7 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
         module = case.make(case.sharded, dtype)
     local = weights_of(module, side)
     check_names(case, local, checkpoint.names)
-    if not case.lazy:
-        check_submodules(case, "sharded module", module)
+    check_submodules(case, "sharded module", module)
     case = replace(case, plan=planned(case, local, group.size))
     full = {name: checkpoint.tensor(case.prefix + name) for name in local}
     shards: dict[str, torch.Tensor] = {}
@@ -41,13 +40,13 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
         with doing(f"shard of {placement}, called for {name}"):
             shards[name] = dtensors.as_placed(placement.shard(tensor, group.rank, group.size), local[name])
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in shards}
-    load_weights(module, shards, side, assign=case.lazy)
+    load_weights(module, shards, side, assign=case.on_meta)
     read = {name: dtensors.placement_of(name, tensor) for name, tensor in local.items()}
     held = {name: _held(tensor, full[name], read[name]) for name, tensor in weights_of(module, side).items()}
-    for name, buffer in () if case.lazy else buffers.items():
+    for name, buffer in buffers.items():
         same = same_bits(dtensors.local(buffer), dtensors.local(module.get_buffer(name)))
         held[name] = replace(held[name], rebuilt=same)
-    module = (module if case.lazy else cast(module, dtype)).eval()
+    module = (module if case.on_meta else cast(module, dtype)).eval()
     with doing(f"edit of {case.name}"):
         case.edit(module, group)
     return module, held

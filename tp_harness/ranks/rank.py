@@ -104,7 +104,7 @@ class DtypeRunner:
         if job.kernels == "nki":
             for family in families():
                 family.use_kernels(self.module)
-        again = not case.lazy and (job.repeats or job.unlocked)
+        again = case.may_keep_state and (job.repeats or job.unlocked)
         self.restore = remembered(self.module) if again else lambda: None
         self.unlocked_routers: tuple[str, ...] = ()
 
@@ -211,7 +211,7 @@ def as_tuple(outputs: object) -> Tensors:
 def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> Timed:
     """The outputs, and the collectives issued: by the group, or (user's modules) by whatever means."""
     group.take_calls()
-    if case.lazy:
+    if not case.may_use_torch_distributed:
         return run(), group.take_calls()
     with CollectiveRecorder() as recorder:
         outputs = run()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...case.case import Case, Tensors
+from ...case.family_case import FamilyCase
 from ...errors import UnknownNameError
 from ...parallel.group import collective
 from ...parallel.placements import KVHeads, Shard
@@ -211,25 +212,10 @@ def component_case(name: str, config: InferenceConfig, layer: int) -> Case:
     return COMPONENTS[name](config, layer)
 
 
-def follow_input(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Make a reference module compute in `dtype`, its parameters staying as they are.
-
-    The references compute in their input's dtype; where the input is token ids, the embedding's output sets it.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Embedding):
-            earlier = vars(child).pop("_following", None)
-            if earlier:  # the dtype of an earlier run, which may be narrower
-                earlier.remove()
-            handle = child.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
-            vars(child)["_following"] = handle
-    return module
-
-
 def _case(name: str, config: InferenceConfig, layer: int, **fields: object) -> Case:
     longest = max(config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size)
-    defaults = {"reduction": longest, "collectives": lambda tp: (), "lazy": True, "in_dtype": follow_input}
-    return Case(name=name, layer=layer, **(defaults | fields))  # type: ignore[arg-type]  # fields of Case
+    defaults = {"reduction": longest, "collectives": lambda tp: ()}
+    return FamilyCase(name=name, layer=layer, **(defaults | fields))  # type: ignore[arg-type]  # fields of Case
 
 
 def _reductions(config: InferenceConfig, tp: int, count: int, *, flat: bool = False) -> tuple[Collective, ...]:

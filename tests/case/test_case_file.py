@@ -1,0 +1,88 @@
+"""A file of Cases is run once in a process, by all of them with the same text, and leaves sys.path as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from tp_harness import Options, verify
+from tp_harness.case.case_file import forget_files, load_case, run_file
+from tp_harness.errors import UsageError
+from tp_harness.results.result import Status
+
+# Each run of the file leaves a line with the process that ran it; what a Case calls imports a neighbour only then.
+FILE = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+from tp_harness import Case, Shard, current_group
+
+with Path(__file__).with_name("runs").open("a") as file:
+    print(os.getpid(), file=file)
+
+
+class Up(nn.Module):
+    def __init__(self, size=1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8 // size, 4))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def sharded():
+    import told_late
+    {rank}
+    return Up(told_late.size(current_group()))
+
+
+CASE = Case(
+    name="up", reference=Up, sharded=sharded, plan={{"weight": Shard(0)}}, output=Shard(-1),
+    inputs=lambda generator: (torch.randn(3, 4, generator=generator),),
+)
+"""
+
+
+def file_in(folder: Path, rank: str = "pass") -> Path:
+    (folder / "told_late.py").write_text("def size(group): return group.size\n")
+    path = folder / "own.py"
+    path.write_text(FILE.format(rank=rank))
+    return path
+
+
+@pytest.mark.parametrize("backend", ["gloo", "local"])
+def test_a_file_is_run_once_in_each_process(tmp_path: Path, backend: str) -> None:
+    path, before = file_in(tmp_path), list(sys.path)
+    record = verify(Options(case=f"{path}:CASE", degrees=(1, 2), draws=2, backend=backend, out=tmp_path / "out"))
+    assert {result.status for result in record.results} == {Status.PASS} and len(record.results) == 4
+    runs = (tmp_path / "runs").read_text().split()
+    assert len(runs) == len(set(runs)) == (4 if backend == "gloo" else 1)  # this process, and the ranks of tp 1 and 2
+    assert sys.path == before
+
+
+def test_ranks_refuse_a_file_that_was_changed_before_they_read_it(tmp_path: Path) -> None:
+    """The factory changes the file when a rank's module is first tried, before any rank has read it."""
+    change = "own = Path(__file__); current_group().rank or own.write_text(own.read_text() + '# edited')"
+    path = file_in(tmp_path, change)
+    asked = Options(case=f"{path}:CASE", degrees=(2, 4), draws=1, backend="gloo", dtypes=("float32",), out=tmp_path)
+    record = verify(asked)
+    assert {result.status for result in record.results} == {Status.CRASH}
+    text = record.results[-1].reason
+    assert "own.py: its text has the sha256" in text and "the run was started with" in text, text
+
+
+def test_another_text_is_refused_and_the_same_is_not_run_again(tmp_path: Path) -> None:
+    path = file_in(tmp_path)
+    text = hashlib.sha256(path.read_bytes()).hexdigest()
+    case = load_case(f"{path}:CASE", text)
+    assert load_case(f"{path}:CASE") is load_case(f"{path}:CASE", text) is case
+    path.write_text(path.read_text() + "# edited")
+    assert load_case(f"{path}:CASE", text) is case, "a run goes on with what it has read"
+    assert load_case(f"{path}:CASE") is not case, "the next one reads it anew"
+    forget_files()
+    with pytest.raises(UsageError, match=rf"its text has the sha256 .*, and the run was started with {text:.12}"):
+        run_file(path, text)
