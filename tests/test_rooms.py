@@ -22,7 +22,6 @@ TORCH_FREE = (
     "launch.tp_test pytest_plugin.plugin pytest_plugin.roles pytest_plugin.result_collector "
     "pytest_plugin.worker pytest_plugin.core_holder verification.agreement verification.hosts"
 )
-PROTOCOLS = ("models.family",)  # say what types are asked of a family, and import none of them when they run
 MOST_FILES = 20  # in a room
 MOST_BESIDE = 8  # modules beside the rooms
 
@@ -38,9 +37,7 @@ def backward_imports(source: Source) -> list[str]:
     """What it imports from rooms to the right of its own."""
     order = ROOMS.split()
     at = order.index(room(source.name))
-    return sorted(
-        name for name in own(source.imports(at_start=source.name in PROTOCOLS)) if order.index(room(name)) > at
-    )
+    return sorted(name for name in own(source.imports()) if order.index(room(name)) > at)
 
 
 def torch_at_start(name: str) -> bool:
@@ -90,8 +87,7 @@ def test_a_backward_import_would_be_found(text: str, found: list[str]) -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    imports = {name: source.imports(at_start=name in PROTOCOLS) for name, source in SOURCES.items()}
-    graph = {name: own(found) - {name} for name, found in imports.items()}
+    graph = {name: own(source.imports()) - {name} for name, source in SOURCES.items()}
     list(TopologicalSorter(graph).static_order())
     with pytest.raises(CycleError):
         list(TopologicalSorter(graph | {"errors": {"cli"}}).static_order())

@@ -6,7 +6,7 @@ modules are in its own folder.
 
 from __future__ import annotations
 
-from ..models import families
+from ..models import knowledge
 from .common import COMMON
 from .cuts import CUTS
 from .heads import HEADS
@@ -49,4 +49,4 @@ __all__ = [
 
 def all_signatures() -> tuple[Signature, ...]:
     """Those of the families' modules first, which speak of one place, then those that any module can have."""
-    return (*(known for family in families() for known in family.knowledge().SIGNATURES), *OF_ANY_MODULE)
+    return (*(signature for known in knowledge() for signature in known.SIGNATURES), *OF_ANY_MODULE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from ..judge.gather import join
-from ..models import families
+from ..models import knowledge
 from .site import Site, UnavailableError
 
 Value = torch.Tensor | Sequence[torch.Tensor]
@@ -21,7 +21,7 @@ def carry(site: Site, value: Value) -> Value:
     leaf, full = site.leaf, value
     if not isinstance(full, torch.Tensor):
         full = join(site.evidence.case.taps[site.name(leaf)], list(full)).full
-    steps = {leaf: step for family in families() for leaf, step in family.knowledge().steps(site).items()}
+    steps: dict[str, Step] = {leaf: step for known in knowledge() for leaf, step in known.steps(site).items()}
     while leaf != site.target:
         if leaf not in steps:
             raise UnavailableError

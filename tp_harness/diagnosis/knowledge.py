@@ -23,18 +23,3 @@ class Knowledge(Protocol):
 
     def steps(self, site: Site, /) -> dict[str, Step]:
         """How the value of each leaf of the site's module follows from that of another."""
-
-
-class _Nothing:
-    SIGNATURES: tuple[Signature, ...] = ()
-
-    def maker(self, reference: nn.Module, name: str, /) -> tuple[str, str] | None:
-        """None: every module is another's."""
-        return None
-
-    def steps(self, site: Site, /) -> dict[str, Step]:
-        """None."""
-        return {}
-
-
-NOTHING: Knowledge = _Nothing()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..judge.evidence import Evidence
-from ..models import families
+from ..models import knowledge
 from ..parallel.placements import Placement, Replicate
 from ..prepare.oracle import ReferenceRun, Tapped
 from .trace import Traced
@@ -142,8 +142,9 @@ def as_output(site: Site) -> Site:
 
 def _maker(reference: nn.Module, name: str) -> tuple[str, str]:
     """The submodule and leaf whose value a tensor is; an unknown module's output is `output`."""
-    for family in families():
-        if made := family.knowledge().maker(reference, name):
+    for known in knowledge():
+        made: tuple[str, str] | None = known.maker(reference, name)
+        if made:
             return made
     owner, _, leaf = name.rpartition(".")
     return UNKNOWN if owner == "output" else (owner, leaf)

@@ -37,6 +37,11 @@ def presets() -> dict[str, Any]:
     return {name: model for each in families() for name, model in each.presets.items()}
 
 
+def knowledge() -> tuple[Any, ...]:
+    """What diagnosis knows of each family's modules (diagnosis/knowledge.py), of those that have it."""
+    return tuple(known for each in families() if (known := each.knowledge()) is not None)
+
+
 def real_models() -> dict[str, Any]:
     """Those that are used; others only exist to be verified."""
     return {name: model for name, model in presets().items() if model.hidden_size > SMALL}

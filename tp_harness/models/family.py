@@ -1,20 +1,13 @@
-"""All that the harness may ask of a model family. No torch: a family imports it inside the methods that need it."""
+"""All that the harness may ask of a model family. No torch: a family imports it inside the methods that need it.
+
+This stands below every room that asks, so what is theirs is named in words: a Case (case/case.py), a Fault
+(faults/fault.py), Knowledge (diagnosis/knowledge.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..case.case import Case
-    from ..checkpoint.checkpoint import Checkpoint
-    from ..checkpoint.translation import Translation
-    from ..config.divisibility import Requirement
-    from ..diagnosis.knowledge import Knowledge
-    from ..faults.fault import Fault
-    from ..trn1.work import Place, Work
+from typing import Any, Protocol
 
 
 class Family(Protocol):
@@ -24,8 +17,8 @@ class Family(Protocol):
     `config`: a frozen dataclass with num_hidden_layers, hidden_size and fields of its own; `presets` are some by name.
     `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers,
     `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. Parameters whose
-    last name `intervals` or `gains` have are drawn between these numbers, or so many times as large as others. `work`
-    is what each component does on Trn1.
+    last name `intervals` or `gains` have are drawn between these numbers, or so many times as large as others.
+    `requirements` (config/divisibility.py) say what must divide, `work` (trn1/work.py) what components do on Trn1.
     """
 
     name: str
@@ -39,8 +32,8 @@ class Family(Protocol):
     router: tuple[str, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = {}
     gains: Mapping[str, float] = {}
-    requirements: tuple[Requirement, ...] = ()
-    work: Mapping[str, Callable[[Place, int], Work]] = {}
+    requirements: tuple[Any, ...] = ()
+    work: Mapping[str, Callable[[Any, int], Any]] = {}
 
     def read_config(self, path: str) -> Any:
         """The model of a config.json; raises UsageError where it is another kind of model."""
@@ -48,7 +41,7 @@ class Family(Protocol):
     def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> Any:
         """The model together with how it is run: what `case` and faults take."""
 
-    def case(self, component: str, config: Any, layer: int) -> Case:
+    def case(self, component: str, config: Any, layer: int) -> Any:
         """The Case of a component; `config` is what `at` returns."""
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
@@ -79,24 +72,22 @@ class Family(Protocol):
         """How many numbers a rank's intermediate tensors of one layer hold."""
         return int(16 * tokens * model.hidden_size)
 
-    def translation(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Translation | None:
-        """How the model's tensors (name -> shape) are made of a checkpoint under other names; None: it has them."""
+    def translation(self, checkpoint: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """A Translation (of checkpoint/) to the model's tensors (name -> shape); None: the same names."""
         return None
 
-    def faults(self) -> tuple[Fault, ...]:
+    def faults(self) -> tuple[Any, ...]:
         """Mistakes in its components, in the order of the data."""
         return ()
 
-    def graph_faults(self) -> tuple[Fault, ...]:
+    def graph_faults(self) -> tuple[Any, ...]:
         """Mistakes of the compiled path."""
         return ()
 
-    def knowledge(self) -> Knowledge:
-        """What diagnosis knows of the modules of its reference."""
-        from ..diagnosis.knowledge import NOTHING  # noqa: PLC0415
+    def knowledge(self) -> Any:
+        """What diagnosis knows of the modules of its reference; None: nothing."""
+        return None
 
-        return NOTHING
-
-    def use_kernels(self, module: nn.Module) -> bool:
-        """Have each part of a module that has a kernel run by it, in place; whether there was any."""
+    def use_kernels(self, module: Any) -> bool:
+        """Have each part of an nn.Module that has a kernel run by it, in place; whether there was any."""
         return False
