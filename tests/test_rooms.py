@@ -13,13 +13,13 @@ from sources import FOLDERS, MODULES, ROOT, SOURCES, Source, own
 ROOMS = (
     "errors version text_table libraries launch models config checkpoint neuron system results parallel placements "
     "arithmetic case faults reference kernels ranks xla backends trn1 prepare judge report diagnosis models.gpt_oss "
-    "modules verification regression mutation doctor commands cli __main__ nxd pytest_plugin testing launch.tp_test"
+    "modules verification regression mutation doctor commands cli __main__ nxd pytest_plugin testing"
 )
 TORCH_FREE = (
     "models.family models.gpt_oss models.gpt_oss.cost models.gpt_oss.huggingface config neuron results regression "
     "doctor commands errors version cli report "
     "judge.verdict judge.schedule_checks system.core_pool system.core_packing mutation.checks_page "
-    "launch.tp_test pytest_plugin.plugin pytest_plugin.roles pytest_plugin.result_collector "
+    "pytest_plugin.plugin pytest_plugin.roles pytest_plugin.result_collector "
     "pytest_plugin.worker pytest_plugin.core_holder verification.agreement verification.hosts"
 )
 MOST_FILES = 20  # in a room

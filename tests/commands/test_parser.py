@@ -6,10 +6,9 @@ import re
 import shlex
 
 import pytest
-from tp_harness.launch import tp_test
 
 from tp_harness import __version__, cli
-from tp_harness.commands import COMMANDS, verify
+from tp_harness.commands import COMMANDS, tp_test, verify
 
 ALL = "verify, list, model, doctor, compare, faults, checks, graph-faults, report"
 SAID = {

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from tp_harness.launch import RankLauncher, tp_test
+from tp_harness.launch import RankLauncher
 
+from tp_harness.commands import tp_test
 from tp_harness.config.options import Options, resolve
 from tp_harness.errors import UsageError
 from tp_harness.neuron import availability as doctor
