@@ -12,7 +12,7 @@ from fuzz_attempt import attempt, no_ranks
 from fuzz_files import fuzz_config
 
 from tp_harness import cli
-from tp_harness.models.gpt_oss import huggingface
+from tp_harness.models.gpt_oss.config import huggingface
 
 
 @pytest.mark.parametrize(("kind", "count"), [("config", 60), ("case", 12), ("header", 60), ("cli", 15), ("resume", 40)])

@@ -16,8 +16,8 @@ ROOMS = (
     "modules verification regression mutation doctor commands cli __main__ nxd pytest_plugin testing"
 )
 TORCH_FREE = (
-    "models.family models.gpt_oss models.gpt_oss.cost models.gpt_oss.huggingface config neuron results regression "
-    "doctor commands errors version cli report "
+    "models.family models.gpt_oss models.gpt_oss.cost models.gpt_oss.config.huggingface config neuron results "
+    "regression doctor commands errors version cli report "
     "judge.verdict judge.schedule_checks system.core_pool system.core_packing mutation.checks_page "
     "pytest_plugin.plugin pytest_plugin.roles pytest_plugin.result_collector "
     "pytest_plugin.worker pytest_plugin.core_holder verification.agreement verification.hosts"
@@ -84,6 +84,24 @@ def test_a_module_imports_only_from_its_left(name: str) -> None:
 def test_a_backward_import_would_be_found(text: str, found: list[str]) -> None:
     assert backward_imports(Source("text_table", text)) == found
     assert backward_imports(Source("config.model", text.replace("from .", "from .."))) == found
+
+
+def folder(module: str) -> str:
+    """Where a module is; what is below kernels counts as kernels, and what stands beside folders as itself."""
+    name = module if SOURCES[module].is_package else module.rpartition(".")[0]
+    return "kernels" if name.startswith("kernels") else name or module
+
+
+def test_folders_stand_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, source in SOURCES.items():
+        if name:
+            graph.setdefault(folder(name), set()).update(map(folder, own(source.imports())))
+    arrows = {start: ends - {start} for start, ends in graph.items()}
+    list(TopologicalSorter(arrows).static_order())
+    assert len(arrows) > 30
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(arrows | {"launch": {"commands"}}).static_order())
 
 
 def test_no_two_modules_import_each_other() -> None:

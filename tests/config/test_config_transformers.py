@@ -22,8 +22,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as hf
 
 from tp_harness.errors import UsageError
 from tp_harness.models import load_model
-from tp_harness.models.gpt_oss import huggingface
-from tp_harness.models.gpt_oss.config import SWIGLU_ALPHA, ModelConfig
+from tp_harness.models.gpt_oss.config import SWIGLU_ALPHA, ModelConfig, huggingface
 
 ROPE_KEYS = ("rope_scaling", "rope_theta", "initial_context_length", "experts_per_token")
 BASE = {key: value for key, value in HUGGING_FACE.items() if key not in ROPE_KEYS} | {

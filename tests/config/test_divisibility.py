@@ -17,7 +17,7 @@ from tp_harness.errors import UsageError
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig, ModelConfig
-from tp_harness.models.gpt_oss.divisibility import REQUIREMENTS, mxfp4_note
+from tp_harness.models.gpt_oss.config.divisibility import REQUIREMENTS, mxfp4_note
 
 
 @pytest.mark.parametrize(

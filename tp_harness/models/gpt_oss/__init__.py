@@ -9,8 +9,8 @@ from ...config.model import NeuronConfig
 from ..family import Family
 from . import cost
 from .config import COMPONENTS, PRESETS, InferenceConfig, ModelConfig
-from .divisibility import REQUIREMENTS, mxfp4_note
-from .huggingface import read_config
+from .config.divisibility import REQUIREMENTS, mxfp4_note
+from .config.huggingface import read_config
 
 if TYPE_CHECKING:
     from torch import nn

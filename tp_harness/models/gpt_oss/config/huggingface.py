@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
-from .config import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
+from ....errors import UsageError
+from . import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
 from .rope_parameters import NO_OTHER, read_rope
 
 _MOST_BYTES = 1 << 24  # a config.json has a few kilobytes

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...config.model import NeuronConfig, check_number
-from ...errors import UsageError
+from ....config.model import NeuronConfig, check_number
+from ....errors import UsageError
 
 RMS_NORM_EPS = 1e-5
 SWIGLU_ALPHA = 1.702  # the public gpt-oss model's; sigmoid(1.702 x) approximates the Gaussian CDF

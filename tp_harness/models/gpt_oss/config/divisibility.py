@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...config.divisibility import MXFP4_BLOCK, TRN1_DEGREES, Requirement, listed
-from .config import ModelConfig
+from ....config.divisibility import MXFP4_BLOCK, TRN1_DEGREES, Requirement, listed
+from . import ModelConfig
 
 
 def _kv_fits(config: ModelConfig, tp: int) -> bool:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...config.model import check_number
-from ...errors import UsageError
+from ....config.model import check_number
+from ....errors import UsageError
 
 # What transformers takes for a file without rope_scaling and rope_parameters.
 _DEFAULT: Mapping[str, Any] = {
