@@ -90,6 +90,7 @@ def unknown_options(text: str) -> list[str]:
         parser = argparse.ArgumentParser()
         command.add_options(parser)
         known[command.NAME] = set(re.findall(r"--[\w-]+", parser.format_help()))
+    known |= {"--version": set(), "--help": set()}
     found = []
     for name, rest in re.findall(r"(?:    |`|/|CPU )tp-harness ([a-z-]+)([^`#\n]*)", text):
         options = re.findall(r"(?<!\S)--[\w-]+", rest)
