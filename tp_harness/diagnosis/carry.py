@@ -1,4 +1,4 @@
-"""A wrong value carried on, in float64, to the tensor that was looked at, by the steps that families know."""
+"""A wrong value of one tap, carried on in float64 to the tensor that was looked at, by the steps that families know."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ Step = tuple[str, Callable[[torch.Tensor], torch.Tensor]]  # the next leaf, and 
 
 
 def carry(site: Site, value: Value) -> Value:
-    """A guess at the site's leaf, as it shows in the tensor that was looked at."""
+    """Carry a guess at the site's leaf on to the tensor that was looked at; at that leaf it stays as it is.
+
+    Args:
+        value: as many float64 elements as the leaf's full tensor, in any shape, or one shard per rank.
+
+    Returns:
+        The full float64 tensor at `site.target`.
+
+    Raises:
+        UnavailableError: no family knows a step from the leaf on.
+        PlacementError: the shards cannot be joined.
+    """
     if site.leaf == site.target:
         return value
     leaf, full = site.leaf, value
@@ -32,5 +43,5 @@ def carry(site: Site, value: Value) -> Value:
 
 
 def sum_of(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of all ranks' parts."""
+    """The sum of all ranks' parts, in the one shape and dtype that they have."""
     return torch.stack(list(parts)).sum(dim=0)

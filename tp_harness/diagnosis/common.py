@@ -12,7 +12,7 @@ from .signature import Guess, Signature, shifted
 from .site import Site, UnavailableError
 
 MOST_ROWS = 2048  # each is compared with each
-LEAST_NUMBERS = 8  # of fewer, a factor found from them says nothing
+LEAST_NUMBERS = 8  # elements; a factor found from fewer says nothing
 
 
 def scaled(site: Site) -> float:
@@ -22,19 +22,19 @@ def scaled(site: Site) -> float:
 
 
 def times_tp(site: Site) -> Iterator[Guess]:
-    """Summed once too often."""
+    """What is right times tp: it was summed once too often."""
     if site.tp > 1:
         yield Guess(site.right * site.tp, str(site.tp))
 
 
 def divided_by_tp(site: Site) -> Iterator[Guess]:
-    """A mean."""
+    """What is right divided by tp: a mean in the place of a sum."""
     if site.tp > 1:
         yield Guess(site.right / site.tp, str(site.tp))
 
 
 def by_a_factor(site: Site) -> Iterator[Guess]:
-    """Any other factor."""
+    """What is right times any other factor."""
     factor = scaled(site) if site.right.numel() >= LEAST_NUMBERS else 1.0
     if abs(factor - 1) > 1e-6 and factor:
         yield Guess(site.right * factor, f"{factor:.6g}")
@@ -91,7 +91,11 @@ def _listed(order: torch.Tensor) -> str:
 
 
 def axes_swapped(site: Site) -> Iterator[Guess]:
-    """Batch and sequence exchanged, the shape kept."""
+    """Batch and sequence exchanged, the shape kept.
+
+    Raises:
+        UnavailableError: fewer than three dimensions, one row, one token, or a sum over ranks.
+    """
     right = site.right
     if right.ndim < 3 or 1 in right.shape[:2] or site.traced.summed:
         raise UnavailableError
@@ -101,7 +105,11 @@ def axes_swapped(site: Site) -> Iterator[Guess]:
 
 
 def gathered_elsewhere(site: Site) -> Iterator[Guess]:
-    """Ranks' blocks of features that were stacked or joined along another dimension, and read as if along the last."""
+    """Ranks' blocks of features that were stacked or joined along another dimension, and read as if along the last.
+
+    Raises:
+        UnavailableError: the tensor is not replicated, or has one dimension.
+    """
     right, parts = site.right, blocks(site, "right")
     if not isinstance(site.traced.placement, Replicate) or right.ndim < 2:
         raise UnavailableError
@@ -112,7 +120,7 @@ def gathered_elsewhere(site: Site) -> Iterator[Guess]:
 
 
 def rows_of_first(site: Site) -> Iterator[Guess]:
-    """Every row of the batch has the first one's values."""
+    """Every row of the batch has the first one's values; raises UnavailableError where there is one row."""
     right = site.right
     if right.ndim < 3 or right.shape[0] == 1 or site.leaf in PER_EXPERT:
         raise UnavailableError
@@ -120,7 +128,7 @@ def rows_of_first(site: Site) -> Iterator[Guess]:
 
 
 def stale_tokens(site: Site) -> Iterator[Guess]:
-    """The wrong tokens have their neighbour's values."""
+    """The wrong tokens have their neighbour's values; raises UnavailableError without (batch, seq, ...) dimensions."""
     right, seen, clean = site.right, site.traced.full.to(torch.float64), site.traced.baseline.to(torch.float64)
     if right.ndim < 3 or site.leaf in PER_EXPERT:
         raise UnavailableError
@@ -132,7 +140,7 @@ def stale_tokens(site: Site) -> Iterator[Guess]:
 
 
 def zeros(site: Site) -> Iterator[Guess]:
-    """Features that are 0 in every token, and should not be."""
+    """Features that are 0 in every token, and should not be; raises UnavailableError below two dimensions."""
     right, seen = site.right, site.traced.full
     if right.ndim < 2:
         raise UnavailableError
@@ -145,7 +153,7 @@ def zeros(site: Site) -> Iterator[Guess]:
 
 
 def block_mapping(site: Site) -> list[int]:
-    """For each rank, whose right block its own is nearest to."""
+    """For each rank, the rank whose right block is nearest to its own block."""
     seen, right = (torch.stack([b.flatten() for b in blocks(site, x)]) for x in ("seen", "right"))
     distances = torch.cdist(seen, right, compute_mode="donot_use_mm_for_euclid_dist")
     own = torch.arange(site.tp)
@@ -155,7 +163,14 @@ def block_mapping(site: Site) -> list[int]:
 
 
 def blocks(site: Site, which: str) -> list[torch.Tensor]:
-    """One block per rank: its shard or, in a whole tensor, its share of the features."""
+    """One float64 block per rank: its shard or, of a whole (..., features) tensor, its share (..., features / tp).
+
+    Args:
+        which: "seen", what the ranks hold, or "right", what they must hold.
+
+    Raises:
+        UnavailableError: one rank, a sum over ranks, no floating-point numbers, or features that tp does not divide.
+    """
     traced = site.traced
     if traced.summed or site.tp == 1 or not traced.expected.is_floating_point() or not traced.expected.ndim:
         raise UnavailableError
@@ -169,7 +184,11 @@ def blocks(site: Site, which: str) -> list[torch.Tensor]:
 
 
 def from_mapping(site: Site, mapping: list[int]) -> torch.Tensor | list[torch.Tensor]:
-    """The tensor in which rank r has the right block of rank `mapping[r]`."""
+    """The float64 tensor in which rank r has the right block of rank `mapping[r]`: full if replicated, else by rank.
+
+    Raises:
+        UnavailableError: the blocks have different shapes, or there are none (see `blocks`).
+    """
     right = blocks(site, "right")
     if right[0].shape != right[-1].shape:
         raise UnavailableError
@@ -178,7 +197,7 @@ def from_mapping(site: Site, mapping: list[int]) -> torch.Tensor | list[torch.Te
 
 
 def told(mapping: list[int]) -> str:
-    """A mapping in words where it has some."""
+    """The mapping (index: rank, value: the rank whose block it has) in words: by its rule, or number by number."""
     size = len(mapping)
     forms = {
         f"rank r has that of rank {shifted('r', step)} (modulo {size})": [(r + step) % size for r in range(size)]

@@ -1,7 +1,7 @@
-"""Signatures of an own module's parameters that are read otherwise than they are cut: the reference, run with them so.
+"""Signatures of an own module that reads its parameters in another way than the plan cuts them.
 
-What ranks compute from shards that they take for others is what the reference computes from a parameter in another
-order. Weight and bias of one submodule are cut alike, and so are tried together.
+The reference, run with a parameter in another order, computes what ranks compute that misread their shards of it.
+Weight and bias of one submodule are cut alike, and so are tried together.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Order = Callable[[torch.Tensor], torch.Tensor]  # of positions along the dimensi
 
 @dataclass(frozen=True)
 class Blocks:
-    """Fused parts of these sizes, each cut by itself: how a module reads what it splits into them."""
+    """Fused parts of these sizes in elements, each cut by itself: how a module reads what it splits into them."""
 
     sizes: tuple[int, ...]
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Part by part, the slices of all ranks, along dimension 0."""
+        """Join all ranks' shards, each of shape (length / ranks, ...) and one dtype, part by part along dimension 0."""
         own = [shard.split([size // len(shards) for size in self.sizes]) for shard in shards]
         return torch.cat([parts[i] for i in range(len(self.sizes)) for parts in own])
 
     def divides(self, length: int, tp: int) -> bool:
-        """Whether it is of that many elements, and each rank has as many of a part."""
+        """Whether the parts have `length` elements together, and each of `tp` ranks as many of a part as the others."""
         return sum(self.sizes) == length and all(size % tp == 0 for size in self.sizes)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Blocks:
 
 
 def read_otherwise(site: Site) -> Iterator[Guess]:
-    """The parameters of a submodule, cut by the plan and read as if cut in another way."""
+    """A submodule's parameters, cut by the plan and read as if cut otherwise; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     for owner, cuts in _cut_together(site):
@@ -119,7 +119,11 @@ def _parts_exchanged(sizes: tuple[int, ...], a: int, b: int, positions: torch.Te
 
 
 def gathered_in_turn(site: Site) -> Iterator[Guess]:
-    """What ranks compute of their part of a projection, gathered along a new last dimension and then read as one."""
+    """What ranks compute of their part of a projection, gathered along a new last dimension and then read as one.
+
+    Raises:
+        UnavailableError: at one rank.
+    """
     if site.tp == 1:
         raise UnavailableError
     for owner, cuts in _cut_together(site):

@@ -1,4 +1,4 @@
-"""What a user asks after a mismatch: which tensor went wrong first, and what mistake does it look like?"""
+"""Explains a mismatch: which tensor went wrong first, and which known mistake reproduces its numbers."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def _own_places(evidence: Evidence, tapped: Tapped, site: Site) -> Iterator[Site
 
 
 def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, First, list[str]]:
-    """The evidence with each tap placed as it is right, the first divergence then, and what to say of these taps.
+    """The evidence with the placements by which its taps are right, the first divergence then, and notes on these taps.
 
-    Ranks that hold the right numbers cut otherwise than the case says have a case that is wrong, and not a tensor.
+    Where ranks hold the right numbers, cut in another way than the case says, the case is wrong and not the tensor.
     """
     notes: list[str] = []
     found = first_divergence(evidence, tapped)
@@ -90,7 +90,7 @@ def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, First, list[s
 def _placed_otherwise(
     evidence: Evidence, tapped: Tapped, name: str, placement: Placement
 ) -> tuple[Evidence, First] | None:
-    """The evidence with this placement of the tap, and the first divergence then; None if it is still the tap."""
+    """The evidence with this placement of the tap, and the first divergence then; None if that is still the tap."""
     changed = replace(evidence, case=replace(evidence.case, taps=dict(evidence.case.taps) | {name: placement}))
     try:
         found = first_divergence(changed, tapped)

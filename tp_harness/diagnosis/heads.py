@@ -25,7 +25,7 @@ from .watch import seen
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """How many there are, and `queries`: by parameter the dimension and, along it, the elements of one query head."""
+    """Numbers of heads, elements of one, and `queries`: parameter -> (dimension, elements of a query head along it)."""
 
     queries: dict[str, tuple[int, int]]
     num_attention_heads: int
@@ -82,7 +82,7 @@ def _with_queries(site: Site, count: int, kv: int, head_dim: int) -> Heads:
 
 
 def in_turn(site: Site) -> Iterator[Guess]:
-    """A rank's query heads take its key and value heads one after the other, where neighbours share one."""
+    """A rank's query heads take its KV heads one after the other, where neighbouring query heads share one."""
     parameters = own_parameters(site)
     for heads in heads_of(site):
         held = max(1, heads.num_key_value_heads // site.tp)
@@ -129,7 +129,7 @@ def _factors(site: Site, heads: Heads) -> dict[str, float]:
 
 
 class Rescaled(TorchFunctionMode):
-    """Lets torch's attention scale its scores by `factor` more."""
+    """Multiplies the scores of torch's attention by `factor`, while it is entered."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ FILLS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 
 
 def in_a_shard(site: Site) -> Iterator[Guess]:
-    """Every rank's summand, made with its shard of one tensor in the place of the whole."""
+    """Every rank's summand, made with its shard of one tensor as the whole; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     cut = cut_tensors(site)

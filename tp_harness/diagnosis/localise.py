@@ -103,7 +103,7 @@ def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:
 def _gates(
     evidence: Evidence, traced: Traced, full: torch.Tensor, expected: torch.Tensor, baseline: torch.Tensor
 ) -> tuple[Gate, ...]:
-    """With whole heads as features, so that a block of features is what one rank holds."""
+    """The tensor's gates; whole heads count as features, so that a block of features is what one rank holds."""
     heads = getattr(traced.placement, "dim", -1) == -2
     full, expected, baseline = (x.flatten(-2) if heads else x for x in (full, expected, baseline))
     return limits(evidence, traced.name, full, (expected, baseline))

@@ -18,7 +18,7 @@ from .site import Site, UnavailableError
 
 
 def biases(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
-    """Replicated vectors as long as a token is wide: what a module may add to its output."""
+    """Names and float64 values, (features,), of replicated vectors as long as a token is wide: possible biases."""
     width = next(reversed(site.traced.expected.shape), 1)
     for name, parameter in site.tapped.reference.named_parameters():
         placement = site.evidence.case.plan.get(name, Replicate())
@@ -72,7 +72,11 @@ def residual_dropped(site: Site) -> Iterator[Guess]:
 
 
 def residual_of_rank_0(site: Site) -> Iterator[Guess]:
-    """A slice of an input in the place of a rank's own, where tokens are cut."""
+    """A slice of an input in the place of a rank's own, where tokens are cut.
+
+    Raises:
+        UnavailableError: at one rank, or where ranks hold the whole output or a summand of it.
+    """
     if site.tp == 1 or isinstance(site.traced.placement, (Replicate, Partial)):
         raise UnavailableError
     for x in _alike(site):
@@ -90,14 +94,14 @@ def _alike(site: Site) -> Iterator[torch.Tensor]:
 
 
 def log_added(site: Site) -> Iterator[Guess]:
-    """The logarithm of a sum that is as many times too large as there are ranks."""
+    """log(tp) too much or too little in every element, where the output is the logarithm of a sum."""
     if site.tp > 1:
         yield Guess(site.right + log(site.tp), "is added to")
         yield Guess(site.right - log(site.tp), "is missing from")
 
 
 def constant_added(site: Site) -> Iterator[Guess]:
-    """Any other number, the same for every element."""
+    """The same number added to every element."""
     number = (site.traced.full.to(torch.float64) - site.traced.expected).mean().item()
     if number and site.right.numel() >= LEAST_NUMBERS:
         yield Guess(site.right + number, f"{number:.6g}")

@@ -1,7 +1,7 @@
 """An own module seen from a signature: its tensors, what the plan cuts of them, and the reference run with changes.
 
-What ranks compute with a mistake in it is often what the reference computes when something in it is changed: a
-parameter in another order, a part of it zero, the output of a submodule several times as large.
+A mistake on the ranks often gives what the reference gives with something in it changed: a parameter in another order,
+a part of it zero, the output of a submodule several times as large.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .site import Site, UnavailableError, is_known
 
 MOST_ELEMENTS = 1 << 22  # of the reference: each guess is a forward of it
 MOST_WORK = 1 << 31  # elements of all these forwards together
-RUNS = 4000  # of a small one
+RUNS = 4000  # of a small reference
 SAME = 1e-9  # relative: two float64 results of the same sums in another order
 
 T = TypeVar("T")
@@ -29,10 +29,10 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def own_tensors(site: Site) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a module of the user's, by name; the names that share one each have it.
+    """The parameters and buffers of a user's module by name, any shape and dtype; a shared one under each of its names.
 
     Raises:
-        UnavailableError: a family's module, which has signatures of its own, or one that is large.
+        UnavailableError: a family's module, which has signatures of its own, or more than MOST_ELEMENTS elements.
     """
     reference = site.tapped.reference
     tensors = dict(reference.named_parameters(remove_duplicate=False)) | dict(reference.named_buffers())
@@ -42,7 +42,7 @@ def own_tensors(site: Site) -> dict[str, torch.Tensor]:
 
 
 def own_parameters(site: Site) -> dict[str, torch.Tensor]:
-    """Those that are floating-point numbers with dimensions."""
+    """Those of `own_tensors` that are floating-point, of any shape with at least one dimension and element."""
     return {name: x for name, x in own_tensors(site).items() if x.is_floating_point() and x.ndim and x.numel()}
 
 
@@ -54,7 +54,7 @@ def cut_tensors(site: Site) -> dict[str, Placement]:
 
 
 def by_owner(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """What is said of parameters, by the submodule that has them, or the parameter if that is the module itself."""
+    """The values by name of the submodule that has them; a parameter of the module itself is its own owner."""
     owned: dict[str, dict[str, T]] = {}
     for name, value in named.items():
         owned.setdefault(name.rpartition(".")[0] or name, {})[name] = value
@@ -63,16 +63,16 @@ def by_owner(named: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 def groups(named: Mapping[str, T]) -> list[dict[str, T]]:
     """What may be treated alike: all that a submodule has, each by itself, and all together."""
-    latest = dict(reversed(list(named.items())))  # what comes last is nearest to the sum
+    latest = dict(reversed(list(named.items())))  # the last parameter is nearest to the sum
     found = [*({name: value} for name, value in latest.items()), *by_owner(latest).values(), dict(named)]
     return [group for i, group in enumerate(found) if group and group not in found[:i]]
 
 
 def held(site: Site, name: str, placement: Placement) -> list[torch.Tensor]:
-    """For each rank, which elements of a tensor it holds, as flat positions in the form of its shard.
+    """For each rank, the flat positions of the elements that it holds of a tensor: int64, in the shape of its shard.
 
     Raises:
-        UnavailableError: a placement that does not say so.
+        UnavailableError: the placement cannot cut the positions.
     """
     key = f"held {name} {placement}"
     if key not in site.memo:
@@ -87,7 +87,7 @@ def held(site: Site, name: str, placement: Placement) -> list[torch.Tensor]:
 
 
 def only(tensor: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor with zeros outside of these flat positions."""
+    """The tensor, of any shape and dtype, with zeros outside of these flat positions (int64, any shape)."""
     kept = torch.zeros(tensor.numel(), dtype=torch.bool)
     for some in positions:
         kept[some.flatten()] = True
@@ -95,7 +95,7 @@ def only(tensor: torch.Tensor, positions: Sequence[torch.Tensor]) -> torch.Tenso
 
 
 def classes(site: Site) -> list[list[int]]:
-    """Ranks that hold the same bits; in a tensor that is cut, each by itself."""
+    """Groups of ranks that hold the same bits; in a tensor that is cut, each rank by itself."""
     if not isinstance(site.traced.placement, Replicate):
         return [[rank] for rank in range(site.tp)]
     found: dict[str, list[int]] = {}
@@ -111,10 +111,16 @@ def rerun(
     watched: AbstractContextManager[object] | None = None,
     given: Callable[[str, torch.Tensor], object] | None = None,
 ) -> torch.Tensor:
-    """The tensor in question, as the reference gives it with some tensors or outputs of submodules changed.
+    """The tensor in question, full and in float64, as the reference gives it with something changed.
+
+    Args:
+        changed: other values of parameters and buffers by name, each in the shape of what it replaces.
+        outputs: what becomes of the output of a submodule, by the submodule's name.
+        watched: entered while the reference runs.
+        given: told the name and the first input of every submodule that is called.
 
     Raises:
-        UnavailableError: the reference cannot be run so, or has been run often enough.
+        UnavailableError: the reference cannot be run so, or has been run as often as RUNS and MOST_WORK allow.
     """
     size = max(1, sum(x.numel() for x in own_tensors(site).values()))
     runs = site.memo.setdefault("runs", [0])
@@ -131,7 +137,7 @@ def rerun(
 
 
 def made(site: Site, how: Callable[[Site], Value], detail: str = "") -> Iterator[Guess]:
-    """The guess that `how` makes, if it can, which can be made again of rounded values."""
+    """The guess that `how` makes, if it can; `how` can make it again of rounded values."""
     try:
         yield Guess(how(site), detail, remake=how)
     except (UnavailableError, PlacementError):
@@ -139,5 +145,5 @@ def made(site: Site, how: Callable[[Site], Value], detail: str = "") -> Iterator
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two float64 results differ by rounding at most."""
+    """Whether two float64 results, of any shapes, have one shape and differ by rounding at most."""
     return a.shape == b.shape and bool((a - b).norm() <= SAME * torch.maximum(a.norm(), b.norm()))

@@ -1,6 +1,6 @@
-"""Signatures of parts that ranks of an own module do not add up: a sum over ranks that is missing, or runs over some.
+"""Signatures of an own module whose ranks' parts are not added up: a sum over ranks is missing, or runs over some.
 
-What a rank then has is what the reference gives when all that the other ranks hold of a parameter is zero.
+A rank then has what the reference gives when all that the other ranks hold of a parameter is zero.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _guesses(site: Site) -> Iterator[Guess]:
 
 
 def masked(site: Site, names: list[str], ranks: list[int]) -> dict[str, torch.Tensor]:
-    """The tensors with zeros outside of what some ranks hold."""
+    """The named tensors, in their shapes and dtypes, with zeros outside of what these ranks hold."""
     placements, tensors = cut_tensors(site), own_tensors(site)
     of = {name: held(site, name, placements[name]) for name in names}
     return {name: only(tensors[name], [of[name][rank] for rank in ranks]) for name in names}
@@ -98,7 +98,11 @@ def _near_difference(site: Site, names: list[str], summed: str, together: list[l
 
 
 def dropped(site: Site) -> Iterator[Guess]:
-    """All ranks have the sum without one rank's part, or with it twice: of the rank that explains most."""
+    """All ranks have the sum without one rank's part, or with it twice; of all ranks, the one that explains most.
+
+    Raises:
+        UnavailableError: below three ranks, or where ranks hold different bits.
+    """
     if site.tp < 3 or len(classes(site)) != 1:
         raise UnavailableError
     seen = site.traced.full.to(torch.float64)

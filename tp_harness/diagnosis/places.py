@@ -32,7 +32,7 @@ OFFSETS: dict[str, Starts] = {
 
 
 def offset(site: Site) -> Iterator[Guess]:
-    """Shards that are taken to begin elsewhere."""
+    """Shards that are taken to begin elsewhere; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     for names in _moved_together(site):
@@ -132,7 +132,7 @@ def _adds_up(site: Site, names: Sequence[str]) -> bool:
 
 
 def ranges(site: Site) -> Iterator[Guess]:
-    """Ranges of rows that overlap, or leave some out."""
+    """Ranges of rows that overlap, or leave some out; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     for name, placement in cut_tensors(site).items():
@@ -202,7 +202,7 @@ RANGES: dict[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
 
 
 def first_everywhere(site: Site) -> Iterator[Guess]:
-    """All ranks use rank 0's shard; of what is replicated, the slice that rank 0 would have."""
+    """All ranks use rank 0's shard or, of a whole tensor, rank 0's slice; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     for name, placement in cut_tensors(site).items():

@@ -19,7 +19,7 @@ MOST = 24  # reductions that are tried
 
 
 def over_a_share(site: Site) -> Iterator[Guess]:
-    """One reduction, or all of the same kind and length, over each rank's share."""
+    """One reduction, or all of a kind and length, over each rank's share; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     calls = seen(site).reductions[:MOST]

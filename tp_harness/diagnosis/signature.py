@@ -1,4 +1,4 @@
-"""What a known mistake would have given, and whether it is what was seen.
+"""What a known mistake would have given, and whether the ranks have it.
 
 A signature computes the wrong tensor that its mistake makes, from the oracle's values before it and the parameters. It
 is named only if the ranks' numbers lie within the clean error of that tensor: reproduced, not resembled.
@@ -29,7 +29,7 @@ EQUALLY = 2.0  # of several that reproduce the numbers, those with up to this ma
 
 
 class Guess(NamedTuple):
-    """A wrong tensor: full, or one per rank; `detail` says which of the mistake's forms made it.
+    """A wrong floating-point tensor: full, or one shard per rank; `detail` says which form of the mistake made it.
 
     `seen` is what it is compared with, where that is not the tensor itself (the sum over ranks, say). `remake` makes
     the value again for another site; without it, the signature is asked for all its guesses again. `level` takes the
@@ -76,7 +76,7 @@ class Fit(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A guess, by which signature, for which leaf, and as its how-manieth."""
+    """A guess with its signature, the site it was made for, and its index among the signature's guesses there."""
 
     signature: Signature
     place: Site
@@ -86,12 +86,12 @@ class Tried(NamedTuple):
 
     @property
     def level(self) -> int:
-        """See `Signature.level`."""
+        """The guess's own level, or its signature's: 0, 1 or 2 as in `Signature`."""
         return self.signature.level if self.guess.level is None else self.guess.level
 
 
 def shifted(letter: str, step: int) -> str:
-    """`r + 1`, `r - 1`."""
+    """The rank that is `step` ranks after `letter`, in words: `r + 1`, `r - 1`."""
     return f"{letter} {'-' if step < 0 else '+'} {abs(step)}"
 
 
@@ -108,7 +108,7 @@ class Diagnosis(NamedTuple):
     tried: int = 0
 
     def after(self, earlier: Diagnosis) -> Diagnosis:
-        """With what was found out at an earlier place, where no cause was found."""
+        """This diagnosis, and what was refuted and tried at an earlier place, where no cause was found."""
         refuted = dict.fromkeys((*earlier.refuted, *self.refuted))
         fitting = {cause.name for cause in (*self.causes, *self.alternatives)}
         return self._replace(
@@ -121,7 +121,7 @@ def diagnose(site: Site, leaves: Iterable[str], signatures: Sequence[Signature])
 
     Args:
         site: where the first wrong tensor is.
-        leaves: its own leaf, and those just before it that nobody looked at.
+        leaves: its own leaf, and those just before it that were not tapped.
         signatures: the known mistakes.
     """
     partly = () if site.traced.summed or len(site.wrong) == site.tp else (True,)
@@ -175,7 +175,7 @@ def _cause(tried: Tried, fit: Fit) -> Cause:
 def _placed_fit(tried: Tried) -> Fit | None:
     try:
         return _fit(tried)
-    except PlacementError:  # a user's cannot cut the guess
+    except PlacementError:  # a user's placement cannot cut the guess
         return None
 
 

@@ -69,20 +69,28 @@ class Site:
         return f"{self.owner}.{leaf}" if self.owner else leaf
 
     def tap(self, leaf: str) -> torch.Tensor:
-        """What the single-core run has at a tap of this module."""
+        """What the single-core run has at a tap of this module, in its full shape; float64 where it is floating-point.
+
+        Raises:
+            UnavailableError: the run has no such tap.
+        """
         found = self.run.taps.get(self.name(leaf))
         if found is None:
             raise UnavailableError
         return found.to(torch.float64) if found.is_floating_point() else found
 
     def ranks(self, leaf: str) -> list[torch.Tensor]:
-        """What every rank had at a tap of this module, in the oracle's form where ranks hold whole tensors."""
+        """What every rank had at a tap of this module: float64, in the oracle's shape where ranks hold whole tensors.
+
+        Raises:
+            UnavailableError: a rank did not record it.
+        """
         if self.evidence.without(self.name(leaf), "tap"):
             raise UnavailableError
         return [x.to(torch.float64) for x in self.evidence.shards(self.name(leaf), "tap")]
 
     def parameter(self, name: str) -> torch.Tensor:
-        """A parameter of this module."""
+        """A full parameter of this module, float64, in its own shape; raises UnavailableError where it has none."""
         found = dict(self.module.named_parameters()).get(name)
         if found is None:
             raise UnavailableError
@@ -94,20 +102,23 @@ class Site:
 
     @property
     def right(self) -> torch.Tensor:
-        """What the leaf must be."""
+        """What the leaf must be, in its full shape; float64 where it is floating-point."""
         if self.leaf != self.target:
             return self.tap(self.leaf)
         return (self.traced.baseline if self.rounded else self.traced.expected).to(torch.float64)
 
     def shards(self, full: torch.Tensor) -> list[torch.Tensor]:
-        """A full tensor as the ranks should hold it at the leaf; of a sum over ranks, the whole."""
+        """A full tensor of any dtype as each rank should hold it at the leaf; of a sum over ranks, the whole shape."""
         if self.leaf == self.target:
             return [self.traced.shard_of(full, rank) for rank in range(self.tp)]
         return list(self.evidence.case.taps[self.name(self.leaf)].split(full, self.tp))
 
     @cached_property
     def input(self) -> torch.Tensor:
-        """What the module was given: the residual stream where it begins, or the inputs of the case."""
+        """What the module was given, in full: the residual stream before it (batch, seq, hidden), or the case's input.
+
+        Floating-point numbers are float64; token ids stay int64.
+        """
         names = list(self.evidence.case.taps)
         own = [i for i, name in enumerate(names) if name == self.owner or name.startswith(f"{self.owner}.")]
         before = names[: own[0]] if self.owner and own else []
@@ -117,14 +128,17 @@ class Site:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """(batch, seq) int64."""
+        """The case's positions, (batch, seq) int64; raises UnavailableError where its last input is none."""
         if len(self.tapped.inputs) < 2 or self.tapped.inputs[-1].is_floating_point():
             raise UnavailableError
         return self.tapped.inputs[-1]
 
 
 def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int, ...]) -> Site:
-    """The place of a tensor; an output of a module that a family knows counts as the last tap of what made it."""
+    """The place of a tensor that these ranks (`wrong`) hold wrong.
+
+    An output of a module that a family knows counts as the last tap of the submodule that made it.
+    """
     owner, leaf = _maker(tapped.reference, traced.name)
     return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf, wrong=wrong)
 
@@ -135,7 +149,7 @@ def is_known(reference: nn.Module) -> bool:
 
 
 def as_output(site: Site) -> Site:
-    """The place seen as the output of an unknown module, whose taps may be named anything."""
+    """The place as the output of an unknown module, whose taps may have any names."""
     owner, leaf = UNKNOWN
     return replace(site, owner=owner, leaf=leaf, target=leaf, memo={})
 

@@ -1,7 +1,7 @@
 """Signatures of a sum in an own module: what one thing contributes is there several times, partly, or not at all.
 
-The reference says what a parameter or a submodule contributes: it is run with it several times as large, or zero. So
-whatever follows, a norm or a further layer, is taken into account.
+The reference says what a parameter or a submodule contributes: it is run with that several times as large, or zero. A
+norm or a further layer after the sum is thereby taken into account.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Source:
     doubled: torch.Tensor  # and when it is twice as large
 
     def level(self, right: torch.Tensor) -> int:
-        """1 if what it gives is not simply added: a thing that is given on, a query say, can look like a summand."""
+        """The level of a guess at this source: 0 if what it gives is simply added to `right` (full, float64), else 1.
+
+        A thing that is given on, a query say, can look like a summand.
+        """
         return int(not same(self.doubled - right, right - self.without))
 
     def is_like(self, other: Source) -> bool:
@@ -43,7 +46,7 @@ class Source:
         return same(self.without, other.without) and same(self.doubled, other.doubled)
 
     def times(self, factor: float) -> Callable[[Site], torch.Tensor]:
-        """What the reference gives when this is `factor` times as large."""
+        """(site) -> what the reference gives, float64 in its full shape, when this is `factor` times as large."""
 
         return lambda site: _times(site, self.name, self.parameters, factor)
 
@@ -120,7 +123,7 @@ def missing(site: Site) -> Iterator[Guess]:
 
 
 def by_a_factor(site: Site) -> Iterator[Guess]:
-    """Any other factor, by least squares."""
+    """What one source contributes times any other factor, by least squares."""
     seen = site.traced.full.to(torch.float64).reshape(site.right.shape)
     for source in sources(site) if site.right.numel() >= LEAST_NUMBERS else ():
         own = site.right - source.without
@@ -130,7 +133,11 @@ def by_a_factor(site: Site) -> Iterator[Guess]:
 
 
 def slice_of_other(site: Site) -> Iterator[Guess]:
-    """Where ranks hold slices of a sum: that of another rank, of what one thing contributes."""
+    """Ranks that hold slices of a sum have another rank's slice of what one source contributes.
+
+    Raises:
+        UnavailableError: at one rank, or where ranks hold the whole sum or a summand of it.
+    """
     if site.tp == 1 or isinstance(site.traced.placement, (Replicate, Partial)):
         raise UnavailableError
     for source in sources(site):
@@ -172,7 +179,7 @@ def _streams(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def given_inputs(site: Site) -> dict[str, torch.Tensor]:
-    """What each submodule was first given in a run of the reference."""
+    """The first input, float64 and of any shape, of each submodule by name in a run of the reference."""
     key = f"inputs {site.rounded}"
     if key not in site.memo:
         found: dict[str, torch.Tensor] = {}

@@ -11,7 +11,7 @@ from .site import Site, UnavailableError
 
 
 def summands(site: Site) -> list[torch.Tensor]:
-    """What every rank put in, in the form of what came out."""
+    """Every rank's summand, float64, in the shape of the full sum; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     return [part.reshape(site.traced.expected.shape) for part in site.ranks("partial")]
@@ -49,7 +49,7 @@ def rank_twice(site: Site) -> Iterator[Guess]:
 
 
 def maximum(site: Site) -> Iterator[Guess]:
-    """Another reduction."""
+    """The largest or smallest of the summands in the place of their sum."""
     yield Guess(torch.stack(summands(site)).amax(dim=0), "max")
     yield Guess(torch.stack(summands(site)).amin(dim=0), "min")
 

@@ -57,7 +57,9 @@ class Traced:
 
     @cached_property
     def full(self) -> torch.Tensor:
-        """All ranks' as one tensor; summands added in float64, the first copy of replicas standing for all.
+        """All ranks' tensors as one, in their dtype and in the shape of `expected`.
+
+        Summands are added in float64; of replicas, the first copy stands for all.
 
         Raises:
             PlacementError: the placement cannot join them.
@@ -68,7 +70,7 @@ class Traced:
             return join(self.placement, list(self.shards)).full
 
     def shard_of(self, full: torch.Tensor, rank: int) -> torch.Tensor:
-        """A rank's part of a full tensor; of a sum over ranks, the whole.
+        """A rank's part of a full tensor of any dtype, in its shard's shape; of a sum over ranks, the whole.
 
         Raises:
             PlacementError: the placement cannot cut it.
@@ -79,7 +81,7 @@ class Traced:
             return self.placement.shard(full, rank, self.tp)
 
     def whole_index(self, rank: int, index: int) -> tuple[int, ...]:
-        """Where in the full tensor the element is whose flat index in the rank's shard is `index`."""
+        """Index in the full tensor of the element whose flat index in the rank's shard is `index`."""
         positions = torch.arange(self.expected.numel()).view(self.expected.shape)
         flat = int(self.shard_of(positions, rank).flatten()[index])
         return tuple(int(i) for i in np.unravel_index(flat, tuple(self.expected.shape)))
@@ -87,7 +89,7 @@ class Traced:
 
 @contextmanager
 def _placing(placement: Placement, name: str) -> Iterator[None]:
-    """A user's placement may raise anything."""
+    """What a user's placement raises, as a PlacementError with the tensor's name."""
     try:
         yield
     except PlacementError:

@@ -1,6 +1,6 @@
 """What an own reference does with the last dimension of its tensors: how it splits it, and what it reduces over it.
 
-So a fused projection tells its parts, attention its heads, and a norm which features it runs over.
+This shows the parts of a fused projection, the heads of attention, and the features that a norm runs over.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Call:
 
     @property
     def length(self) -> int:
-        """Of what it reduces: the channels of a group norm, else the last dimension."""
+        """Elements of the dimension that it reduces: the channels of a group norm, else the last dimension."""
         return self.x.shape[1 if self.name == "group_norm" else -1]
 
     @property
@@ -105,12 +105,15 @@ class Call:
         return bool(self.kwargs.get("keepdim", self.args[1] if len(self.args) > 1 else False))
 
     def again(self) -> torch.Tensor:
-        """What it gives."""
+        """Repeat the call: what it gave, in that shape and dtype."""
         given: torch.Tensor = self.func(self.x, *self.args, **self.kwargs)
         return given
 
     def in_blocks(self, count: int) -> torch.Tensor:
-        """What it gives when each of `count` equal blocks is reduced by itself, in a form that broadcasts as before."""
+        """Repeat the call, each of `count` equal blocks of the reduced dimension by itself.
+
+        The result has the dtype of the call's, and a shape that broadcasts with `x` as the call's does.
+        """
         if self.name == "group_norm":  # as many groups in each block
             kwargs = self.kwargs | ({"num_groups": self.kwargs["num_groups"] * count} if not self.args else {})
             given: torch.Tensor = self.func(self.x, *(self.args and (self.args[0] * count, *self.args[1:])), **kwargs)
@@ -135,7 +138,7 @@ class Call:
 
 
 def seen(site: Site) -> Seen:
-    """What the reference does."""
+    """What the reference does in one run; nothing where it cannot be run."""
     if "seen" not in site.memo:
         watch = Watch()
         with suppress(UnavailableError):  # a module that does not run so tells nothing
