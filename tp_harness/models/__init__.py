@@ -28,7 +28,7 @@ def find_family(name: str) -> Family:
 
 
 def family_of(model: Any) -> Family:
-    """The family that a model's numbers are of."""
+    """The family whose `config` a model is."""
     return next(each for each in families() if isinstance(model, each.config))
 
 
@@ -43,7 +43,7 @@ def knowledge() -> tuple[Any, ...]:
 
 
 def real_models() -> dict[str, Any]:
-    """Those that are used; others only exist to be verified."""
+    """The models that are used; those of up to SMALL features only exist to be verified."""
     return {name: model for name, model in presets().items() if model.hidden_size > SMALL}
 
 

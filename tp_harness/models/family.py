@@ -16,9 +16,10 @@ class Family(Protocol):
     `name` is the family's folder, `title` what people call it, `model_type` what a config.json says. A model is a
     `config`: a frozen dataclass with num_hidden_layers, hidden_size and fields of its own; `presets` are some by name.
     `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers,
-    `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. Parameters whose
-    last name `intervals` or `gains` have are drawn between these numbers, or so many times as large as others.
-    `requirements` (config/divisibility.py) say what must divide, `work` (trn1/work.py) what components do on Trn1.
+    `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. `intervals` and
+    `gains` go by the last part of a parameter's name: its random values lie between these two numbers, or are so many
+    times as large as others'. `requirements` (config/divisibility.py) say what must divide, `work` (trn1/work.py) what
+    components do on Trn1.
     """
 
     name: str
@@ -39,17 +40,17 @@ class Family(Protocol):
         """The model of a config.json; raises UsageError where it is another kind of model."""
 
     def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> Any:
-        """The model together with how it is run: what `case` and faults take."""
+        """The model run with `batch` rows of `seq` tokens in `dtype` on `tp` ranks: what `case` and faults take."""
 
     def case(self, component: str, config: Any, layer: int) -> Any:
-        """The Case of a component; `config` is what `at` returns."""
+        """The Case of a component, at the layer of index `layer`; `config` is what `at` returns."""
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
-        """The layers that a component is run at if nobody says; `small`: a model that exists to be verified."""
+        """Indices of the layers that a component is run at by default; `small`: a model that exists to be verified."""
         return (0,)
 
     def layer_of(self, parameter: str) -> int:
-        """The layer that a parameter of the whole model is in; 0 for what is in none."""
+        """The index of the layer that a parameter of the whole model is in; 0 for what is in none."""
         return 0
 
     def layer_weights(self, model: Any) -> int:
@@ -61,19 +62,19 @@ class Family(Protocol):
         return ()
 
     def working_bytes(self, model: Any, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
-        """What a rank holds at most in a forward of (batch, seq) tokens, without weights; `width`: bytes a number."""
+        """Most bytes a rank holds in a forward of (batch, seq) tokens, without weights; `width`: bytes of a number."""
         return width * (16 * tokens[0] * tokens[1] * model.hidden_size + self.layer_weights(model) // tp)
 
     def output_bytes(self, model: Any, component: str, tokens: tuple[int, int], width: int) -> int:
-        """The whole output of a component."""
+        """Bytes of the whole output of a component for (batch, seq) tokens; `width`: bytes of a number."""
         return int(width * tokens[0] * tokens[1] * model.hidden_size)
 
     def tapped_numbers(self, model: Any, tokens: int, tp: int) -> int:
-        """How many numbers a rank's intermediate tensors of one layer hold."""
+        """How many numbers a rank's intermediate tensors of one layer hold for so many tokens."""
         return int(16 * tokens * model.hidden_size)
 
     def translation(self, checkpoint: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """A Translation (of checkpoint/) to the model's tensors (name -> shape); None: the same names."""
+        """A Translation (of checkpoint/) to the model's tensors (name -> full shape); None: the same names."""
         return None
 
     def faults(self) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ class GptOss(Family):
     layer_of = staticmethod(cost.layer_of)
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
-        """Even layers have a sliding window and odd ones not, so what holds attention is run on one of each."""
+        """Layer indices: even layers have a sliding window and odd ones not, so attention is run on one of each."""
         return (0, 1) if component == "attention" or (component == "transformer_block" and small) else (0,)
 
     def weight_notes(self, model: Any, degrees: tuple[int, ...]) -> tuple[str, ...]:
@@ -56,12 +56,12 @@ class GptOss(Family):
         return (note,) if note else ()
 
     def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> InferenceConfig:
-        """The model together with how it is run."""
+        """The model run with `batch` rows of `seq` tokens in `dtype` on `tp` ranks."""
         run = NeuronConfig(batch_size=batch, seq_len=seq, torch_dtype=dtype, tp_degree=tp)
         return InferenceConfig.of(model, run)
 
     def case(self, component: str, config: Any, layer: int) -> Case:
-        """The Case of a component; raises UnknownNameError where there is none."""
+        """The Case of a component at the layer of index `layer`; raises UnknownNameError where there is none."""
         from .components import component_case  # noqa: PLC0415
 
         return component_case(component, config, layer)

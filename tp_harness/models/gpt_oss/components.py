@@ -34,7 +34,7 @@ from .modules.layers import reduce_dtype
 
 
 def rmsnorm(config: InferenceConfig, layer: int) -> Case:
-    """Replicated on every rank: what is at stake is that all ranks agree."""
+    """The norm is replicated: all ranks must have the same output."""
     return _case(
         "rmsnorm",
         config,
@@ -50,7 +50,7 @@ def rmsnorm(config: InferenceConfig, layer: int) -> Case:
 
 
 def rope(config: InferenceConfig, layer: int) -> Case:
-    """Query and key heads of each rank are rotated where they are; there are no parameters."""
+    """Each rank rotates its own query and key heads; there are no parameters."""
     kv_heads = config.num_key_value_heads
 
     def reference() -> nn.Module:
@@ -85,7 +85,7 @@ def rope(config: InferenceConfig, layer: int) -> Case:
 
 
 def attention(config: InferenceConfig, layer: int) -> Case:
-    """Attention with its norm and residual."""
+    """Attention of one layer with its norm and residual."""
     return _case(
         "attention",
         config,
@@ -120,7 +120,7 @@ def mlp(config: InferenceConfig, layer: int) -> Case:
 
 
 def transformer_block(config: InferenceConfig, layer: int) -> Case:
-    """One layer."""
+    """One layer: attention and experts."""
     return _case(
         "transformer_block",
         config,
@@ -202,7 +202,7 @@ COMPONENTS: dict[str, Callable[[InferenceConfig, int], Case]] = {name: globals()
 
 
 def component_case(name: str, config: InferenceConfig, layer: int) -> Case:
-    """The case of a built-in component.
+    """The case of a built-in component, at the layer of index `layer`.
 
     Raises:
         UnknownNameError: no such component.

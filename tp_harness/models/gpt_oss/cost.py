@@ -9,7 +9,7 @@ from .config import COMPONENTS, ModelConfig
 
 
 def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
-    """What one rank of `tp` holds at most in a forward, weights excepted.
+    """Most bytes that one rank of `tp` holds in a forward, weights excepted.
 
     Args:
         model: its numbers.
@@ -38,13 +38,13 @@ def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], t
 
 
 def output_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
-    """The whole output of a component."""
+    """Bytes of the whole output of a component for (batch, seq) `tokens`; `width`: bytes of an element."""
     columns = model.vocab_size if component in ("unembedding", "transformer") else model.hidden_size
     return width * tokens[0] * tokens[1] * columns
 
 
 def tapped_numbers(model: ModelConfig, tokens: int, tp: int) -> int:
-    """How many numbers a rank's intermediate tensors of one layer hold.
+    """How many numbers a rank's intermediate tensors of one layer hold for `tokens` tokens at degree `tp`.
 
     Some 14 hidden states, and the chosen experts' parts.
     """
@@ -53,12 +53,12 @@ def tapped_numbers(model: ModelConfig, tokens: int, tp: int) -> int:
 
 
 def layer_of(parameter: str) -> int:
-    """The layer of a parameter; 0 for what belongs to none."""
+    """The index of a parameter's layer; 0 for what belongs to none."""
     return int(parameter.split(".")[1]) if parameter.startswith("block.") else 0
 
 
 def layer_weights(model: ModelConfig) -> int:
-    """The experts' matrices of one layer: nearly all that it has."""
+    """Number of weights in the experts' matrices of one layer: nearly all that it has."""
     return 3 * model.num_experts * model.hidden_size * model.intermediate_size
 
 

@@ -94,7 +94,7 @@ class ModelConfig:
 
     @property
     def qkv_size(self) -> int:
-        """Rows of the fused query, key and value projection."""
+        """Number of rows of the fused query, key and value projection."""
         return self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
 
     def on_rank(self, tp: int) -> RankShape:

@@ -15,7 +15,7 @@ BORDERS = 64  # tokens on the borders of 1/32 shards, which sampling.tokens give
 
 
 def _looks_up(held: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[..., object]:
-    """The embedding's forward, with another idea of which tokens a rank holds."""
+    """The embedding's forward, with another rule for which tokens a rank holds."""
 
     def forward(self: Any, tokens: torch.Tensor) -> torch.Tensor:
         local, count = tokens - self.vocab_start, len(self.weight)

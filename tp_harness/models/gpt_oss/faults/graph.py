@@ -17,7 +17,7 @@ from ....parallel.group import Group
 
 
 def traced(x: torch.Tensor) -> bool:
-    """Whether operations on `x` become part of a program instead of being run."""
+    """Whether operations on `x`, of any shape and dtype, become part of a program instead of being run."""
     return x.device.type == "xla"
 
 

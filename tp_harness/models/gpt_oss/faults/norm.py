@@ -35,7 +35,7 @@ def _mean_square(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _residual_in_every_part(module: Any, group: Group) -> None:
-    """Kept where the norm reads it, and added to each rank's part of the sum."""
+    """Keep the input that the norm reads, and add it to each rank's part of the sum."""
     module.norm.register_forward_pre_hook(lambda _module, inputs: setattr(module, "kept", inputs[0]))
     module.partial.register_forward_hook(lambda _module, _inputs, output: output + module.kept)
 

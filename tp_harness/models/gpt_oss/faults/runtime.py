@@ -1,4 +1,4 @@
-"""Mistakes of the runtime: replicas that part, sums read too early, workers that lost their configuration."""
+"""Mistakes of the runtime: replicas that differ, sums read too early, workers that lost their configuration."""
 
 from __future__ import annotations
 

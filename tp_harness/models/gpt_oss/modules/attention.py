@@ -84,7 +84,7 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         }
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
+        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out."""
         x_BSH, positions_BS = as_batch(hidden_states, position_ids)
         q_BSKMD, k_BTKD, v_BTKD = self._query_key_value(self.norm(x_BSH), positions_BS)
         heads_BSN = self.heads(self._attend(q_BSKMD, k_BTKD, v_BTKD, positions_BS))

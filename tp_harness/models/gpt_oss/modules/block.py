@@ -43,7 +43,7 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq, hidden) with position_ids (batch, seq), or (n_tokens, hidden); same shape out."""
+        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out."""
         out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
         return out
 

@@ -96,7 +96,7 @@ class NeuronGPTOSSUnembedding(nn.Module):
         return {"logits": Shard(-1)}
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., hidden) to (..., vocab), or (..., vocab / size) of this rank when not gathered."""
+        """(..., hidden) to (..., vocab), or this rank's (..., vocab / size) when not gathered; same dtype out."""
         logits = self.logits(self._logits(hidden_states))
         return self.group.all_gather(logits, dim=-1) if self.gather_output else logits
 

@@ -12,7 +12,7 @@ CAST_ELEMENTS = 64 * 2880  # of a matrix: in float32 0.7 MB
 
 
 def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """An uninitialised parameter. Under torch.device("meta") it takes no memory until values are assigned."""
+    """An uninitialised parameter. On the device "meta" it takes no memory until values are assigned."""
     return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
 
 
@@ -28,16 +28,16 @@ class Projection(nn.Module):
         self.bias = parameter(out, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out), bias included."""
+        """(..., in) to (..., out) in the same dtype, bias included."""
         return linear(x, self.weight, self.bias)
 
     def without_bias(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out), the bias left to whoever reduces."""
+        """(..., in) to (..., out) in the same dtype; whoever reduces adds the bias."""
         return linear(x, self.weight)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x @ weight.T + bias, computed in x's dtype whatever the parameters are stored in."""
+    """x @ weight.T + bias: (..., in), (out, in), (out,) to (..., out) in x's dtype, whatever the parameters' is."""
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -52,7 +52,7 @@ class CastBuffer:
         self._flat = torch.empty(CAST_ELEMENTS, dtype=torch.promote_types(dtype, torch.float32))
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x @ weight.T + bias in x's dtype."""
+        """x @ weight.T + bias: (..., in), (out, in), (out,) to (..., out) in x's dtype."""
         count = CAST_ELEMENTS // weight.shape[-1]
         if weight.dtype == self._flat.dtype or not count:
             return linear(x, weight, bias)
@@ -66,7 +66,7 @@ class CastBuffer:
 
 
 def reduce_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype partial sums are reduced in: float32, or x's where that is wider.
+    """The dtype in which partial sums, of any shape, are reduced: float32, or x's where that is wider.
 
     A bfloat16 all-reduce would round after every rank; XLA on CPU does not even offer one.
     """
@@ -74,19 +74,22 @@ def reduce_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, rounded once: a compiler given a 16-bit softmax rounds each of its steps."""
+    """Softmax over the last dimension; same shape and dtype out.
+
+    It is rounded once: a compiler given a 16-bit softmax rounds each of its steps.
+    """
     return torch.softmax(logits, dim=-1, dtype=reduce_dtype(logits)).to(logits.dtype)
 
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
-    """The logistic function, rounded once, as above."""
+    """The logistic function of each element, rounded once like `softmax`; same shape and dtype out."""
     return torch.sigmoid(x.to(reduce_dtype(x))).to(x.dtype)
 
 
 def as_batch(hidden_states: torch.Tensor, position_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, seq, hidden) and position_ids (batch, seq) from either form the public modules accept.
+    """(batch, seq, hidden) and position_ids (batch, seq) int64 from either form the public modules accept.
 
-    (n_tokens, hidden) becomes a batch of one; absent position_ids count from 0.
+    (n_tokens, hidden) becomes a batch of one, in its dtype; absent position_ids count from 0.
 
     Raises:
         ValueError: when position_ids do not have one entry per token; the message says both shapes.
@@ -107,10 +110,11 @@ def as_batch(hidden_states: torch.Tensor, position_ids: torch.Tensor | None) -> 
 
 @torch.no_grad()
 def initialise(module: nn.Module, weight_init_value: float | None) -> None:
-    """Fill every parameter with one value, or (None) with random values from torch's global generator.
+    """Fill every parameter with `weight_init_value`, or (None) with random values from torch's global generator.
 
-    Random values keep activations of order one: matrices are uniform with variance 1 / fan_in, norm scales
-    lie around 1, biases and sinks are small and non-zero. Parameters on device "meta" stay as they are.
+    Random values keep activations of order one: matrices are uniform with variance 1 / fan_in (elements of the last
+    dimension), norm scales lie around 1, biases and sinks are small and non-zero. Parameters on device "meta" stay as
+    they are.
     """
     for name, param in module.named_parameters():
         if weight_init_value is not None:

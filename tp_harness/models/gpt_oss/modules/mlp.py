@@ -80,7 +80,7 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         }
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, seq, hidden) or (n_tokens, hidden); same shape out."""
+        """(batch, seq, hidden) or (n_tokens, hidden); same shape and dtype out."""
         x_TH = hidden_states.flatten(0, -2)
         t_TH = self.norm(x_TH)
         weights_TE = self._route(t_TH)

@@ -33,11 +33,11 @@ class NKIProjection(Projection):
     """A projection as a tiled matrix product."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out), bias included."""
+        """(..., in) to (..., out) in the same dtype, bias included."""
         return _product("linear", x, self.weight, self.bias.to(x.dtype))
 
     def without_bias(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out), the bias left to whoever reduces."""
+        """(..., in) to (..., out) in the same dtype; whoever reduces adds the bias."""
         return _product("linear_no_bias", x, self.weight)
 
 

@@ -40,7 +40,10 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """query (batch, seq, heads, head_dim), key (batch, seq, kv_heads, head_dim), position_ids (batch, seq)."""
+        """Rotate query (batch, seq, heads, head_dim) and key (batch, seq, kv_heads, head_dim); same shapes, dtypes out.
+
+        Absent position_ids, (batch, seq) int64, count from 0.
+        """
         if position_ids is None:
             position_ids = torch.arange(query.shape[1], device=query.device)[None]
         cos = self.cos[position_ids][:, :, None]
@@ -56,13 +59,13 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
 
 
 def concentration(config: ModelConfig) -> float:
-    """YaRN's attention temperature, applied to cos and sin: 0.1 ln(scaling factor) + 1."""
+    """YaRN's factor on cos and sin, 0.1 ln(scaling factor) + 1 (arXiv 2309.00071, section 3.4)."""
     factor = config.rope_scaling_factor
     return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
-    """Radians per position of each of the head_dim / 2 pairs, float64.
+    """Radians per position of a head's pairs, of shape (head_dim / 2,), float64 (arXiv 2309.00071, section 3.2).
 
     A pair that turns more than beta times within the original context keeps its frequency, one that turns
     less than alpha times is slowed by the scaling factor, and a linear ramp joins them.

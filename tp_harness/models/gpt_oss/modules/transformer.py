@@ -54,7 +54,7 @@ class NeuronGPTOSSTransformer(nn.Module):
         return taps | {"norm": Replicate()} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
 
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits."""
+        """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits in the configured dtype."""
         x = self.embedding(tokens)
         for block in self.block:
             x = block(x, position_ids)

@@ -24,14 +24,14 @@ def _rotated(site: Site, x: torch.Tensor) -> torch.Tensor:
 
 
 def unrotated(site: Site) -> torch.Tensor:
-    """The leaf's tensor before rotation."""
+    """The leaf's float64 tensor (..., heads, head_dim) before rotation."""
     if isinstance(site.module, rotary.RotaryEmbedding):
         return site.tapped.inputs[ROTATED.index(site.leaf)].to(torch.float64)
     return projected(site)[LEAVES.index(site.leaf)]
 
 
 def tables(site: Site, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, (batch, seq, 1, head_dim / 2)."""
+    """cos and sin of `positions` (batch, seq) int64: (batch, seq, 1, head_dim / 2), float64."""
     module = site.module
     rope = module if isinstance(module, rotary.RotaryEmbedding) else attention_of(site).rope
     cos, sin = rope.cos_sin(site.positions if positions is None else positions)
@@ -39,7 +39,7 @@ def tables(site: Site, positions: torch.Tensor | None = None) -> tuple[torch.Ten
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """The first half of each head against the second."""
+    """Rotate the first half of each head, (..., head_dim), against the second; same shape and dtype out."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -67,7 +67,7 @@ def _which(site: Site) -> str:
 
 
 def cut_contiguously(site: Site) -> Iterator[Guess]:
-    """Rank r has the r-th slice of the fused rows, which it takes for its query, key and value heads."""
+    """Rank r takes the r-th slice of the fused rows as its own; raises UnavailableError where slices do not fit."""
     weight, bias = site.parameter("qkv.weight"), site.parameter("qkv.bias")
     block, placement = attention_of(site), site.placement("qkv.weight")
     heads, kv_heads = block.q_dim // block.head_dim, block.kv_dim // block.head_dim
@@ -88,7 +88,7 @@ def cut_contiguously(site: Site) -> Iterator[Guess]:
 
 
 def kv_modulo(site: Site) -> Iterator[Guess]:
-    """KV head r % kv_heads on rank r, where neighbours share one."""
+    """KV head r % kv_heads on rank r, where neighbours share one; raises UnavailableError where no two ranks share."""
     right = site.right
     heads = right.shape[-2]
     if site.leaf not in ("k_rope", "value") or site.tp <= heads:
@@ -177,7 +177,7 @@ def window_missing(site: Site) -> Iterator[Guess]:
 
 
 def window_length(site: Site) -> Iterator[Guess]:
-    """Another length: a shorter window shows first at that position, a longer one is tried in turn."""
+    """Another window; the first wrong position tells a shorter one. Raises UnavailableError at a leaf not looked at."""
     right = attention_of(site).sliding_window
     right_heads, seen, clean = (x.to(torch.float64) for x in (site.right, site.traced.full, site.traced.baseline))
     if site.leaf != site.target:
@@ -216,7 +216,7 @@ def softmax_scale(site: Site) -> Iterator[Guess]:
 
 
 def heads_tiled(site: Site) -> Iterator[Guess]:
-    """Query heads 0, 1, 2 with KV heads 0, 1, 0 rather than 0, 0, 0, among those of a rank."""
+    """Query heads 0, 1, 2 with a rank's KV heads 0, 1, 0, not 0, 0, 0; raises UnavailableError below 2 of these."""
     query, key = site.tap("q_rope"), site.tap("k_rope")
     local, kv = query.shape[-2] // site.tp, key.shape[-2] // site.tp
     if kv < 2:

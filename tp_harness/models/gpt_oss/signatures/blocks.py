@@ -17,13 +17,13 @@ def _total_and_bias(site: Site) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bias_dropped(site: Site) -> Iterator[Guess]:
-    """The sum alone."""
+    """The sum over ranks without the bias."""
     total, _ = _total_and_bias(site)
     yield Guess(total, _bias_name(site))
 
 
 def bias_times_tp(site: Site) -> Iterator[Guess]:
-    """Added by every rank before the reduction."""
+    """The bias added by every rank before the reduction."""
     total, bias = _total_and_bias(site)
     yield from (Guess(total + site.tp * bias, _bias_name(site)) for _ in range(site.tp > 1))
 
@@ -35,7 +35,7 @@ def bias_divided(site: Site) -> Iterator[Guess]:
 
 
 def bias_twice(site: Site) -> Iterator[Guess]:
-    """Added before and after the reduction, say."""
+    """The bias added twice, as before and after the reduction."""
     total, bias = _total_and_bias(site)
     yield from (Guess(total + 2 * bias, _bias_name(site)) for _ in range(site.tp != 2))
 
@@ -58,12 +58,12 @@ def _branch(site: Site) -> torch.Tensor:
 
 
 def residual_dropped(site: Site) -> Iterator[Guess]:
-    """The block's branch alone."""
+    """The block's branch without the residual."""
     yield Guess(_branch(site))
 
 
 def residual_times_tp(site: Site) -> Iterator[Guess]:
-    """In the place of the residual, or beside it."""
+    """The residual tp times instead of once, or beside the right one."""
     for times in {site.tp, site.tp + 1} if site.tp > 1 else ():
         yield Guess(_branch(site) + times * site.input, f"{times} times instead of once")
 
@@ -77,7 +77,12 @@ def residual_of_norm(site: Site) -> Iterator[Guess]:
 
 
 def right_parts(site: Site, mapping: list[int] | None = None, form: Form | None = None) -> list[torch.Tensor]:
-    """Every rank's summand; with a mapping, rank r computes with the weights of rank `mapping[r]`, in another form."""
+    """Every rank's summand, float64: (..., hidden) of attention, (tokens, hidden) of experts.
+
+    Args:
+        mapping: rank r computes with the weights of rank `mapping[r]`; None: with its own.
+        form: applied to the slice of the second matrix that a rank computes with.
+    """
     of_rank = (lambda rank: rank) if mapping is None else mapping.__getitem__
     if isinstance(site.module, gpt_oss.MLPBlock):
         return expert_parts(site, site.tap("activation"), router_weights(site), of_rank, form)
@@ -125,7 +130,7 @@ def _odd_part(site: Site) -> tuple[list[torch.Tensor], list[torch.Tensor], int]:
 
 
 def bias_before_sum(site: Site) -> Iterator[Guess]:
-    """Every rank adds the bias, or a share of it, to its summand."""
+    """Every rank adds the bias, or a share of it, to its summand; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     parts, bias = right_parts(site), added_bias(site)
@@ -136,7 +141,7 @@ def bias_before_sum(site: Site) -> Iterator[Guess]:
 
 
 def residual_before_sum(site: Site) -> Iterator[Guess]:
-    """Every rank adds the residual, or a share of it, to its summand."""
+    """Every rank adds the residual, or a share of it, to its summand; raises UnavailableError at one rank."""
     if site.tp == 1:
         raise UnavailableError
     parts = right_parts(site)

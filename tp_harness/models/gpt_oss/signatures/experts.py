@@ -17,7 +17,7 @@ ALPHA = 1.702
 
 
 def router_bias(site: Site) -> Iterator[Guess]:
-    """Left out, or counted once per rank."""
+    """The router's bias left out, or counted once per rank."""
     product = linear(site.tap("norm"), site.parameter("gate.weight"))
     yield Guess(product, "not added")
     if site.tp > 1:
@@ -25,7 +25,7 @@ def router_bias(site: Site) -> Iterator[Guess]:
 
 
 def router_of_raw_input(site: Site) -> Iterator[Guess]:
-    """The router before the norm."""
+    """The router given the block's input before the norm."""
     yield Guess(linear(site.input, site.parameter("gate.weight"), site.parameter("gate.bias")))
 
 
@@ -54,7 +54,11 @@ def gate_up_bias_of_rank_0(site: Site) -> Iterator[Guess]:
 
 
 def cut_in_halves(site: Site) -> Iterator[Guess]:
-    """Rank r has the r-th slice of the first half and of the second, as if gates came first and ups second."""
+    """Rank r has the r-th slice of the first half and of the second, as if gates came first and ups second.
+
+    Raises:
+        UnavailableError: at one rank, or where the halves do not divide by the ranks.
+    """
     if site.tp == 1:
         raise UnavailableError
     halves = StridedShard(0, 2)
@@ -117,7 +121,7 @@ def halves(site: Site) -> Iterator[Guess]:
 
 
 def softmax_over_all(site: Site) -> Iterator[Guess]:
-    """Weights that do not add up to 1."""
+    """Weights from a softmax over all experts: those of the chosen ones do not add up to 1."""
     weights = router_weights(site, lambda logits: torch.softmax(logits, dim=-1))
     yield Guess(expert_parts(site, site.tap("activation"), weights, lambda rank: rank))
 

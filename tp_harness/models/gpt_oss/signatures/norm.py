@@ -41,7 +41,11 @@ def epsilon(site: Site) -> Iterator[Guess]:
 
 
 def over_a_shard(site: Site) -> Iterator[Guess]:
-    """The mean of one rank's share of the features; of rank 0's on all ranks, or of each rank's own."""
+    """The mean over rank 0's share of the features on all ranks, or over each rank's own.
+
+    Raises:
+        UnavailableError: at one rank, or where tp does not divide the features.
+    """
     if site.tp == 1 or site.input.shape[-1] % site.tp:
         raise UnavailableError
     parts = [_normed(site, _mean_square(part)) for part in site.input.chunk(site.tp, dim=-1)]
@@ -81,7 +85,7 @@ def scale_moved(site: Site) -> Iterator[Guess]:
 
 
 def scale_ignored(site: Site) -> Iterator[Guess]:
-    """Nothing but the division."""
+    """The input divided by its root mean square, and not scaled."""
     yield Guess(_normed(site, _mean_square(site.input), scale=torch.ones(())))
 
 

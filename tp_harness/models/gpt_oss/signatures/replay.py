@@ -1,7 +1,7 @@
 """The reference's steps one at a time, in float64: from one tap's value to the next.
 
 Signatures use them to compute what a mistake makes of the right values before it, and to carry a wrong value on to the
-tensor that was looked at.
+tensor that was looked at. Formulas are those of `reference/gpt_oss.py`, which names its sources.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Form = Callable[[torch.Tensor], torch.Tensor]
 
 
 def attention_of(site: Site) -> gpt_oss.AttentionBlock:
-    """The site's module, which must be an attention block."""
+    """The site's module; raises UnavailableError where it is no attention block."""
     if not isinstance(site.module, gpt_oss.AttentionBlock):
         raise UnavailableError
     return site.module
 
 
 def experts_of(site: Site) -> gpt_oss.MLPBlock:
-    """The site's module, which must be a mixture of experts."""
+    """The site's module; raises UnavailableError where it is no mixture of experts."""
     if not isinstance(site.module, gpt_oss.MLPBlock):
         raise UnavailableError
     return site.module
@@ -36,7 +36,7 @@ def experts_of(site: Site) -> gpt_oss.MLPBlock:
 
 
 def projected(site: Site, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Query, key and value before rotation, (..., heads, head_dim) each, of the oracle's normed input."""
+    """Query, key and value of the oracle's normed input before rotation: (..., heads, head_dim) each, float64."""
     block = attention_of(site)
     weight = site.parameter("qkv.weight") if weight is None else weight
     bias = site.parameter("qkv.bias") if bias is None else bias
@@ -56,7 +56,16 @@ def attend(
     value: torch.Tensor | None = None,
     query: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`heads` from the oracle's query, key and value, with what is given changed; `scale` multiplies the scores."""
+    """`heads`, (batch, seq, heads * head_dim) float64, from the oracle's tensors with what is given changed.
+
+    Args:
+        sinks: (heads,) float64.
+        window: tokens that a query sees; 0 means all before it.
+        scale: factor on the scores, beside 1 / sqrt(head_dim).
+        causal: whether later keys are hidden.
+        key, value: (batch, seq, kv_heads, head_dim) float64.
+        query: (batch, seq, heads, head_dim) float64.
+    """
     query = site.tap("q_rope") if query is None else query
     key = site.tap("k_rope") if key is None else key
     value = site.tap("value") if value is None else value
@@ -72,7 +81,10 @@ def attend(
 def projection_parts(
     site: Site, heads: torch.Tensor, of_rank: Callable[[int], int], form: Form | None = None
 ) -> list[torch.Tensor]:
-    """Every rank's summand of the projection, rank r with the weights of rank `of_rank(r)`, changed by `form`."""
+    """Every rank's summand of the projection, (..., hidden), of all `heads` (..., heads * head_dim); float64.
+
+    Rank r computes with the weights of rank `of_rank(r)`, changed by `form`.
+    """
     columns = [(form or _as_it_is)(part) for part in site.parameter("out.weight").chunk(site.tp, dim=1)]
     return [linear(part, columns[of_rank(r)]) for r, part in enumerate(heads.chunk(site.tp, dim=-1))]
 
@@ -85,14 +97,17 @@ def _as_it_is(value: torch.Tensor) -> torch.Tensor:
 
 
 def pairs(site: Site) -> list[tuple[int, torch.Tensor]]:
-    """(expert, its tokens) in the order in which experts are computed."""
+    """(expert, indices of its tokens, (count,) int64) in the order in which experts are computed."""
     chosen = site.tap("chosen").flatten(0, -2)
     found = ((e, (chosen == e).any(-1).nonzero()[:, 0]) for e in range(experts_of(site).mlp1_weight.shape[0]))
     return [(expert, tokens) for expert, tokens in found if len(tokens)]
 
 
 def router_weights(site: Site, softmax: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-    """[tokens, experts]; `softmax` maps all logits to weights where the reference takes the chosen ones' softmax."""
+    """Weights (tokens, experts), float64, 0 for experts that a token did not choose.
+
+    `softmax` maps all logits to weights; None: the softmax of the chosen ones' logits, as the reference takes it.
+    """
     logits, chosen = (site.tap(leaf).flatten(0, -2) for leaf in ("router_logits", "chosen"))
     own = torch.softmax(logits.gather(-1, chosen), dim=-1)
     weights = own if softmax is None else softmax(logits).gather(-1, chosen)
@@ -100,7 +115,7 @@ def router_weights(site: Site, softmax: Callable[[torch.Tensor], torch.Tensor] |
 
 
 def gate_ups(site: Site, product: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Rows of all experts in turn: `product(expert, its normed tokens)`."""
+    """`product(expert, its normed tokens)` of all experts in turn, in one shape (rows, 2 * intermediate), float64."""
     tokens = site.tap("norm").flatten(0, -2)
     return torch.cat([product(expert, tokens[rows]) for expert, rows in pairs(site)])
 
@@ -112,7 +127,14 @@ def expert_parts(
     of_rank: Callable[[int], int],
     form: Form | None = None,
 ) -> list[torch.Tensor]:
-    """Every rank's summand, (tokens, hidden), rank r with the down columns of rank `of_rank(r)`, changed by `form`."""
+    """Every rank's summand, (tokens, hidden) float64.
+
+    Args:
+        activation: (rows, intermediate) float64, the rows of all experts in turn.
+        weights: of the router, (tokens, experts) float64.
+        of_rank: rank r computes with the down columns of rank `of_rank(r)`.
+        form: applied to the down columns, (hidden, intermediate / tp), of an expert.
+    """
     shape = (len(weights), experts_of(site).mlp2_weight.shape[1])
     parts = [torch.zeros(shape, dtype=torch.float64) for _ in range(site.tp)]
     split = activation.split([len(rows) for _, rows in pairs(site)])
@@ -126,7 +148,7 @@ def expert_parts(
 
 
 def weighted_bias(site: Site, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The down biases of a token's experts, weighted, in the form of `combined`."""
+    """Down biases of each token's experts, weighted by `weights` (tokens, experts); float64, in `combined`'s shape."""
     weights = router_weights(site) if weights is None else weights
     return (weights @ site.parameter("mlp2_bias")).view_as(site.tap("combined"))
 
@@ -135,7 +157,7 @@ def weighted_bias(site: Site, weights: torch.Tensor | None = None) -> torch.Tens
 
 
 def added_bias(site: Site) -> torch.Tensor:
-    """What the block adds to its sum over ranks."""
+    """What the block adds to its sum over ranks, float64: (hidden,) of attention, `combined`'s shape of experts."""
     return weighted_bias(site) if isinstance(site.module, gpt_oss.MLPBlock) else site.parameter("out.bias")
 
 
