@@ -1,6 +1,6 @@
 """Causes over a whole run: what explains a tensor at one degree must explain it at the others, and in each dtype.
 
-A single degree can mislead: at 2 ranks a factor of 2 is like a sum over ranks too much. No torch.
+A single degree can mislead: at 2 ranks a factor of 2 looks like one sum over ranks too many. No torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def agreed(results: Sequence[Result]) -> list[Result]:
     """The results of a run with the causes that all degrees allow; those of bfloat16 with what float32 found.
 
     A cause is dropped where another degree, at which the same tensor of the same case is wrong first, contradicts it:
-    there it would act, and gives other numbers. What fits at every degree is told instead. Where one degree alone is
-    wrong, and no other was right, a factor that happens to be the degree is told both ways.
+    there it would give other numbers than were seen. What fits at every degree is told instead. Where one degree alone
+    is wrong, and no other was right, a factor that equals the degree is told as the degree, and as any factor.
     """
     settled = [replace(result, diagnosis=_told(result, results)) for result in results]
     return [replace(result, as_float32=_of_float32(result, settled)) for result in settled]

@@ -19,14 +19,15 @@ def verify(options: Options | None = None, *, env: Changes | None = None) -> Run
     """Verify as `tp-harness verify` does, printing nothing.
 
     The reference and all ranks have this process's environment as it is now. A case's file and its neighbours are
-    imported anew for each call, so that what they read from it holds; a library that is loaded already reads nothing.
+    imported anew for each call, so that they read it again; a library that is loaded already does not.
 
     Args:
         options: what to verify; the defaults are the command's.
-        env: changes to the environment for this call, name -> text, or None to take a variable out.
+        env: changes to the environment for this call: name -> text, or None to remove a variable.
 
     Returns:
-        The record, whose `results`, `exit_code` and `path` (of run.json) say what was found.
+        The record: `results`, one for each target, degree and dtype; `exit_code`, 0 only if all passed; and `path`
+        of run.json. A mismatch or a crash is a result and raises nothing.
 
     Raises:
         UsageError: an option, plan, case, checkpoint or variable that cannot be.

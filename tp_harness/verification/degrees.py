@@ -55,7 +55,7 @@ def verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pro
 
 
 def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Progress) -> None:
-    with backend.open(options.degrees) as session:  # before anything is computed: a fork wants no threads
+    with backend.open(options.degrees) as session:  # before anything is computed: a fork must not copy running threads
         # Two threads that wait for each other between thousands of small products cost more than they save, many times
         # over where something else wants the cores; and once ranks run, the other cores are theirs. See idle_cores.py.
         torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def _verify(options: Resolved, backend: Backend, record: RunRecord, progress: Pr
             record.save()
         with ExitStack() as stack:
             folders = [stack.enter_context(preparation.folder()) for preparation in preparations]
-            stack.enter_context(session)  # again: ranks end before their folders go
+            stack.enter_context(session)  # again: ranks must end before their folders are removed
             materials = [
                 preparation.material(folder, progress)
                 for preparation, folder in zip(preparations, folders, strict=True)
@@ -157,7 +157,7 @@ class DegreeRun:
                 _ = self.material.expectations[task.clean].baselines
 
     def _follow(self, job: Job, pending: tuple[Target, ...], running: RunningJob) -> tuple[int, LaunchOutcome]:
-        """Judge targets as the ranks complete them; how many were complete, and how the ranks ended.
+        """Judge targets as the ranks complete them; returns how many were complete, and how the ranks ended.
 
         The last one counts as complete when the ranks have also ended well: there is no other for them to fail.
         """

@@ -29,13 +29,13 @@ class Store(Protocol):
     """What is used of torch.distributed.Store."""
 
     def set(self, key: str, value: str) -> None:
-        """Keep a value."""
+        """Store a value under a key."""
 
     def get(self, key: str) -> bytes:
         """The value of a key that exists."""
 
     def add(self, key: str, amount: int) -> int:
-        """Count; the answer proves that the store was reached."""
+        """Add `amount` to a count and return the sum; the answer proves that the store was reached."""
 
     def check(self, keys: list[str]) -> bool:
         """Whether all keys exist."""
@@ -51,7 +51,7 @@ class Host:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Host:
-        """As torchrun's variables say.
+        """This host, by torchrun's variables.
 
         Raises:
             UsageError: the hosts have different numbers of ranks.
@@ -66,12 +66,12 @@ class Host:
         return cls(index=index, count=world // ranks, ranks=ranks)
 
     def share(self, targets: tuple[T, ...]) -> tuple[T, ...]:
-        """Its part of the targets; the parts of all hosts together are all."""
+        """This host's part of the targets; the parts of all hosts together are all targets."""
         return targets[self.index :: self.count]
 
 
 class Publisher(threading.Thread):
-    """Tells host 0 each result as it is found, and in between that this host lives.
+    """Sends host 0 each result when it is found, and signs of life in between.
 
     Args:
         host: this one.
@@ -93,7 +93,7 @@ class Publisher(threading.Thread):
 
     @property
     def lost(self) -> bool:
-        """Host 0 has not answered for too long; it has, or will have, given this host up."""
+        """Whether host 0 has not answered for too long; it then counts this host as lost, or will."""
         return not self.complete and time.monotonic() - self._answered > self._silence
 
     def when_lost(self, act: Callable[[], None]) -> None:
@@ -108,7 +108,7 @@ class Publisher(threading.Thread):
         threading.Thread(target=watch, daemon=True).start()
 
     def run(self) -> None:
-        """Until `finish` was called, or the store is gone."""
+        """Send results and signs of life until `finish` is called or the store is gone."""
         try:
             while not self._ending.wait(BEAT_SECONDS):
                 self._publish()
@@ -119,7 +119,7 @@ class Publisher(threading.Thread):
             return
 
     def finish(self) -> bool:
-        """Tell the rest; whether host 0's store has taken all of it. Returns False once host 0 is lost."""
+        """Send the rest; returns whether host 0's store has taken all of it, and False once host 0 is lost."""
         self._ending.set()
         while self.is_alive() and not self.lost:
             self.join(BEAT_SECONDS)
@@ -143,7 +143,7 @@ class Publisher(threading.Thread):
 
 
 class Collector:
-    """Host 0's side: listens from the start, and in the end takes in what the others tell until they are done.
+    """Host 0's side: listens from the start, and in the end receives what the others send until they are done.
 
     Args:
         host: this one.
@@ -166,7 +166,7 @@ class Collector:
                 self._hear(peer)
 
     def collect(self) -> tuple[int, ...]:
-        """Add the results of all hosts to the record; the hosts that were lost."""
+        """Add the results of all hosts to the record; returns the indices of the hosts that were lost."""
         lost = []
         self._collecting.set()
         self._listener.join()

@@ -1,14 +1,14 @@
 """The control of a degree: a fault is put in beside the run's own targets, and must be rejected.
 
-A verdict that accepts what is wrong proves nothing, so if the fault passes, so does nothing else at that degree. The
+A verdict that accepts what is wrong proves nothing, so if the fault passes, nothing else passes at that degree. The
 fault is drawn at random (by the run's seed) from those that are active there. One that turns out to change no bit of
 this run, as a bias does that is zero in a user's checkpoint, is no control; another is drawn then.
 
-Faults among experts are put in on the first tokens of each row alone, which no other token has a part in. If one is not
-rejected, the same tokens are run without it as well, to see whether it changed anything.
+Faults among experts are put in on the first tokens of each row alone: experts treat every token by itself. If one is
+not rejected, the same tokens are run without it as well, to see whether it changed anything.
 
-Not covered: with `--kernels nki` only faults in what ranks load or are given, because kernels pass by what the others
-change.
+Not covered: with `--kernels nki` only faults in what ranks load or are given, because kernels do not run
+what the others change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def candidates(options: Resolved, tp: int) -> list[Fault]:
 
 
 def failure_status(outcome: LaunchOutcome) -> Status:
-    """The status of what ranks did not complete."""
+    """The status of what ranks did not complete, by how they ended."""
     return {"timeout": Status.TIMEOUT, "ok": Status.MISSING}.get(outcome.kind, Status.CRASH)
 
 
@@ -68,7 +68,7 @@ def control_dtype(options: Resolved) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How far the search for a control has come: the faults of `target` are tried now, those `left` after them."""
+    """The state of the search for a control: the faults of `target` are tried now, those `left` after them."""
 
     dtype: str  # in which they are put in
     left: tuple[Task, ...]
@@ -76,7 +76,7 @@ class Draws:
     tried: tuple[Task, ...] = ()  # those of all targets
     target: Target | None = None  # None when nothing is tried any more
     crashed: frozenset[str] = frozenset()  # dtypes in which the module itself crashes
-    cause: LaunchOutcome | None = None  # how the ranks ended that a fault ended first
+    cause: LaunchOutcome | None = None  # how the ranks ended that the first such fault ended
     failed: bool = False  # no fault could be tried, for that cause
 
     def next(self) -> Draws:
@@ -88,7 +88,7 @@ class Draws:
         return replace(self, left=left, sizes=self.sizes[1:], tried=(*self.tried, *tasks), target=target)
 
     def without(self, dtype: str, dtypes: tuple[str, ...]) -> Draws:
-        """The module crashes in this dtype: faults are put in in another of the run's."""
+        """The draws without this dtype, in which the module itself crashes: faults go into another of `dtypes`."""
         crashed = self.crashed | {dtype}
         others = [other for other in dtypes if other not in crashed]
         if dtype != self.dtype or not others or self.target is None:
@@ -98,7 +98,7 @@ class Draws:
         return replace(self, dtype=others[0], left=left, target=target, crashed=crashed)
 
     def after_end(self, outcome: LaunchOutcome, passed: Collection[tuple[str, int]]) -> Draws:
-        """The fault ended the ranks: the next one, alone, is of a target that passed."""
+        """The draws after a fault that ended the ranks: the next fault, alone, is of a target that passed."""
         left = tuple(task for task in self.left if (task.component, task.layer) in passed)
         sizes = (1,) * len(self.sizes)  # one that ends its ranks takes the others along
         following = replace(self, left=left, sizes=sizes).next()
@@ -115,8 +115,8 @@ class Draws:
 class ControlRun:
     """The control of one degree, from the choice of its fault to what it says about the degree's results.
 
-    It is run last, so that a fault that ends its ranks costs nothing; or, where they could not be started again for a
-    control, `first`: then a rank that is lost later on leaves what had passed before it a verdict.
+    It is run last, so that a fault that ends its ranks costs nothing. With `first` it follows its own target and is run
+    before the others, as the ranks could not be started again: what passed before a rank is lost keeps its verdict.
     """
 
     def __init__(self, todo: Todo, tp: int, *, first: bool = False, places: Places | None = None) -> None:
@@ -136,7 +136,7 @@ class ControlRun:
         return self.draws.target
 
     def of(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        """The targets of the next start: with the control, unless nothing passed that it could speak for."""
+        """The targets of the next start, with the control unless nothing passed for which it would count."""
         own = tuple(target for target in targets if self.options.fault or not any(t.fault for t in target.tasks))
         speaks = own or bool(self._passed())
         if not self.target or not speaks:
@@ -154,7 +154,7 @@ class ControlRun:
             self._seen[_twin(task)] = Left.of(ranks, dtype, outputs=bool(self.options.case))
 
     def leave(self, dtype: str) -> None:
-        """The module crashes in this dtype: what passes in another one is spoken for by faults in that one."""
+        """Put faults into another dtype, because the module itself crashes in this one."""
         self.draws = self.draws.without(dtype, self.options.dtypes)
 
     def settle(self, results: Sequence[Result]) -> None:
@@ -175,9 +175,9 @@ class ControlRun:
         self.draws = self.draws.next()
 
     def fail(self, outcome: LaunchOutcome) -> None:
-        """The ranks ended before they left the fault's outputs: another is drawn, for a case whose ranks ended well.
+        """Draw another fault, for a case whose ranks ended well: the ranks ended before they left this fault's outputs.
 
-        If they do so nowhere, the degree has no verdict: its ranks crash, hang or go missing.
+        If no case's ranks ended well, the degree has no verdict: its ranks crash, hang or go missing.
         """
         assert self.target is not None
         task = self.target.tasks[-1]
@@ -186,7 +186,7 @@ class ControlRun:
             self._record(task, self.options.seed, False, f"its ranks ended: {self.draws.cause.message}")
 
     def conclude(self) -> None:
-        """Take back what passed at this degree if no control was rejected, or none could be; say so if none fits."""
+        """Take back what passed at this degree if no control was rejected, or none could be; note if no fault fits."""
         controls = [control for control in self.record.controls if control.tp == self.tp and self.todo.holds(control)]
         if self._wanted and not controls and not self.draws.tried:
             if self._passed():
@@ -273,7 +273,7 @@ def _task(options: Resolved, fault: Fault, **fields: Any) -> Task:
 
 
 def _twin(task: Task) -> Task:
-    """What two tasks share that differ in the fault and in the dtypes they are run in."""
+    """The task without its fault and dtype: equal for two tasks that differ in these alone."""
     return replace(task, fault="", dtype="", place="", rank=-1, number=0)
 
 

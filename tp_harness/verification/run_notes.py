@@ -30,7 +30,7 @@ def _kernel_note() -> str:
 
 
 def growth_notes(results: list[Result]) -> list[str]:
-    """A float32 error that grows with the degree is a finding of its own, even within the limit."""
+    """A sentence for each float32 error that grows with the degree, even within the limit."""
     notes = []
     for component, layer in dict.fromkeys((r.component, r.layer) for r in results):
         passed = [r for r in results if (r.component, r.layer, r.dtype) == (component, layer, "float32") and r.gates]

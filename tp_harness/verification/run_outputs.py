@@ -1,4 +1,4 @@
-"""What the ranks of a run left, to be set beside what those of another one did: by bits and by distance."""
+"""What the ranks of a run left, compared with what those of another run left: by bits and by distance."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..ranks.rank_report import TensorKey
 
 @dataclass(frozen=True)
 class Left:
-    """What ranks left that is judged: a digest of every such tensor and every schedule, and each rank's outputs."""
+    """What ranks left that is judged: a digest of all tensors and schedules, and the outputs, any shape and dtype."""
 
     digest: str
     outputs: Mapping[tuple[int, TensorKey], torch.Tensor]
 
     @staticmethod
     def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
-        """The outputs are kept only if asked for."""
+        """What these ranks (rank -> what it left) left in `dtype`; the outputs are kept only if asked for."""
         kept = {(r, k): x for r, left in ranks.items() for k, x in left.tensors.items() if k.is_output_in(dtype)}
         return Left(_digest(ranks, dtype), kept if outputs else {})
 
@@ -33,7 +33,7 @@ class Left:
         return self.digest == other.digest
 
     def off(self, other: Left) -> float:
-        """The largest relative L2 difference of a rank's output; infinite if one has another shape or is not there."""
+        """The largest relative L2 difference of a rank's output; infinite if one is missing or has another shape."""
         if any(self.outputs.get(name, torch.empty(0)).shape != x.shape for name, x in other.outputs.items()):
             return float("inf")
         pairs = [without_constants(x.double(), self.outputs[name].double())[::-1] for name, x in other.outputs.items()]

@@ -38,14 +38,14 @@ _EVER = timedelta(days=365)  # followers wait for the next order however long th
 
 @dataclass(frozen=True)
 class Flow:
-    """One rank's part; `say` tells people something."""
+    """One rank's part of the flow; `say` prints a sentence for people."""
 
     options: Resolved
     host: Host
     say: Callable[[str], None]
 
     def run(self, backend: str, unused: str) -> int:
-        """Be this process's rank on that backend; returns the exit code.
+        """Do this process's part on that backend; returns the exit code.
 
         Raises:
             UsageError: the ranks are not one world; the same on all of them.
@@ -60,7 +60,7 @@ class Flow:
             member.siblings.kill_stopped()  # torchrun would wait for them half a minute
 
     def follow(self, member: Member) -> int:
-        """Every other rank."""
+        """Do what rank 0 orders, as every other rank; returns the exit code."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if member.group.rank == 1:  # all wait for rank 0's orders; one watches it
             member.siblings.when_stopped(0, self.options.timeout, lambda: self._end_without_leader(member))
@@ -81,7 +81,7 @@ class Flow:
         return led
 
     def lead(self, backend: TorchrunBackend, store: Store) -> int:
-        """A host's first rank: the whole flow; whatever happens, the others learn how to exit.
+        """Do the whole flow, as a host's first rank; returns the exit code. In any case the others learn how to exit.
 
         `store` is torchrun's, by a connection that threads may use beside the group's.
         """
@@ -94,7 +94,7 @@ class Flow:
         except KeyboardInterrupt as interrupt:
             self.say(f"{str(interrupt) or 'interrupted'}.")
         finally:
-            backend.member.siblings.kill_stopped()  # they would not take the code
+            backend.member.siblings.kill_stopped()  # they would not take the exit code
             with suppress(RuntimeError):  # ranks that are gone need none
                 backend.member.tell({"exit": code})
         return code
@@ -179,7 +179,7 @@ def join(backend: str, host: Host, store: dist.Store, timeout: float) -> Member:
 
 
 def _check_cores(rank: int) -> None:
-    """Before any process opens a core: they have chosen the same ones.
+    """Check, before any process opens a core, that all have chosen the same ones.
 
     Raises:
         UsageError: another job's cores became free or held while they chose.
