@@ -24,7 +24,7 @@ POLL_SECONDS = 0.001
 
 @contextmanager
 def open_bench(options: Resolved) -> Iterator[Bench]:
-    """A bench in a folder of its own, which goes with it; torch computes with one thread from then on."""
+    """Open a bench in a folder of its own, removed at the end; from then on torch computes with one thread."""
     torch.set_num_threads(1)
     preparation = prepare_one(options)
     with preparation.folder() as folder:
@@ -57,7 +57,7 @@ class Bench:
         self.material = replace(material, expectations=expectations)
 
     def job(self, task: Task, tp: int, *, taps: bool = False) -> Job:
-        """A job of one task."""
+        """A job of one task on `tp` ranks."""
         return replace(self.material.job(tp, ()), tasks=(task,), unlocked=False, taps=taps)
 
     def run(self, job: Job) -> dict[int, RankOutput]:
@@ -77,9 +77,9 @@ class Bench:
         return outputs
 
     def evidence(self, job: Job, dtype: str, ranks: dict[int, RankOutput]) -> Evidence:
-        """What a verdict on the job's task rests on."""
+        """What a verdict on the job's task in `dtype` rests on; `ranks` is what each rank left."""
         return Evidence.of(self.material, job.tasks[0], job.tp, dtype, ranks)
 
     def blank(self, task: Task, tp: int, dtype: str) -> Result:
-        """The result to be filled in."""
+        """A Result of the task on `tp` ranks, to be filled in."""
         return self.material.blank(task, tp, dtype, backend="local")

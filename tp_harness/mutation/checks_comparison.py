@@ -87,7 +87,7 @@ def _run(benches: Benches, task: Task, tp: int) -> Left:
 
 
 def _differs(left: Left, clean: Left) -> bool:
-    """Whether any bit of any rank does, with the weights that show it."""
+    """Whether any rank's tensors or schedule differ in any bit, with the weights that show it."""
     pairs = ((left["discriminating", dtype], dict(clean["discriminating", dtype].ranks)) for dtype in DTYPES)
     return any(first_change(evidence, ranks) for evidence, ranks in pairs)
 

@@ -1,4 +1,4 @@
-"""How the checks of a contest fared, as a page; from stored entries, without torch."""
+"""How several checks judged the same faults and clean runs, as a page; from stored entries, without torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Contest:
 
     @property
     def beaten(self) -> tuple[str, ...]:
-        """A line for each entry where another check sees what the last one, ours, does not, or ours alone is loud."""
+        """A line for each entry that only another check sees, or where only this tool's rejects a clean run."""
         ours, faulty, clean = self.checks[-1], *self.faulty_and_clean
         seen = [e for e in faulty if e.rejected_by and ours not in e.rejected_by]
         loud = [e for e in clean if ours in e.rejected_by]

@@ -52,14 +52,14 @@ def clean_runs(options: Resolved, count: int, progress: Callable[[str], None] = 
 
 
 def without_whole_model(options: Resolved) -> Resolved:
-    """A model of real size is run by layers: all of its weights at once would not fit."""
+    """The options without the whole model where it has real size: all of its weights at once would not fit."""
     if options.model.hidden_size <= 512:
         return options
     return replace(options, targets=tuple(target for target in options.targets if target[0] != "transformer"))
 
 
 def clean_draws(options: Resolved, count: int) -> list[Resolved]:
-    """One set of options per draw: all combinations in random order, then again with the other initial values."""
+    """`count` sets of options, one per draw: all combinations in random order, then with the other initial values."""
     window = options.model.sliding_window
     shapes = ((1, 1), (2, window), (1, window + 1), (3, window // 2 + 3), (options.batch, options.seq))
     combinations = list(product(options.targets, options.degrees, shapes))
@@ -104,7 +104,7 @@ def _run(options: Resolved) -> list[CleanRun]:
 
 
 def upper_bound(alarms: int, count: int, confidence: float = CONFIDENCE) -> float:
-    """The largest rate at which so few alarms in `count` runs have a chance of 1 - confidence.
+    """The largest rate, in alarms per run, at which so few alarms in `count` runs have a chance of 1 - confidence.
 
     Exact and one-sided (Clopper and Pearson 1934, Biometrika 26, 404-413); for 0 alarms 1 - (1 - confidence)^(1/count).
     """

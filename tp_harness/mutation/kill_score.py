@@ -20,7 +20,7 @@ _PIECE = 20  # faults in a unit at most
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Some faults of one component at one degree, by name: nothing else need be sent to a process."""
+    """Some faults of one component at one degree, by name: all that a process is sent."""
 
     tp: int
     faults: tuple[str, ...]
@@ -28,7 +28,7 @@ class Unit:
 
     @property
     def cost(self) -> float:
-        """Relative."""
+        """Cost relative to that of one fault of attention."""
         return self.tp * sum(_COST.get(find_fault(name).component, 1.0) for name in self.faults)
 
 

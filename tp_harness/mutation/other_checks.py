@@ -1,4 +1,4 @@
-"""Checks that people use on sharded models today, as data: what they look at, and when they are content.
+"""Checks that people use on sharded models today, as data: what they look at, and when they pass.
 
 They see what a test of theirs sees: rank 0's outputs (joined where ranks hold shards) beside the single-core model in
 the same dtype, with each side's own routing, and no other rank, tap, schedule or shard.
@@ -38,7 +38,7 @@ class Peer:
     content: Callable[[Seen], bool]
 
     def passes(self, seen: Seen) -> bool:
-        """Whether it is content; another shape or a NaN never is."""
+        """Whether the check is content; another shape or a NaN never passes."""
         if seen.actual.shape != seen.expected.shape or not torch.isfinite(seen.actual).all():
             return False
         return self.content(Seen(**{name: value.to(torch.float64) for name, value in vars(seen).items()}))
