@@ -1,4 +1,4 @@
-"""The command `tp-harness`: one parser over all subcommands, and what every mistake or interruption exits with."""
+"""The command `tp-harness`: one parser over all subcommands, and the exit code of every mistake or interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST = 3000  # characters of a sentence: a name from a file may be a megabyte lo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0 passed, 1 mismatch, 2 usage, 3 crash or hang, 4 void, 130 interrupted."""
+    """Run the command; returns exit code 0 pass, 1 mismatch, 2 usage, 3 crash or hang, 4 void, 130 interrupted."""
     with one_interrupt():
         return _run(argv)
 
@@ -75,10 +75,10 @@ def _parser() -> Parser:
 
 
 def script() -> NoReturn:
-    """The console entry point. Leaves without torch's teardown, which takes half a second and has nothing to do.
+    """The console entry point. It skips torch's teardown, which takes half a second and has nothing to do.
 
-    Importing torch makes no garbage, and would be searched for it two hundred times; numpy's own threads, of which the
-    tool has no use, would spin beside torch's.
+    Importing torch makes no garbage, and the collector would search for it two hundred times; numpy's own threads would
+    spin beside torch's, and the tool has no use for them.
     """
     gc.set_threshold(50_000, 20, 100)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

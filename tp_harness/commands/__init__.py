@@ -22,7 +22,7 @@ class Command(Protocol):
         """The options of the subcommand."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do the work; the exit code."""
+        """Do the work and return the exit code."""
 
 
 COMMANDS: tuple[Command, ...] = (verify, list_command, model, doctor, compare, faults, checks, graph_faults, report)

@@ -29,7 +29,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Hold the contest, print or write the page; 0 unless a check beats this tool's somewhere."""
+    """Judge faults and clean runs by every check, and print or write the page.
+
+    Returns:
+        Exit code 1 if a check beats this tool's somewhere, else 0.
+
+    Raises:
+        UsageError: --draws below 1, or an option that cannot be.
+    """
     if arguments.draws < 1:
         raise UsageError(f"--draws is {arguments.draws}; at least one clean run of each component is needed.")
     options = resolve(Options(degrees=parse_degrees(arguments.tp), model=arguments.model, seed=arguments.seed))

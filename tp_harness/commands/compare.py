@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, print; 1 when something is worse.
+    """Compare and print; returns exit code 1 when something is worse, else 0.
 
     Raises:
         UsageError: no run at a path, runs without a common row, or a file that cannot be written.

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, judge, print; returns 1 when something would make verdicts wrong, else 0."""
+    """Read, judge, print; returns exit code 1 when something would make verdicts wrong, else 0."""
     facts = read_facts()
     found = findings(facts)
     if arguments.json:

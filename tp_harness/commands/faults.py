@@ -39,7 +39,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Try the faults, or right code, and print; 0 if all that must be caught was, and nothing else, else 1."""
+    """Try the faults, or right code, and print.
+
+    Returns:
+        Exit code 0 if all that must be caught was caught, and nothing else; else 1.
+
+    Raises:
+        UsageError: --clean out of range or beside --only, another option that cannot be, or an unwritable page.
+    """
     if not 0 <= arguments.clean <= MOST_CLEAN:
         raise UsageError(f"--clean is {arguments.clean}; a number between 1 and {MOST_CLEAN} is needed.")
     if arguments.clean and arguments.only:

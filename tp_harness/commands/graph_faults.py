@@ -22,7 +22,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Try them on local, gloo and xla, print; 0 if xla sees all and rejects nothing that is right, else 1.
+    """Try the faults on local, gloo and xla, and print.
+
+    Returns:
+        Exit code 0 if xla sees all faults and rejects nothing that is right, else 1.
 
     Raises:
         UsageError: torch-xla is not installed; the message says where it is.

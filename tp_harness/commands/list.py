@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one list.
+    """Print one list; returns exit code 0.
 
     Raises:
         UnknownNameError: no such list.

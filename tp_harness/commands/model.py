@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the model's tables.
+    """Print the model's tables; returns exit code 0.
 
     Raises:
         UsageError: an option, config or nccom-test report that cannot be.

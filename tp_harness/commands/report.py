@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, render, print where; 0 whatever the verdict is: the pages are made.
+    """Read, render, print where; returns exit code 0 whatever the verdict is: the pages are made.
 
     Raises:
         UsageError: no run is there, or its folder cannot be written to.

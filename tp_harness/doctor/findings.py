@@ -48,7 +48,7 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
 
 
 def exit_code(found: tuple[Finding, ...]) -> int:
-    """1 when something is dangerous, else 0: a machine without Neuron devices is healthy for CPU work."""
+    """Exit code 1 when something is dangerous, else 0: a machine without Neuron devices is healthy for CPU work."""
     return int(any(finding.level == "danger" for finding in found))
 
 

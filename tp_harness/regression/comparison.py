@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """1 with any regression, else 0."""
+        """Exit code 1 with any regression, else 0."""
         return 1 if self.regressions else 0
 
 

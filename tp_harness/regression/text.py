@@ -36,7 +36,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """One sentence."""
+    """The outcome of the comparison in one sentence."""
     better = sum(change.worse is False for change in comparison.changes)
     worse = len(comparison.regressions)
     sizes = [_count(worse, "regression"), _count(better, "improvement")]
