@@ -3,8 +3,8 @@
 Why no run of tests can deadlock on cores:
 
 1. A test's block is taken whole before the test starts and given back when it is torn down; a process that holds one
-   asks for no other (core_pool.py). So who holds cores waits for none, and each block comes free.
-2. A process that has opened a NeuronCore keeps it until it ends, whatever it promises. A worker that had opened its
+   asks for no other (core_pool.py). So a process that holds cores waits for none, and each block comes free.
+2. A process that has opened a NeuronCore keeps it until the process ends. A worker that had opened its
    own core for a 1-core test would hold it while another test, or itself, waits for all 32. So where larger tests
    (or jobs, by `tp_group`) were chosen too, the body of a 1-core test is called in a forked child (forked_call.py),
    whose end frees the core, and a larger test starts its ranks as subprocesses. The workers themselves never open
@@ -60,7 +60,7 @@ class Tenant:
         return self._pool
 
     def bind(self) -> str:
-        """Call a NeuronCore our own, before any test module can import torch_xla; returns a line that says so."""
+        """Reserve a NeuronCore for this process before a test module can import torch_xla; returns a line about it."""
         self._core = self.pool.settle()
         environment = block_environment(self._user, self._core, 1, self._settings)
         become(environment)
@@ -79,7 +79,7 @@ class Tenant:
         return forks and _BLOCK in item.stash and item.stash[_BLOCK].count == 1
 
     def acquire(self, item: pytest.Item, degree: int) -> None:
-        """Wait for the test's cores. What goes wrong is kept for `refusal`: it is the test that must fail."""
+        """Wait for `degree` cores. What goes wrong is kept for `refusal`: the test must fail, and not the run."""
         own = (self._core,) if degree == 1 and self._core is not None else None
         try:
             lease = self._kept or self.pool.acquire(
@@ -110,7 +110,7 @@ class Tenant:
             become(before)
 
     def release(self, item: pytest.Item) -> None:
-        """Give the block back, unless this process has opened a device and so keeps it; a second call is idle."""
+        """Give the block back, unless this process has opened a device and so keeps it; a second call does nothing."""
         lease = item.stash.get(_LEASE, None)
         if lease is not None:
             del item.stash[_LEASE]
@@ -141,7 +141,7 @@ class Tenant:
 
 
 def refusal(item: pytest.Item) -> str | None:
-    """Why the item got no cores, if it got none."""
+    """Why the item got no cores; None if it got them."""
     return item.stash.get(_REFUSAL, None)
 
 

@@ -4,7 +4,7 @@ Ends with the command's code, but only when no process of its family is left. It
 worker: when that ends, because the test is over or the worker was killed, the family is ended. It holds the
 descriptors of the cores' locks meanwhile, so no other test gets a core that a dying rank may still have open.
 
-Not covered: a keeper that is itself killed by SIGKILL; off Linux, members of the family that left its process group.
+Not covered: a supervisor that is killed by SIGKILL; off Linux, members of the family that left its process group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.05
 
 
 def main() -> None:
-    """Be the keeper of the command in sys.argv."""
+    """Supervise the command in sys.argv."""
     adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: os.dup2(os.open(os.devnull, os.O_RDONLY), 0))  # reads as an end
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
@@ -49,7 +49,7 @@ def end_family(leader: int) -> None:
     """SIGKILL every child, and those that become ours when their parent ends, until there is none.
 
     Args:
-        leader: process group to end as well, for systems that do not list children.
+        leader: pid of the leader of a process group to end as well, for systems that do not list children.
     """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)

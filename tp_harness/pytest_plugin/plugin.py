@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One worker per NeuronCore for `-n auto`; without Neuron as ever."""
+    """Number of workers for `-n auto`: one per NeuronCore; None without Neuron, so that xdist decides."""
     from .settings import settings_of  # noqa: PLC0415
 
     settings = settings_of(config)
@@ -52,7 +52,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.fixture
 def tp_degree(request: pytest.FixtureRequest) -> int:
-    """The degree of this run of the test, out of its mark."""
+    """The degree of this run of the test, a number of ranks, from its mark."""
     degree: int | None = getattr(request, "param", None)
     if degree is None:
         pytest.fail(_missing(request), pytrace=False)

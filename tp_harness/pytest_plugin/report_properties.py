@@ -24,27 +24,27 @@ class Properties:
         self._properties.extend((PREFIX + name, value) for name, value in values.items())
 
     def wanted(self, degree: int) -> None:
-        """The test is one of ours, and of this degree."""
+        """Write that the test is marked, at this degree in ranks."""
         self._write(tp=degree)
 
     def acquired(self, first: int, moment: float, waited: float) -> None:
-        """The block that begins with core `first` is the test's from now on."""
+        """Write that the block from core `first` is the test's since `moment`, after `waited` seconds of waiting."""
         self._write(first_core=first, acquired=moment, waited=round(waited, 4))
 
     def released(self, moment: float) -> None:
-        """The last moment at which the test could use its block."""
+        """Write the last moment, in seconds, at which the test could use its block."""
         self._write(released=moment)
 
     def failed(self, status: str, reason: str) -> None:
-        """How a phase of the test failed: a word of result.Status, and one line."""
+        """Write how a phase of the test failed: a word of result.Status, and one line."""
         self._write(status=status, reason=reason)
 
     def verdict(self, result: Mapping[str, Any]) -> None:
-        """One result of a `tp-harness verify` that the test ran, as run.json has it."""
+        """Write one result of a `tp-harness verify` that the test ran, as run.json has it."""
         self._write(verdict=json.dumps(result))
 
     def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The values by name, the first of each, and the verdicts."""
+        """The values by name, of each name the first, and the verdicts."""
         values: dict[str, Any] = {}
         verdicts = []
         for name, value in self._properties:

@@ -109,7 +109,7 @@ class Ledger:
 
     @contextmanager
     def _spared(self) -> Iterator[None]:
-        """A folder that cannot be written to must not end the tests: it is said in the end."""
+        """Keep a folder that cannot be written to from ending the tests; the table at the end says it."""
         try:
             yield
         except (OSError, UsageError) as error:
@@ -118,7 +118,7 @@ class Ledger:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Close run.json and write junit.xml beside it."""
+        """Close run.json, finished unless pytest's exit code says that it broke off, and write junit.xml beside it."""
         if self._record is not None:
             from .results import junit  # noqa: PLC0415
 

@@ -53,7 +53,10 @@ class Phases(Protocol):
 
 
 def results_of(title: str, phases: Phases, *, begin: float) -> Iterator[TestResult]:
-    """The verdicts of the test, or itself as one result; itself as well where it failed although they passed."""
+    """The verdicts that the test ran, or one result of the test itself; both where it failed although they passed.
+
+    `begin` is when the run began, in seconds of the monotonic clock.
+    """
     values = phases.values
     facts: dict[str, Any] = {
         "test": title,

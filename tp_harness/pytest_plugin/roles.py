@@ -38,7 +38,7 @@ def register(config: pytest.Config) -> None:
 
 
 def _check_neuron(settings: Settings, workers: int) -> None:
-    """Say here what every worker would stumble over."""
+    """Refuse here what every worker would refuse."""
     from .core_block import block_environment  # noqa: PLC0415
 
     cores = len(settings.cores)

@@ -187,7 +187,7 @@ class TpGroup:
         return RankError(status, text)
 
     def _end(self) -> None:
-        """End the job: the keeper ends its family once its standard input ends."""
+        """End the job: its supervisor ends the family once its standard input ends."""
         running, self._running = self._running, None
         if running is not None and running.stdin is not None:
             with suppress(OSError):
