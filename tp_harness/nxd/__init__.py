@@ -52,7 +52,7 @@ def require() -> None:
 
 
 def parallel(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """For a Case whose sharded module is made of NxD's parallel layers: `Case(sharded=nxd.parallel(MyModule), ...)`.
+    """Wrap a sharded module made of NxD's parallel layers for a Case: `Case(sharded=nxd.parallel(MyModule), ...)`.
 
     The module is made with NxD in its CPU mode and all ranks of the run as one tensor-parallel group.
 

@@ -56,8 +56,8 @@ class NxDGroup(Group):
 def rank_data(make: Callable[[], nn.Module], size: int) -> dict[str, torch.Tensor]:
     """The buffers whose values differ from rank to rank: name -> all ranks' values, joined along dimension 0.
 
-    A scalar counts as one element, which broadcasts alike. Integers become int32, as NxD's own ranks are (SPMDRank):
-    Trn1 has no int64.
+    A buffer (length, ...) gives (size * length, ...); a scalar counts as one element, which broadcasts alike. int64
+    becomes int32, as NxD's own ranks are (SPMDRank): Trn1 has no int64. Other dtypes stay.
     """
     found: dict[str, torch.Tensor] = {}
     by_rank = []
@@ -77,9 +77,12 @@ def prepare(module: nn.Module, ranked: Mapping[str, torch.Tensor], base: type[nn
 
     Args:
         module: a rank's own; its parameters carry the attributes of nxd_attributes.py.
-        ranked: what `rank_data` found.
+        ranked: what `rank_data` found, of shape (size * length, ...) each and any dtype but int64.
         base: NxD's BaseParallelLinear.
-        size: tp_degree.
+        size: tp_degree, a number of ranks.
+
+    Returns:
+        The same module, changed in place.
     """
     for name in ranked:
         owner, _, leaf = name.rpartition(".")
@@ -118,7 +121,12 @@ def _repeat_kv_first(child: nn.Module, own: list[nn.Parameter], size: int) -> No
 
 
 def make_traced(make: Callable[[], nn.Module], ranked: Mapping[str, torch.Tensor], size: int) -> nn.Module:
-    """What ModelBuilder calls for a module: ours, ready for NxD's sharding."""
+    """The module that `make` gives, ready for ModelBuilder.
+
+    Args:
+        ranked: as `prepare` takes it, of shape (size * length, ...) each and any dtype but int64.
+        size: tp_degree, a number of ranks.
+    """
     from neuronx_distributed.parallel_layers.layers import BaseParallelLinear  # noqa: PLC0415
 
     return prepare(make(), ranked, BaseParallelLinear, size)

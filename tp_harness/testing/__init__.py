@@ -47,12 +47,15 @@ class FunctionModule(nn.Module):
         self.func = func
 
     def forward(self, *args: torch.Tensor) -> Any:
-        """The function's own result."""
+        """The function's own result for full tensors of any shape and dtype."""
         return self.func(*args)
 
 
 def load_checkpoint(path: str | Path) -> StateDict:
-    """A full state dict from a .safetensors file, or from a torch file without running any pickle.
+    """Read a full state dict from a .safetensors file, or from a torch file without running any pickle.
+
+    Returns:
+        Name -> full tensor on the CPU, in the file's shapes and dtypes.
 
     Raises:
         UsageError: the file is neither, is truncated, or holds something other than named tensors.
@@ -92,33 +95,26 @@ def build_module(  # noqa: PLR0917  (the public signature)
 ) -> ShardedModule | BuiltModel | None:
     """Build the module on `tp_degree` ranks, each with its shard of the checkpoint, and keep them alive.
 
-    They have the environment that this process has now; later changes to it do not reach them.
-
-    On NeuronCores neuronx-distributed's ModelBuilder compiles and loads it (neuron_build.py); elsewhere, and with
-    PJRT_DEVICE=CPU, ranks are gloo processes.
-
-    Every parameter is sharded by the module's own `plan` (a mapping, or a function of the config), else by the
-    attributes neuronx-distributed sets on parameters (partition_dim, partition_stride), else by comparing full and
-    local shapes, when one dimension alone differs and by a factor of tp_degree. Such a guess is logged as a warning,
-    and refused for a parameter that may be several fused matrices, as [gate | up].
+    They keep the environment that this process has now. On NeuronCores neuronx-distributed's ModelBuilder compiles and
+    loads the module (neuron_build.py); elsewhere, and with PJRT_DEVICE=CPU, ranks are gloo processes. A parameter is
+    sharded by the module's `plan` (a mapping, or a function of the config), else by neuronx-distributed's attributes
+    (partition_dim, partition_stride), else along the one dimension in which full and local shape differ, by a factor
+    of tp_degree: a guess, which is logged as a warning, and refused for possibly fused matrices, as [gate | up].
 
     Args:
         module_cls: class or factory; called as module_cls(**module_init_kwargs) on every rank.
-        example_inputs: exactly one tuple of tensors.
-        module_init_kwargs: its arguments.
-        tp_degree: number of ranks.
-        world_size: must equal tp_degree if given; likewise local_ranks_size.
+        example_inputs: exactly one tuple of full tensors, any shapes and dtypes.
+        tp_degree: number of ranks; world_size and local_ranks_size must equal it if given.
         compiler_args, compiler_workdir, priority_model_idx, logical_nc_config: for Neuron's compiler alone.
         checkpoint_path: a full state dict; made from the module with seed 0 when absent.
         dry_run: build on all ranks, then end them and return None.
-        checkpoint_loader_fn: path -> full state dict.
+        checkpoint_loader_fn: path -> full state dict: name -> tensor in its full shape, any dtype.
 
     Returns:
-        A callable that takes the full inputs and returns the full outputs.
+        A callable: full inputs in, full outputs out, in the module's own shapes and dtypes.
 
     Raises:
-        ValueError: arguments that cannot be (UsageError is one): also a checkpoint that cannot be read or is another
-            module's, and a parameter that cannot be placed.
+        ValueError: arguments that cannot be (UsageError is one), a bad checkpoint, or a parameter without a placement.
         ShardedModuleError: a rank could not build the module; the message names the rank and holds its traceback.
     """
     kwargs = {} if module_init_kwargs is None else module_init_kwargs
@@ -167,7 +163,12 @@ def build_function(
     tp_degree: int = 1,
     **options: Any,
 ) -> ShardedModule | BuiltModel | None:
-    """build_module for a function of tensors; its other arguments are build_module's."""
+    """Build a function of tensors as `build_module` builds a module; it returns and raises the same.
+
+    Args:
+        func: called on every rank with full tensors, any shapes and dtypes.
+        example_inputs, tp_degree (ranks), options: as those of build_module.
+    """
     return build_module(FunctionModule, example_inputs, {"func": func}, tp_degree, **options)
 
 
@@ -181,11 +182,11 @@ def validate_accuracy(
     """Raise AssertionError unless the model's outputs are close to the expected ones, for every input.
 
     Args:
-        neuron_model: what build_module returned, or any callable.
-        inputs: a list of tensor tuples, not empty.
-        expected_outputs: one tensor, or tuple of tensors, per input.
+        neuron_model: what build_module returned, or any callable of full tensors.
+        inputs: a list of tuples of full tensors, any shapes and dtypes; not empty.
+        expected_outputs: per input a tensor or tuple of tensors, each in the shape and dtype of the model's output.
         cpu_callable: computes what is expected; with expected_outputs too, it must agree with them first.
-        assert_close_kwargs: rtol (scaled by max |expected|) and atol, see closeness.assert_close.
+        assert_close_kwargs: rtol (times max |expected|) and atol (in the elements' unit), see closeness.assert_close.
 
     Raises:
         ValueError: nothing to compare with, lists of different lengths, or arguments of another kind.
@@ -267,7 +268,7 @@ def _make_shard(
 
 
 def _check_module(module_cls: Any, kwargs: Any) -> None:
-    """What a rank would stumble over, or would take for a module's class."""
+    """Refuse what a rank could not build, or would take for a module's class."""
     name = getattr(module_cls, "__name__", type(module_cls).__name__)
     if isinstance(module_cls, nn.Module) or not callable(module_cls):
         given = f"a module, an instance of {name}" if callable(module_cls) else repr(module_cls)[:60]

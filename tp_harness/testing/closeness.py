@@ -39,10 +39,10 @@ def assert_close(expected: Outputs, actual: Outputs, *, rtol: float | None = Non
     """Raise OutputError, an AssertionError, unless every output is close to its expectation.
 
     Args:
-        expected: a tensor or a sequence of tensors.
+        expected: a tensor or a sequence of tensors, of any shapes and dtypes, not empty.
         actual: the same number of tensors, of the same shapes and dtypes.
         rtol: relative to the largest |expected| of a tensor; by default DEFAULT_RTOL of its dtype.
-        atol: absolute; by default DEFAULT_ATOL.
+        atol: absolute, in the elements' unit; by default DEFAULT_ATOL.
 
     Raises:
         OutputError: the message names the output, how many elements differ, and the worst with its index.

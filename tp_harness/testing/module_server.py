@@ -38,7 +38,7 @@ TENSORS, ERROR, NOTE = b"t", b"e", b"n"
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A rank's module, and what there is to say of how it was made; rank 0's `note` is told."""
+    """A rank's module, and a `note` on how it was made; rank 0's is passed on."""
 
     module: nn.Module
     note: str = ""
@@ -61,7 +61,7 @@ class ShardedModule:
         tp_degree: number of ranks.
         output: the placement of every output.
 
-    `note` is what `make` had to say.
+    `note` is rank 0's of `make`.
     """
 
     def __init__(self, make: MakeModule, tp_degree: int, output: Placement) -> None:
@@ -80,7 +80,10 @@ class ShardedModule:
             raise
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | Tensors:
-        """The module's outputs for these inputs; one tensor if the module returns one.
+        """Call the module on all ranks with the full inputs, any shapes and dtypes.
+
+        Returns:
+            The full outputs on the CPU, in the module's shapes and dtypes; one tensor if the module returns one.
 
         Raises:
             UsageError: an input is no tensor.

@@ -47,7 +47,7 @@ _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELAST
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What build_module was asked for, as it defines it; `load` gives the full state dict."""
+    """What build_module was asked for; fields as its arguments, and `load` gives the full state dict."""
 
     make: Callable[[], nn.Module]
     name: str
@@ -61,7 +61,7 @@ class Order:
     dry_run: bool
 
     def builder_arguments(self, ranked: StateDict, workdir: str) -> dict[str, Any]:
-        """What ModelBuilder is constructed with. Its loader gives a new mapping each time: NxD changes what it gets."""
+        """ModelBuilder's arguments. Its loader gives a new mapping each time, because NxD changes the one it gets."""
         return {
             "router": None,
             "tp_degree": self.tp_degree,
@@ -83,11 +83,11 @@ class BuiltModel:
         self.served, self.tp_degree = served, tp_degree
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """The outputs for these inputs."""
+        """The outputs on rank 0 for these full inputs, in the module's own shapes and dtypes."""
         return self.served(*inputs)
 
     def close(self) -> None:
-        """End the process, and so free the cores."""
+        """End the process, which frees the cores."""
         self.served.close()
 
     def __enter__(self) -> BuiltModel:
@@ -98,7 +98,7 @@ class BuiltModel:
 
 
 def build_environment(tp_degree: int) -> dict[str, str]:
-    """What a build needs in its environment: the first cores that are free, and a port of their own.
+    """The environment of a build on `tp_degree` ranks: the first cores that are free, and a port of their own.
 
     Raises:
         UsageError: NxD is not installed, there are no such cores, or the environment would make its numbers those of
@@ -122,7 +122,7 @@ def build_environment(tp_degree: int) -> dict[str, str]:
 
 
 def build(order: Order, environment: Mapping[str, str]) -> BuiltModel | None:
-    """Trace, compile and load a module on NeuronCores by NxD's ModelBuilder.
+    """Trace, compile and load a module on NeuronCores by NxD's ModelBuilder; None if it is a dry run.
 
     Raises:
         UsageError: NxD cannot be imported, or the module calls torch.distributed itself.
@@ -136,20 +136,20 @@ def build(order: Order, environment: Mapping[str, str]) -> BuiltModel | None:
 
 
 class Compiled(nn.Module):
-    """What NxD built, called as it wants to be: outside of inference mode, whose tensors it cannot track."""
+    """What NxD built, called outside of inference mode, whose tensors NxD cannot track."""
 
     def __init__(self, model: Callable[..., Any], workdir: TemporaryDirectory[str]) -> None:
         super().__init__()
         self.model, self.workdir = [model], workdir  # in a list: no submodule, which would be switched to eval
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        """The outputs for these inputs."""
+        """The outputs for these full inputs, in the module's own shapes and dtypes."""
         with torch.inference_mode(False):
             return self.model[0](*(x.clone() for x in inputs))
 
 
 def compile_here(order: Order, environment: Mapping[str, str], _group: TorchGroup) -> Made:
-    """Build it in this process, which serves it then.
+    """Build the module in this process, which then serves it.
 
     Raises:
         UsageError: NxD cannot be imported, or the module calls torch.distributed itself.
