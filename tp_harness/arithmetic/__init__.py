@@ -1,1 +1,1 @@
-"""What numbers a run computes with."""
+"""Casting tensors and modules to the dtype under test."""

@@ -1,4 +1,4 @@
-"""Which tensors of a module a dtype is for.
+"""Casts to the dtype of a run, for the tensors that it concerns.
 
 `nn.Module.to(dtype)` makes real numbers of complex ones, on both sides of a comparison alike: a conjugated rotation
 would become the right one. Here a cast changes how many digits a number has, and never what kind it is.
@@ -15,16 +15,16 @@ COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # f
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself, its floating-point parameters and buffers in `dtype`.
-
-    Complex ones become complex128 for float64 and complex64 for all others; what is no floating-point number of 16 bits
-    or more (integers, booleans, float8) stays as it is.
-    """
+    """Cast the module's parameters and buffers of any shape in place, as `cast_tensor`, and return the module."""
     return apply_to_tensors(module, lambda x: cast_tensor(x, dtype))
 
 
 def cast_tensor(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as `cast` makes it."""
+    """Cast a tensor of any shape to `dtype`; the shape stays.
+
+    A complex tensor becomes complex128 for float64 and complex64 for all others; what is no floating-point number of 16
+    bits or more (integers, booleans, float8) stays as it is.
+    """
     if x.is_complex():
         return x.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
     return x.to(dtype) if x.dtype in COMPUTED_IN else x
