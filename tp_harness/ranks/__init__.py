@@ -1,1 +1,1 @@
-"""What one rank does, and what it leaves."""
+"""The program of one rank: its inputs, its module, its runs, and the files that it writes."""

@@ -1,4 +1,4 @@
-"""A rank's module with its shards of the weights loaded, and what identifies the bits that it holds."""
+"""A rank's module with its shards of the weights loaded, and the identity of the bits that it holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from .rank_report import Held
 
 
 def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) -> tuple[nn.Module, dict[str, Held]]:
-    """This rank's module with its shards loaded, and for each parameter what the rank really holds.
+    """Build this rank's module, and load its shard of each tensor of the checkpoint.
+
+    Args:
+        case: the case that is run.
+        checkpoint: full tensors, of any shape and in the stored dtype, under the case's prefix.
+        dtype: that the module's floating-point parameters are cast to; a built-in's stay as they are stored.
+        group: this rank's.
+
+    Returns:
+        The module in evaluation mode, and by name what the rank holds of each parameter and buffer.
 
     Raises:
         PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
@@ -53,7 +62,7 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
 
 
 def _held(loaded: torch.Tensor, full: torch.Tensor, placement: Placement | None) -> Held:
-    """What the rank holds of a tensor whose place in the mapped checkpoint is `full`; how it is placed as a DTensor."""
+    """What the rank holds of the tensor `full` of the mapped checkpoint, and its placement if it is a DTensor."""
     tensor = dtensors.local(loaded)
     mapped = tensor.untyped_storage().data_ptr() == full.untyped_storage().data_ptr() and tensor.numel() > 0
     return Held(

@@ -1,6 +1,6 @@
-"""Where a rank's module runs: what has to happen around `module(*inputs)` there.
+"""The device of a rank's module: what has to be done there around the call `module(*inputs)`.
 
-On the CPU nothing does. A device that compiles moves parameters and inputs to itself, traces the call instead of
+On the CPU that is nothing. A device that compiles moves parameters and inputs to itself, traces the call instead of
 running it, and can look at the program before it runs; what it finds there is a `GraphFinding`.
 """
 
@@ -20,7 +20,7 @@ Movable = TypeVar("Movable", torch.Tensor, nn.Module)
 
 
 class GraphFinding(Exception):  # noqa: N818  (a verdict on the module, no failure of the rank)
-    """Why the program of a module must not or cannot run: one sentence, and the program if ranks share it."""
+    """The program of a module must not or cannot run: one sentence why, and the program if ranks share it."""
 
     def __init__(self, sentence: str, program: Program | None = None) -> None:
         super().__init__(sentence)
@@ -37,11 +37,14 @@ class Device:
     eager = True
 
     def put(self, value: Movable) -> Movable:
-        """A tensor or module, here."""
+        """Copy a tensor, or the parameters of a module, to this device; shapes and dtypes stay."""
         return value
 
     def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, Program | None]:
-        """What `forward` computes on tensors that are here, as CPU tensors; and the program that ran, if any did.
+        """Run `forward` on tensors of this device.
+
+        Returns:
+            Its tensors copied to the CPU, same shapes and dtypes; and the compiled program, None where there is none.
 
         Raises:
             GraphFinding: the program is not one that all ranks can share.
@@ -49,8 +52,8 @@ class Device:
         return forward(), None
 
     def finish(self, result: Result) -> Result:
-        """The same, a forward's outputs and more, once what was run on them here has ended; for measuring."""
+        """Wait until every tensor in `result` (of any shape) is computed, and return `result`; for measuring."""
         return result
 
     def warm_up(self, forward: Callable[[], Any]) -> None:
-        """Do what only the first such forward costs here, such as compiling it."""
+        """Do the work that only the first such forward needs, such as compiling it."""

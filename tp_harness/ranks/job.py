@@ -1,4 +1,4 @@
-"""What the ranks of one degree are to do, as a JSON file: case names, seeds, sizes and paths, never code."""
+"""The work of the ranks of one degree, as a JSON file: case names, seeds, sizes and paths, never code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..models import find_family
 class Task:
     """One component at one layer with one draw of weights and inputs, in one dtype or ("") all of the job's.
 
-    `fault` names the mistake that ranks put into it; nobody else looks at it, so that it is judged as if it were none.
-    If it can be put in anywhere, `place` says where and `rank` on which rank (-1: all); `number` tells tasks apart that
-    differ in these alone. `tokens` is how many of each row's tokens it is run on, the first ones, or 0 for all.
+    `fault` names the mistake that ranks put into it; the judge does not read it. Where the mistake can have several
+    places, `place` says which and `rank` on which rank (-1: all); `number` tells tasks apart that differ in these
+    alone. `tokens`: the task is run on the first so many tokens of each row, 0 for all.
     """
 
     component: str
@@ -35,14 +35,14 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Names the task's files."""
+        """The name of the task's files, without their endings."""
         number = str(self.number) if self.number else ""
         parts = (f"t{self.tokens}" if self.tokens else "", self.fault, number, self.dtype)
         return ".".join((f"{self.component}.{self.layer}.d{self.draw}", *filter(None, parts)))
 
     @property
     def clean(self) -> Task:
-        """The task without its fault, in every dtype, on all tokens: what it is compared with."""
+        """The task without its fault, in every dtype, on all tokens: its Expectation is the task's too."""
         return Task(component=self.component, layer=self.layer, draw=self.draw)
 
 
@@ -51,8 +51,8 @@ class Subject:
     """Which Cases the tasks are of: components of a family's model, or a user's Case in a file.
 
     Of a family: its name, the whole `model`, and `depth`, how many layers its largest component is run with, 0 for all.
-    Of a user: `case_spec`, FILE.py:NAME; `sha256` of the file's text, for every process to have read the same; `label`,
-    what results call the Case.
+    Of a user: `case_spec`, FILE.py:NAME; `sha256` of the file's text, which every process compares with what it reads;
+    `label`, the Case's name in results. `batch_size` is in rows, `seq_len` in tokens.
     """
 
     batch_size: int
@@ -65,29 +65,36 @@ class Subject:
     label: str = ""
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
-        """The case of a task; a user's case is the same in every dtype and at every degree."""
+        """The case of a task at a degree of `tp` ranks; a user's is the same in every dtype and at every degree.
+
+        Raises:
+            UsageError: a user's file that cannot be read, has no such Case, or has another text than `sha256` says.
+        """
         if self.case_spec:
             return load_case(self.case_spec, self.sha256)
         config = self.config(dtype=dtype, tp=tp, tokens=task.tokens, component=task.component)
         return find_family(self.family).case(task.component, config, task.layer)
 
     def config(self, *, dtype: str, tp: int, tokens: int = 0, component: str = "") -> Any:
-        """The model as a component is run, on the first `tokens` of each row, or 0 for all; "" is the whole model."""
+        """The config that a component is run with, on `tp` ranks and the first `tokens` of each row, 0 for all.
+
+        `component` "" is the whole model. The type of the config is the family's.
+        """
         model = self.model
         if self.extent(component):
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
         return find_family(self.family).at(model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=dtype, tp=tp)
 
     def called(self, task: Task) -> str:
-        """A task as people are told of it: `mlp layer 0`, or a user's case by its name."""
+        """The name of a task in messages: `mlp layer 0`, or the label of a user's case."""
         return self.label or f"{task.component} layer {task.layer}"
 
     def step(self, task: Task) -> str:
-        """A task's key, with the name of a user's case."""
+        """The name of a task in progress and timeout messages: its key, with the label of a user's case."""
         return task.key.replace(task.component, self.label, 1) if self.label else task.key
 
     def extent(self, component: str) -> str:
-        """What of the model a component is run with, as "2 of 24 layers"; "" for all of it."""
+        """How many of the model's layers a component is run with, as "2 of 24 layers"; "" for all of them."""
         if not self.depth or component != find_family(self.family).whole:
             return ""
         return f"{self.depth} of {self.model.num_hidden_layers} layers"
@@ -101,7 +108,7 @@ class Job:
     and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run of the
     first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts, `taps`
     whether the intermediate tensors that the cases name are written down too. `repeats` forwards are timed after the
-    one that is judged.
+    one that is judged. `tp` is the number of ranks.
     """
 
     tp: int
@@ -116,26 +123,26 @@ class Job:
     taps: bool = False
 
     def dtypes_of(self, task: Task) -> tuple[str, ...]:
-        """The dtypes that a task is run in."""
+        """The names of the dtypes that a task is run in, as "float32"."""
         return (task.dtype,) if task.dtype else self.dtypes
 
     def inputs_path(self, task: Task) -> Path:
-        """Full inputs, and the routing that the ranks are locked to."""
+        """The file of a task's full inputs, and of the routing that its ranks are locked to."""
         return Path(self.folder) / f"{task.clean.key}.inputs.safetensors"
 
     def output_path(self, task: Task, rank: int) -> Path:
-        """One rank's outputs, with its record as the file's metadata."""
+        """The file of the outputs of `rank` (0 to tp - 1), with its report as metadata."""
         return Path(self.folder) / f"{task.key}.tp{self.tp}.rank{rank}.safetensors"
 
     def write(self) -> Path:
-        """Write the job into its folder; returns the file's path."""
+        """Write the job as JSON into its folder, and return the file's path."""
         path = Path(self.folder) / f"job.tp{self.tp}.json"
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
         return path
 
 
 def read_job(path: Path) -> tuple[Job, str]:
-    """The job, and the hash by which ranks prove that they read the same one."""
+    """Read a job file; returns the job, and the sha256 of its text, by which the judge compares what ranks read."""
     text = path.read_text(encoding="utf-8")
     values: dict[str, Any] = json.loads(text)
     subject = dict(values["subject"])

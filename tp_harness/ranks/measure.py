@@ -1,7 +1,7 @@
-"""What a forward costs a rank: wall and CPU time, time in collectives, FLOPs, resident memory.
+"""The cost of a forward on a rank: wall and CPU time, time in collectives, FLOPs, resident memory.
 
-Nothing here looks at numbers that a verdict rests on; the forward that is judged is timed as it runs, and further
-ones (`--repeats`) run after it.
+Nothing here changes a number that is judged; the forward that is judged is timed as it runs, and further ones
+(`--repeats`) run after it.
 
 Not covered: what a device does by itself (power, its own counters); collectives that a user's module issues without
 `Group` are recorded but not timed.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Times forwards of one rank; `cpu_seconds` is the rank's own CPU clock."""
+    """Times forwards of one rank, in seconds; `cpu_seconds` reads the rank's own CPU clock."""
 
     def __init__(self, group: Group, cpu_seconds: Callable[[], float] = time.process_time) -> None:
         self.group, self.cpu_seconds = group, cpu_seconds
@@ -39,7 +39,7 @@ class Stopwatch:
         self.calls: list[tuple[Collective, ...]] = []
 
     def time(self, forward: Callable[[], tuple[T, tuple[Collective, ...]]]) -> tuple[T, tuple[Collective, ...]]:
-        """Run `forward`, which returns its outputs and the collectives it issued; the same is returned."""
+        """Run `forward` once and note its seconds; returns what it returns, its outputs and the collectives issued."""
         wall, cpu = time.perf_counter(), self.cpu_seconds()
         outputs, calls = forward()
         self.wall_s.append(time.perf_counter() - wall)
@@ -48,7 +48,7 @@ class Stopwatch:
         return outputs, calls
 
     def repeat(self, forward: Callable[[], tuple[T, tuple[Collective, ...]]], repeats: int) -> T:
-        """Time `repeats` more forwards, each begun by all ranks together; what was timed before was the warm-up.
+        """Time `repeats` more forwards, each begun by all ranks together, and drop the times noted before.
 
         Returns:
             The outputs of the last one.
@@ -60,7 +60,7 @@ class Stopwatch:
         return outputs
 
     def forwards(self, *, warm: bool, eager: bool = True) -> Forwards:
-        """What was timed, in seconds; see `Device.eager` for what cannot be."""
+        """The times noted, in seconds; where calls are not `eager`, none of a cold forward, and no CPU time."""
         if not (warm or eager):
             return Forwards(wall_s=(), cpu_s=())
         sums = [[call.seconds for call in calls] for calls in self.calls]
@@ -72,7 +72,7 @@ class Stopwatch:
         )
 
     def timed(self, calls: tuple[Collective, ...]) -> tuple[Collective, ...]:
-        """These calls, each with the median of its times over the forwards that made the same ones."""
+        """The calls, each with its median seconds over the forwards that made the same calls."""
         alike = [each for each in self.calls if each == calls] or [calls]
         return tuple(_median_call(same) for same in zip(*alike, strict=True))
 
@@ -98,7 +98,7 @@ _PLAIN = torch.Tensor.__torch_dispatch__  # of a tensor that does not dispatch b
 
 
 class FlopCount(DispatchMode):
-    """Counts floating-point operations inside its `with` block in `flops`, by the formulas of torch's flop counter.
+    """Counts floating-point operations inside its `with` block in `flops`, by torch.utils.flop_counter's formulas.
 
     torch's own `FlopCounterMode` counts the same, but imports torch._dynamo and sympy at its first operation: more
     than a second and 40 MB in every rank.
@@ -118,7 +118,7 @@ class FlopCount(DispatchMode):
         if any(map(is_dtensor_type, types)):
             return NotImplemented  # DTensor's own dispatch is next: what it does with this rank's data comes back here
         if func.namespace == "prim" or any(getattr(kind, "__torch_dispatch__", _PLAIN) is not _PLAIN for kind in types):
-            return func(*args, **(kwargs or {}))  # without data: DTensor asks which shapes there will be
+            return func(*args, **(kwargs or {}))  # no data: DTensor asks for the output's shape
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is None:
             with self:  # in inference mode a linear or einsum arrives here whole
@@ -132,7 +132,7 @@ class FlopCount(DispatchMode):
 
 
 def count_flops(forward: Callable[[], Any]) -> int:
-    """Floating-point operations of one run of `forward`: matrix products and attention, as torch counts them."""
+    """Floating-point operations of one run of `forward`: matrix products and attention (torch.utils.flop_counter)."""
     with FlopCount() as count:
         forward()
     return count.flops
@@ -141,20 +141,20 @@ def count_flops(forward: Callable[[], Any]) -> int:
 class PeakMemory:
     """The most memory this process had resident since `start`, in bytes; pages shared with others count in full.
 
-    Where the system cannot start anew (any but Linux), the most it ever had.
+    Where the system cannot reset its peak (any but Linux), the most the process ever had.
     """
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Forget earlier peaks."""
+        """Forget earlier peaks, and note the resident bytes of now in `begin_bytes`."""
         with contextlib.suppress(OSError):  # no Linux, or a container that forbids it
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: resets VmHWM
         self.begin_bytes = _status_bytes("VmRSS")
 
     def peak_bytes(self) -> int:
-        """The peak since `start`."""
+        """The most bytes that were resident since `start`."""
         unit = 1 if sys.platform == "darwin" else 1024
         return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,7 +1,7 @@
-"""What a module holds besides its parameters, to be put back: a module may keep something from call to call.
+"""Save what a module holds besides its parameters, and restore it: a module may change it from call to call.
 
-Everything stays the same object and gets its old content: buffers, tensors and random generators in attributes, lists,
-dicts and sets of them, and objects of a user's classes, such as a cache that several layers share.
+Every object stays the same object and gets its old content: buffers, tensors and random generators in attributes,
+lists, dicts and sets of them, and objects of a user's classes, such as a cache that several layers share.
 
 Not covered: what is kept outside the module, such as a global or a class attribute.
 """
@@ -24,7 +24,10 @@ Restore = Callable[[], object]
 
 
 def remembered(module: nn.Module) -> Callable[[], None]:
-    """A function that gives the module back what it holds now; it may be called more than once."""
+    """A function that restores what the module holds now; it may be called more than once.
+
+    Tensors of any shape and dtype are copied, and written back in place.
+    """
     seen: dict[int, Any] = {}  # by id; the objects live as long as this does, so that no id is used again
     restores = [_of_attributes(part, seen) for part in module.modules()]
 
@@ -52,7 +55,7 @@ def _of_attributes(owner: Any, seen: dict[int, Any]) -> Restore:
 
 
 def _of(value: Any, seen: dict[int, Any]) -> Restore:
-    """A function that gives an object its old content."""
+    """A function that restores an object's content."""
     if id(value) in seen or isinstance(value, (nn.Module, Group)):
         return _nothing
     seen[id(value)] = value
@@ -96,4 +99,4 @@ def _of_container(value: Any, seen: dict[int, Any]) -> Restore:
 
 
 def _nothing() -> None:
-    """Of what has no content to be put back."""
+    """The restore of what has no content."""

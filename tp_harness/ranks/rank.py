@@ -1,6 +1,6 @@
-"""What one rank does: build its shard of each module, run it, and write down tensors and a report.
+"""The program of one rank: build its shard of each module, run it, and write down tensors and a report.
 
-The same code runs on every backend; a rank gives no opinion on its results.
+The same code runs on every backend; a rank does not judge its results.
 """
 
 from __future__ import annotations
@@ -44,8 +44,16 @@ def run_job(
 ) -> None:
     """Run every task of the job in order; each leaves one file per rank, complete when it appears.
 
-    `core` names where the rank runs; `begin` is told the key of each task, before it; `device` is where modules run,
-    by default the CPU.
+    Args:
+        path: of the job file.
+        group: this rank's.
+        core: the name of the place where the rank runs, for its report.
+        begin: called with the step's name before each task.
+        device: where modules run; None is the CPU.
+
+    Raises:
+        PlanError: a module that the plan does not fit.
+        Exception: whatever a user's module raises.
     """
     device = device or Device()
     job, config_hash = read_job(path)
@@ -73,7 +81,7 @@ def run_job(
 def _run(
     job: Job, task: Task, dtype: str, *, group: Group, checkpoint: Checkpoint, device: Device
 ) -> tuple[Kept, DtypeRun]:
-    """What a task leaves in one dtype; its module is gone then."""
+    """Run a task in one dtype; its module is freed when this returns."""
     try:
         return DtypeRunner(job, task, dtype, group=group, checkpoint=checkpoint, device=device).run()
     except GraphFinding as finding:  # the same on all ranks; there is no output to judge
@@ -81,7 +89,7 @@ def _run(
 
 
 class DtypeRunner:
-    """A task in one dtype on one rank: its module with all that it is given, and its runs."""
+    """A task in one dtype on one rank: the module, its inputs, and its runs."""
 
     def __init__(
         self, job: Job, task: Task, dtype: str, *, group: Group, checkpoint: Checkpoint, device: Device
@@ -109,7 +117,14 @@ class DtypeRunner:
         self.unlocked_routers: tuple[str, ...] = ()
 
     def run(self) -> tuple[Kept, DtypeRun]:
-        """Locked to the oracle's routing, unlocked where that would differ, and again as often as the job says."""
+        """Run locked to the oracle's routing; unlocked, where the job asks for it; and as many repeats as it says.
+
+        Returns:
+            The tensors by key, those of LARGE_BYTES and more as files; and the report on the run.
+
+        Raises:
+            GraphFinding: a device's program that cannot run.
+        """
         tensors, program = self.device.run(self.locked)
         calls, first = self.watch.calls[-1], self._digests(tensors)
         if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype != "float32":
@@ -132,7 +147,10 @@ class DtypeRunner:
         )
 
     def locked(self) -> dict[TensorKey, torch.Tensor]:
-        """The forward that is judged: outputs, what routers showed, and taps."""
+        """Run the forward that is judged: this rank's outputs, router tensors (tokens, k or experts) and taps.
+
+        Contiguous; outputs in the dtype that the module returns.
+        """
         with (
             tapping(self.module, self.case.watched if self.job.taps else {}, self.read) as taps,
             routing(self.module, self.case.routers, self.locks) as routed,
@@ -143,14 +161,22 @@ class DtypeRunner:
         return self._named("locked", outputs, routed.tensors) | tapped
 
     def unlocked(self) -> dict[TensorKey, torch.Tensor]:
-        """The same with the module's own routing."""
+        """Run a forward with the module's own routing: outputs and router tensors as in `locked`, no taps."""
         self.restore()
         with routing(self.module, self.case.routers) as routed:
             outputs = self.call()
         return self._named("unlocked", outputs, routed.tensors)
 
     def repeat(self, first: list[str]) -> tuple[int | None, tuple[int, ...]]:
-        """Time further forwards: the FLOPs of one, and which outputs the last one changed, whose digests were these."""
+        """Time further forwards.
+
+        Args:
+            first: the digests of the outputs that are judged, in order.
+
+        Returns:
+            Floating-point operations of one forward, None with kernels; and the indices of the outputs whose bits the
+            last forward changed.
+        """
         with routing(self.module, self.case.routers, self.locks):
             self.device.warm_up(self.again)
             last = self.watch.repeat(lambda: self.device.finish(self.again()), self.job.repeats)
@@ -160,23 +186,27 @@ class DtypeRunner:
             return count_flops(self.again), changed
 
     def call(self) -> Tensors:
-        """The module's outputs, this rank's own data of each."""
+        """Call the module once: this rank's local data of each output, in the shape and dtype that it returns.
+
+        Raises:
+            TypeError: the module returned something other than tensors.
+        """
         with doing(f"forward of {self.case.name} in {self.dtype}"):
             outputs = as_tuple(self.module(*(x.clone() for x in self.inputs)))  # a module may write to its inputs
         return tuple(self.read(f"{OUTPUT}{i}", output) for i, output in enumerate(outputs))
 
     def forward(self) -> Timed:
-        """A call, with its collectives."""
+        """Call the module once, and record its collectives."""
         return _record_calls(self.case, self.group, self.call)
 
     def again(self) -> Timed:
-        """A forward that begins with what the first one began with, where the reference keeps a state."""
+        """Run a forward; first restore the module's state, where the reference keeps one."""
         if self.stateful:
             self.restore()
         return self.forward()
 
     def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> list[str]:
-        """Of the outputs that are judged, where they are compared with those of further forwards."""
+        """Digests of the outputs that are judged; empty where no further forward is compared with them."""
         if not (self.job.repeats and self.device.eager):
             return []
         return [digest(tensor) for key, tensor in tensors.items() if key.is_output_in(self.dtype)]
@@ -192,10 +222,10 @@ class DtypeRunner:
 
 
 def as_tuple(outputs: object) -> Tensors:
-    """A module's outputs as a tuple, whether it returns one tensor or several; what is None is left out.
+    """A module's outputs as a tuple of the same tensors, whether it returns one or several; None is left out.
 
     Raises:
-        TypeError: it returned something else.
+        TypeError: something in `outputs` is neither a tensor nor None.
     """
     if isinstance(outputs, torch.Tensor):
         return (outputs,)
@@ -209,7 +239,7 @@ def as_tuple(outputs: object) -> Tensors:
 
 
 def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> Timed:
-    """The outputs, and the collectives issued: by the group, or (user's modules) by whatever means."""
+    """The outputs and the collectives issued: by the group alone, or, in a user's module, also by torch itself."""
     group.take_calls()
     if not case.may_use_torch_distributed:
         return run(), group.take_calls()

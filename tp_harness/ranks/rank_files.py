@@ -1,7 +1,7 @@
-"""What ranks leave: one file per rank, and one per large tensor, which ranks that hold the same bits share.
+"""The output files of ranks: one per rank, and one per large tensor, which ranks that hold the same bits share.
 
-32 ranks that each give all logits of a large vocabulary would leave gigabytes of copies. A rank writes a large tensor
-under a name made of its bits, unless it is there; reading gives all its owners the same tensor.
+32 ranks that each return all logits of a large vocabulary would write gigabytes of copies. So a rank writes a large
+tensor under a name made of its digest, unless that file exists; a reader gives all of its owners the same tensor.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ Kept = dict[TensorKey, torch.Tensor | Path]  # a large tensor by the file that i
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's bits."""
+    """BLAKE2b of the bits of a CPU tensor of any shape and dtype, 32 hex digits; shape and dtype do not enter it."""
     return hashlib.blake2b(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
 def put_aside(path: Path, tensors: Tensors) -> Kept:
-    """Write the large tensors down at once, so that a rank need not hold them while it goes on.
+    """Write tensors of LARGE_BYTES and more at once, so that a rank need not hold them while it continues.
 
-    A file is complete when the ranks' own files are all there: the rank that made it writes its own file later.
+    Such a file is complete when all ranks have written their own files: the rank that made it writes its own later.
 
     Args:
         path: of the rank's own file.
-        tensors: contiguous.
+        tensors: contiguous CPU tensors of any shape and dtype.
+
+    Returns:
+        Each tensor, or the file that it was written to.
     """
     return {key: _put(path, x) if x.nbytes >= LARGE_BYTES else x for key, x in tensors.items()}
 
@@ -55,7 +58,7 @@ def _put(path: Path, tensor: torch.Tensor) -> Path:
 
 
 def write_output(path: Path, kept: Kept, report: RankReport) -> None:
-    """Write a rank's own file, which is complete when it appears."""
+    """Write a rank's own file: small tensors of any shape and dtype, and its report. It appears complete."""
     unfinished = path.with_suffix(".part")
     own = {str(key): value for key, value in kept.items() if isinstance(value, torch.Tensor)}
     aside = {str(key): value.name for key, value in kept.items() if isinstance(value, Path)}
@@ -64,7 +67,10 @@ def write_output(path: Path, kept: Kept, report: RankReport) -> None:
 
 
 def read_output(path: Path, seen: dict[str, torch.Tensor]) -> tuple[Tensors, RankReport]:
-    """A rank's tensors and its report; `seen` holds the large tensors read so far, by file."""
+    """Read a rank's tensors, in the shapes and dtypes written, and its report.
+
+    `seen` holds the large tensors read so far by file name, and gets those that are read here.
+    """
     with safe_open(path, framework="pt") as file:
         tensors = {TensorKey.parse(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -76,7 +82,7 @@ def read_output(path: Path, seen: dict[str, torch.Tensor]) -> tuple[Tensors, Ran
 
 
 def remove_outputs(paths: Iterable[Path]) -> None:
-    """Delete the files of a task's ranks, and the large tensors that they share."""
+    """Delete the files of a task's ranks, at least one, and the large tensors that they share."""
     for path in paths:
         path.unlink(missing_ok=True)
     for file in path.parent.glob(glob.escape(_shared_stem(path)) + "*"):
@@ -84,7 +90,7 @@ def remove_outputs(paths: Iterable[Path]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, written without the copy in memory that the library's own writer makes."""
+    """Write CPU tensors of any shape and dtype as safetensors, without the library's copy of them in memory."""
     specs = [TensorSpec(name=name, shape=tuple(x.shape), dtype=x.dtype) for name, x in tensors.items()]
     write_checkpoint(path, specs, lambda spec: tensors[spec.name], metadata)
 

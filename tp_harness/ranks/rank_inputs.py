@@ -1,4 +1,4 @@
-"""What the ranks of a task are given: one file of full inputs and of what routers shall choose, and a rank's part."""
+"""The inputs of a task's ranks: one file of full inputs and of what routers shall choose, and a rank's part of it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _STATEFUL = "stateful"
 
 @dataclass(frozen=True, kw_only=True)
 class RankInputs:
-    """The full inputs, what every router shall choose by tap name, and whether the reference keeps a state.
+    """The full inputs, the locks of the routers by tap name, and whether the reference keeps a state.
 
-    One that does gives other outputs when it is called again, and so may a rank's module.
+    Inputs have any shape, floating-point ones are float32; a lock's choice is (tokens, k), integers. A reference with a
+    state gives other outputs when it is called again, and so may a rank's module.
     """
 
     inputs: Tensors
@@ -33,12 +34,12 @@ class RankInputs:
     stateful: bool = False
 
     def first(self, tokens: int, batch: int) -> RankInputs:
-        """Of the first tokens of each row; 0 means all."""
+        """The inputs (batch, tokens, ...) and locks of the first `tokens` of each of `batch` rows; 0 means all."""
         locks = {name: Lock(of_flat(lock.chosen, tokens, batch), lock.experts) for name, lock in self.locks.items()}
         return RankInputs(inputs=tuple(of_rows(x, tokens) for x in self.inputs), locks=locks, stateful=self.stateful)
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write the inputs as a safetensors file."""
         tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(self.inputs)}
         for name, lock in self.locks.items():
             tensors |= {f"lock.{name}": lock.chosen.contiguous(), f"experts.{name}": torch.tensor(lock.experts)}
@@ -46,7 +47,7 @@ class RankInputs:
 
 
 def read_inputs(path: Path) -> RankInputs:
-    """What `RankInputs.write` wrote."""
+    """Read what `RankInputs.write` wrote, in the same shapes and dtypes."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         stateful = _STATEFUL in (file.metadata() or {})
@@ -57,13 +58,23 @@ def read_inputs(path: Path) -> RankInputs:
 
 
 def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:
-    """What this rank's module is given: its shard of each input, floating-point ones in `dtype`."""
+    """This rank's shard of each full input, as the case places it; floating-point ones are cast to `dtype`."""
     shards = (case.input_placement(i).shard(x, group.rank, group.size) for i, x in enumerate(full_inputs))
     return tuple(cast_tensor(x, dtype) for x in shards)
 
 
 def token_rows(case: Case, full_inputs: Tensors, tokens: int, group: Group) -> torch.Tensor | None:
-    """Which of a router's tokens this rank has, where the first input's tokens are shared out; None for all."""
+    """Which of a router's `tokens` this rank has, where the first input is cut along its tokens.
+
+    Args:
+        case: places the inputs.
+        full_inputs: the first is (..., tokens) of ids or (..., features) of vectors.
+        tokens: of the whole run.
+        group: this rank's.
+
+    Returns:
+        int64 (tokens of this rank,); None where it has all of them.
+    """
     placement = case.input_placement(0) if full_inputs else Replicate()
     if isinstance(placement, Replicate):
         return None

@@ -1,4 +1,4 @@
-"""What passes from a rank to the judge: the names of its tensors, and its report on how it made them."""
+"""The types that pass from a rank to the judge: the names of its tensors, and its report on the runs behind them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ class TensorKey:
 
     @staticmethod
     def parse(text: str) -> TensorKey:
-        """The inverse of `str`."""
+        """The key that `str` wrote as `text`.
+
+        Raises:
+            ValueError: a text of fewer than three parts.
+        """
         dtype, variant, name = text.split(".", 2)
         return TensorKey(dtype, cast("Variant", variant), name)
 
     def is_output_in(self, dtype: str) -> bool:
-        """Whether it is an output of the run in that dtype that is judged; a router may be called `output`."""
+        """Whether it is an output of the run that is judged in `dtype`; a router may be called `output`."""
         head, number = self.name[: len(OUTPUT)], self.name[len(OUTPUT) :]
         return (self.dtype, self.variant, head) == (dtype, "locked", OUTPUT) and number.isdigit()
 
@@ -41,8 +45,8 @@ class Held:
     """What identifies the bits of a parameter or buffer that a rank holds.
 
     `view` is its place in the mapped checkpoint, the offset and then the strides in elements; a copy (None) has a
-    `digest` instead. `placed` says how a DTensor is. `rebuilt` is False for a buffer whose values the module had built
-    otherwise before those of the checkpoint were loaded.
+    `digest` instead. `placed` is the placement of a DTensor. `rebuilt` is False for a buffer into which the module had
+    built other values than those that the checkpoint then gave it.
     """
 
     shape: tuple[int, ...]
@@ -69,12 +73,12 @@ class DtypeRun:
     program: Program | None = None  # None where nothing is compiled
     finding: str = ""  # why the program must not or cannot run
     unlocked: tuple[str, ...] = ()  # routers that went on with another choice than the one they were locked to
-    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # a router's tokens, by its choice's name, if few
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by tap, the tokens of a router that has a part
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """One task on one rank. `config_hash` is that of the job it read; seconds are those of the whole task."""
+    """One task on one rank. `config_hash` is the sha256 of the job it read; seconds are those of the whole task."""
 
     rank: int
     core: str
@@ -84,7 +88,7 @@ class RankReport:
     runs: dict[str, DtypeRun]  # by dtype
 
     def record(self, dtype: str) -> RankRecord:
-        """What goes into run.json."""
+        """The rank's record of one dtype for run.json: seconds, bytes and floating-point operations."""
         run = self.runs[dtype]
         return RankRecord(
             rank=self.rank,
