@@ -1,4 +1,4 @@
-"""torch-xla below the sharded modules: their collectives, their programs, and virtual cores to run them on.
+"""Running sharded modules through torch-xla: their collectives, their compiled programs, and virtual cores.
 
-Nothing here is imported before the environment variables are set that torch-xla reads when it is loaded.
+No module of this folder that imports torch_xla may be imported before the environment variables that it reads are set.
 """

@@ -1,4 +1,4 @@
-"""A rank that is a process with a device of its own, as on NeuronCores."""
+"""The group and the device of a rank that is a process with a core of its own, as on Trn1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .group import XLAGroup
 
 
 class CoreGroup(XLAGroup):
-    """All cores as one replica group, in a process per core."""
+    """All cores as one replica group, one process per core."""
 
     cpu_seconds = staticmethod(time.process_time)
 
@@ -22,20 +22,19 @@ class CoreGroup(XLAGroup):
 class CoreDevice(XLADevice):
     """One rank's core.
 
-    Every process asks for every program, but the ranks share one persistent cache. So what was really compiled are
-    the entries that are new in it, and rank 0 counts them for all. Another job that fills the same cache at the same
-    moment would be counted too.
+    Every process asks for every program, but the ranks share one persistent cache. So rank 0 counts the entries of
+    that cache for all ranks. The programs of another job that uses the same cache meanwhile would be counted too.
     """
 
     def compiled(self) -> int:
-        """How many programs all ranks together have compiled so far."""
+        """The number of programs in the ranks' cache, on rank 0, and 0 on others; without Neuron, as `XLADevice`."""
         if xr.device_type() != "NEURON":
             return super().compiled()
         return len(compiled_programs(cache_root(os.environ))) if self.rank == 0 else 0
 
     @property
     def name(self) -> str:
-        """Where this rank runs, for the record: `NeuronCore 3 (NC_v2)`."""
+        """The name of this rank's place in reports: `NeuronCore 3 (NC_v2)`."""
         if xr.device_type() != "NEURON":
             return f"process {self.rank} with PJRT_DEVICE={xr.device_type()}"
         return f"NeuronCore {os.environ.get('NEURON_RT_VISIBLE_CORES', '?')} ({xm.xla_device_kind()})"

@@ -1,7 +1,7 @@
-"""A module's call as one compiled program that all ranks share: traced, compared, looked at, and only then run.
+"""A module's call as one compiled program that all ranks share: traced, compared, checked, and only then run.
 
-torch-xla compiles a program per rank where their traces differ. On Trn1 that is up to 32 compilations and ranks that
-disagree about their collectives; on virtual cores it is a hang. So ranks compare the hashes of their graphs first.
+torch-xla compiles a program per rank where their traces differ. On Trn1 that means up to 32 compilations and ranks that
+disagree about their collectives; on virtual cores, a hang. So ranks compare the hashes of their graphs first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIBRARIES = ("/torch/", "/torch_xla/", "/tp_harness/case/taps.py", "/tp_harness
 
 
 class XLADevice(Device):
-    """One rank's device; the ranks are threads that come to the same meeting."""
+    """The device of `rank` of `size`; the ranks are threads or processes that share `meeting`."""
 
     eager = False
 
@@ -40,11 +40,14 @@ class XLADevice(Device):
         self._compiled: Counter[str] = Counter()  # by program; a second draw finds it compiled
 
     def put(self, value: Movable) -> Movable:
-        """A copy on the device."""
+        """Copy a tensor, or the parameters of a module, to the device; shapes and dtypes stay."""
         return value.to(self.device)
 
     def run(self, forward: Callable[[], Tensors]) -> tuple[Tensors, Program]:
-        """Trace `forward` on every rank, see that all have the same program, compile it once, run it.
+        """Trace `forward` on every rank, check that all have the same program, compile it once, run it.
+
+        Returns:
+            Its tensors copied to the CPU, same shapes and dtypes; and the program.
 
         Raises:
             GraphFinding: the traces differ, one needs a value before it is whole, or a collective cannot run.
@@ -67,7 +70,7 @@ class XLADevice(Device):
         return outputs, program
 
     def finish(self, result: Result) -> Result:
-        """Run what the tensors in `result` stand for, and wait for it."""
+        """Run the program that computes the tensors (of any shape) in `result`, wait for it, return `result`."""
         tensors = [leaf for leaf in leaves(result) if isinstance(leaf, torch.Tensor)]
         self._execute(tensors)
         awaited(lambda: private.wait_for_programs(str(self.device)))
@@ -78,10 +81,10 @@ class XLADevice(Device):
         self.finish(forward())
 
     def _trace(self, forward: Callable[[], Tensors]) -> Tensors:
-        """The outputs as tensors that know how they would be computed.
+        """Trace `forward`: its outputs as lazy tensors that are not computed yet.
 
         Raises:
-            GraphFinding: on some rank the value of a tensor was needed meanwhile.
+            GraphFinding: on some rank Python needed the value of a tensor meanwhile.
         """
         self.meeting.exchange(self.rank, None)  # the switch is the process's: nobody executes any more
         private.allow_execution(False)
@@ -102,10 +105,10 @@ class XLADevice(Device):
         return traced
 
     def _agree(self, forward: Callable[[], Tensors], tensors: list[torch.Tensor]) -> str:
-        """The hash of the graph, which is every rank's.
+        """The hash of the graph that all ranks share.
 
         Raises:
-            GraphFinding: it is not; the text says from which Python line on.
+            GraphFinding: the hashes differ; the text says from which Python line on.
         """
         hashes = self.meeting.exchange(self.rank, private.graph_hash(tensors))
         odd = next((rank for rank, other in enumerate(hashes) if other != hashes[0]), None)
@@ -118,7 +121,7 @@ class XLADevice(Device):
         )
 
     def _debug_text(self, forward: Callable[[], Tensors]) -> str:
-        """The HLO of another trace, with Python lines."""
+        """Trace `forward` again; returns its HLO text with Python lines."""
         with self.meeting.turn, private.python_lines_in_programs():  # the switch is the process's
             private.forget_collectives(str(self.device))
             return private.hlo_text(list(forward().values()))
@@ -130,7 +133,7 @@ class XLADevice(Device):
         return tuple(from_json(ProgramCollective, call) for call in shared)
 
     def _execute(self, tensors: list[torch.Tensor]) -> int:
-        """Start the program; how many compilations that took.
+        """Start the program; returns the number of compilations that took.
 
         One rank at a time: the first compiles and the others find it done. Compiled twice, a program's collectives
         would carry different numbers and never meet.
@@ -142,18 +145,18 @@ class XLADevice(Device):
             return self.compiled() - before
 
     def compiled(self) -> int:
-        """How many programs this process has compiled so far."""
+        """The number of programs that this process has compiled so far."""
         data = metrics.metric_data("CompileTime")
         return int(data[0]) if data else 0
 
 
 def _left_device() -> Counter[str]:
-    """Operations that torch-xla ran on the host instead, and how often in this process."""
+    """By name, how often this process ran an operation on the host that torch-xla has no lowering for."""
     return Counter({n: metrics.counter_value(n) for n in metrics.counter_names() if n.startswith("aten::")})
 
 
 def _place(error: BaseException) -> str:
-    """The last line of a traceback that is the module's own."""
+    """The last frame of a traceback that lies in a user's or a family's module, as text."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)] or frames
     return f"{short(own[-1].filename, own[-1].lineno)} (`{own[-1].line}`)"

@@ -1,4 +1,4 @@
-"""Why two ranks' programs differ: which instructions, from which Python lines. Text in, text out; no torch."""
+"""The instructions in which two ranks' programs differ, and their Python lines. Text in, text out; no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LAYOUT = re.compile(r"(?<=\])\{[0-9,]*\}")
 _OPERAND = re.compile(r"(?:\w+\[[0-9,]*\] )?%([a-zA-Z_-]+)[\w.-]*")
 _PARAMETER = re.compile(r"parameter\(\d+\)")
 _TARGET = re.compile(r", to_apply=%?[\w.-]+")
-_MOST = 3  # differences named; the first cause the others
+_MOST = 3  # differences named: later ones mostly follow from the first
 
 Program = dict[str, Counter[str]]
 
 
 def difference(hlo: str, other: str, rank: int, other_rank: int) -> str:
-    """Where the programs of two ranks part, one clause per Python line, the first lines of the program first.
+    """Where the programs of two ranks differ, one clause per Python line, in the order of the program.
 
     Args:
         hlo, other: HLO texts, traced with torch-xla's IR debugging, which notes the Python line.
-        rank, other_rank: whose they are.
+        rank, other_rank: the ranks that traced them.
     """
     ours, theirs = _by_source(hlo), _by_source(other)
     clauses = []
@@ -37,12 +37,12 @@ def difference(hlo: str, other: str, rank: int, other_rank: int) -> str:
 
 
 def short(file: str, line: object) -> str:
-    """`modules/embedding.py:58`."""
+    """The last two parts of a path, and a line number: `modules/embedding.py:58`."""
     return "/".join(PurePath(file).parts[-2:]) + f":{line}"
 
 
 def _by_source(hlo: str) -> Program:
-    """Python line -> its instructions, without what only numbers them."""
+    """Python line -> its instructions, without the numbers in their names."""
     program: Program = {}
     for line in hlo.splitlines():
         match = _INSTRUCTION.match(line)

@@ -12,9 +12,9 @@ from ..parallel.group import Group
 
 
 class XLAGroup(Group):
-    """Collectives that are traced into the program, with replica groups written out.
+    """Collectives that are traced into the program, with explicit replica groups.
 
-    `pin_layout=False` throughout: pinned, torch-xla makes of an all_gather an all_reduce with the rank's number in it.
+    `pin_layout=False` throughout: pinned, an all_gather becomes an all_reduce with the rank's number in it.
 
     Raises:
         RuntimeError: torch-xla sees another number of ranks. Under torchrun with PJRT_DEVICE=CPU every process is a
@@ -42,5 +42,5 @@ class XLAGroup(Group):
         return xm.reduce_scatter(xm.REDUCE_SUM, x, 1.0, dim % x.ndim, self.size, groups=self.groups, pin_layout=False)
 
     def _broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
-        """Gathered, because a broadcast asks for the rank, and torch-neuronx 2.7 to 2.9 gave zeros for it."""
+        """Gather, and take the source's part: torch-neuronx 2.7 to 2.9 gave zeros (aws-neuron-sdk#1240)."""
         return self._all_gather(x[None], 0)[src]

@@ -38,9 +38,10 @@ _GROUPS = re.compile(r"replica_groups=\{(?P<groups>[{}0-9,]*)\}")
 
 
 def collectives(hlo: str, size: int) -> tuple[ProgramCollective, ...]:
-    """The collectives of a program for `size` ranks, in the order of the text, each with its first operand.
+    """The collectives of a program for `size` ranks, in the order of the text.
 
-    torch-xla threads a scalar token through its collectives, as a second operand; it is not counted.
+    Shape (elements) and bytes are those of the first operand, one rank's input. The second is a scalar token, which
+    torch-xla passes from one collective to the next; it is not counted.
     """
     return tuple(_collective(match, size) for match in _calls(hlo))
 
@@ -75,7 +76,7 @@ def _collective(match: re.Match[str], size: int) -> ProgramCollective:
 
 
 def cannot_run(calls: tuple[ProgramCollective, ...], size: int) -> str | None:
-    """Why XLA on CPU could not run a program with these collectives on `size` ranks, if so."""
+    """Why XLA on CPU cannot run a program with these collectives on `size` ranks; None where it can."""
     for position, call in enumerate(calls):
         named = f"collective {position} of the program, {call}"
         members = sorted(rank for group in call.groups for rank in group)

@@ -1,6 +1,6 @@
-"""Ranks that are processes, one per device: where they meet, and how they become one world.
+"""Ranks that are processes, one per device: how they exchange values, and how they join one torch-xla world.
 
-No torch_xla before `join_cores`: the environment has to be right by then.
+torch_xla is imported in `join_cores` only: the environment has to be set by then.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class ProcessMeeting:
-    """For the ranks of a process group of CPU tensors: each brings something and takes away what all have brought.
+    """The exchange among the ranks of a process group of CPU tensors: each gives a value and gets all of them.
 
-    What is brought is made of JSON values or of result types, which arrive as JSON; nothing is pickled.
+    Values are made of JSON values or of result types, which arrive as JSON; nothing is pickled.
 
-    There is no turn-taking, unlike among threads: loading a program with collectives blocks on a NeuronCore until
-    every rank loads it, so that a rank that waited for another's turn to end would wait for ever. That the program is
-    compiled once is the doing of Neuron's compile cache, which is keyed by the program and locked while one compiles.
+    Ranks take no turns, unlike threads: on a NeuronCore, loading a program with collectives blocks until every rank
+    loads it, so that a rank that waited for another's turn to end would wait for ever. Neuron's compile cache, which
+    is keyed by the program and locked while one rank compiles, sees to it that the program is compiled once.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -34,7 +34,7 @@ class ProcessMeeting:
         self._group = group
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
-        """What every rank brought, by rank."""
+        """Give `value` as `rank`; returns every rank's value as JSON values, in the order of ranks."""
         text = json.dumps(to_json(value)).encode()
         size = dist.get_world_size(self._group)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
@@ -52,10 +52,10 @@ def join_cores(
     store: dist.Store,  # type: ignore[name-defined]
     timeout: timedelta,
 ) -> tuple[CoreGroup, CoreDevice, dist.ProcessGroup]:
-    """Be rank `rank` of `size`, on this process's core.
+    """Make this process rank `rank` of `size`, on its own core.
 
-    torch's default group becomes torch-xla's, which is what a user's module calls with tensors on the device. What
-    ranks tell each other goes through gloo: torch-xla's own barrier does nothing, and its gather is an all-gather.
+    torch's default group becomes torch-xla's, which a user's module calls with tensors on the device. Messages between
+    ranks go through gloo: torch-xla's own barrier does nothing, and its gather is an all-gather.
 
     Args:
         rank, size: as in the process group of CPU tensors that this process has, which ends here.
@@ -66,7 +66,7 @@ def join_cores(
         The group whose collectives modules call, the device they run on, and a gloo group of the same ranks.
 
     Raises:
-        RuntimeError: torch-xla sees another world.
+        RuntimeError: torch-xla sees another number of ranks than `size`.
     """
     import torch_xla.distributed.xla_backend  # noqa: F401, PLC0415  (registers "xla")
 

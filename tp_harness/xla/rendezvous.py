@@ -1,7 +1,7 @@
-"""Where ranks wait for one another: each brings something and takes away what all have brought.
+"""The exchange of values among ranks that are threads: each gives one and waits until it has those of all.
 
-Here, the threads of one process. A rank that is in a function of this file waits for others: that is how
-launch/stacks.py tells it from a rank that the others wait for.
+A rank that is in a function of this file waits for others: by that launch/stacks.py tells it from a rank that the
+others wait for.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ T = TypeVar("T")
 
 
 class Meets(Protocol):
-    """Ranks that meet, threads or processes."""
+    """The exchange among ranks, be they threads or processes."""
 
     @property
     def turn(self) -> AbstractContextManager[Any]:
-        """Held while a rank starts a program."""
+        """The lock that a rank holds while it starts a program."""
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
-        """What every rank brought, by rank: JSON values."""
+        """Give `value` as `rank`; returns every rank's value, JSON values, in the order of ranks."""
 
 
 def awaited(call: Callable[[], T]) -> T:
-    """What the call returns; it waits for a program with collectives, so for every rank that takes part in it."""
+    """Call `call`, which waits for a program with collectives and so for every rank in it; returns what it returns."""
     return call()
 
 
 class Turn:
-    """Held by one thread at a time."""
+    """A lock that one thread at a time holds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        """Wait for the one that holds it."""
+        """Wait until no thread holds it, then hold it."""
         self._lock.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -46,10 +46,7 @@ class Turn:
 
 
 class Meeting:
-    """For `size` threads. `turn` is held by one of them at a time.
-
-    A thread that cannot go on calls `leave`; the others then get threading.BrokenBarrierError, now or when they come.
-    """
+    """The exchange among `size` threads; one of them at a time holds `turn`."""
 
     def __init__(self, size: int) -> None:
         self.turn = Turn()
@@ -57,13 +54,17 @@ class Meeting:
         self._barrier = threading.Barrier(size)
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
-        """What every rank brought, by rank."""
+        """Give `value` as `rank`; returns every rank's value, in the order of ranks.
+
+        Raises:
+            threading.BrokenBarrierError: a thread has called `leave`.
+        """
         self._brought[rank] = value
         self._barrier.wait()
         everything = list(self._brought)
-        self._barrier.wait()  # nobody brings something new before all have taken this
+        self._barrier.wait()  # no rank writes its next value before all have read these
         return everything
 
     def leave(self) -> None:
-        """Let nobody wait for this thread."""
+        """End the exchange, for a thread that cannot continue: the others raise BrokenBarrierError."""
         self._barrier.abort()

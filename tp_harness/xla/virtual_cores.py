@@ -1,4 +1,4 @@
-"""Virtual cores: ranks as threads of this process, each with a device of its own."""
+"""Virtual cores: ranks as threads of this process, each with its own CPU device of torch-xla."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Entry = Callable[["XLAGroup", "XLADevice"], None]
 
 
 def environment(size: int) -> dict[str, str]:
-    """What torch-xla must find in the environment when it is imported, to offer `size` virtual cores.
+    """The environment variables that torch-xla needs when it is imported, to offer `size` virtual cores.
 
-    A collective blocks a thread of XLA's pool, which by default has one per processor: too few, and ranks that have
-    not arrived never get one. A program runs a few times only, so LLVM's optimisation, most of a compilation, is left
-    out; what the user's XLA_FLAGS say comes last and wins.
+    A collective blocks a thread of XLA's pool, which by default has one per processor: with too few, ranks that have
+    not arrived never get one. A program runs a few times only, so LLVM's optimisation, most of a compilation, is off;
+    the user's XLA_FLAGS come last and override it.
     """
     flags = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
     pool = str(max(8, 4 * size))
@@ -37,8 +37,9 @@ def environment(size: int) -> dict[str, str]:
 def _process_groups(size: int) -> Callable[[int], None]:
     """Give every thread a torch.distributed of its own, as torch's tests of collectives do.
 
-    Returns what joins the default group as a rank, for modules that call torch.distributed: torch-xla's "xla" backend,
-    which traces collectives into the program.
+    Returns:
+        A function of the rank that joins the default group, for modules that call torch.distributed. Its backend is
+        torch-xla's "xla", which traces collectives into the program.
     """
     import torch.distributed as dist  # noqa: PLC0415
 
@@ -49,7 +50,7 @@ def _process_groups(size: int) -> Callable[[int], None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The first rank that raised, and what."""
+    """The first rank that raised, and its exception."""
 
     rank: int
     error: Exception
@@ -57,12 +58,15 @@ class Failure:
 
 
 def run_on_cores(size: int, entry: Entry, begin: Callable[[int], None] = lambda rank: None) -> Failure | None:
-    """Call `entry` on `size` ranks and wait for all; imports torch-xla, whose world this process has from then on.
+    """Call `entry` on `size` ranks and wait for all; imports torch-xla, which fixes the number of ranks per process.
 
-    A rank that raises makes the others leave at their next meeting. Each first calls `begin` with its number.
+    A rank that raises ends the others at their next exchange. Each rank first calls `begin` with its number.
+
+    Returns:
+        The failure of the rank that raised first; None where none did.
     """
     os.environ.update(environment(size))
-    for name in _LAUNCHER:  # this process's own rank, which is none of theirs
+    for name in _LAUNCHER:  # the rank of this process, which is no rank of the job
         os.environ.pop(name, None)
     from .device import XLADevice  # noqa: PLC0415  (not before the environment is set)
     from .group import XLAGroup  # noqa: PLC0415
