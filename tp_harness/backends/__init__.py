@@ -18,7 +18,7 @@ __all__ = ["BACKENDS", "POLL_SECONDS", "Backend", "RunningJob", "Session", "choo
 def choose_backend(name: str) -> Backend:
     """The backend of that name; for "auto", neuron where there are NeuronCores that can be used, else gloo.
 
-    Where they are there and cannot be used, gloo says so with its verdicts.
+    Where NeuronCores exist but cannot be used, gloo's `blind_spots` say so.
 
     Raises:
         UsageError: an unknown name, or a backend that this machine cannot run; the message says why.

@@ -1,4 +1,4 @@
-"""What a backend is: a place where the ranks of a job run."""
+"""The interface of a backend, which runs the ranks of a job."""
 
 from __future__ import annotations
 
@@ -17,22 +17,29 @@ class RunningJob(Protocol):
     """A job whose ranks have been started."""
 
     def poll(self) -> LaunchOutcome | None:
-        """How it ended, or None while it goes on; does not block."""
+        """How it ended, or None while it runs; does not block."""
 
     def stop(self) -> LaunchOutcome:
-        """End it now, leaving nothing behind."""
+        """End every rank now; returns how the job ended."""
 
 
 class Session(Protocol):
-    """A backend made ready; leaving its `with` block ends every rank it started, and may happen more than once.
+    """A backend that is ready to start ranks; leaving its `with` block, perhaps more than once, ends all of them.
 
-    `starts_anew`: ranks that ended badly can be started again.
+    `starts_anew`: ranks that failed can be started again.
     """
 
     starts_anew: bool
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningJob:
-        """Start `tp` ranks that run the job file; each leaves its outputs in the job's folder."""
+        """Start `tp` ranks that run the job file and write their outputs into its folder.
+
+        Args:
+            job: the job file.
+            tp: number of ranks.
+            log_dir: folder of the ranks' logs.
+            timeout: seconds that each step may take.
+        """
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -44,7 +51,10 @@ class Session(Protocol):
 def run_to_end(
     session: Session, job: Job, *, log_dir: Path, timeout: float, poll_seconds: float = POLL_SECONDS
 ) -> LaunchOutcome:
-    """Start the ranks of a job and wait until they have ended, each step within `timeout` seconds."""
+    """Start the ranks of a job and wait until they have ended, each step within `timeout` seconds.
+
+    `poll_seconds` pass between two looks at them.
+    """
     running = session.start(job.write(), tp=job.tp, log_dir=log_dir, timeout=timeout)
     try:
         while (outcome := running.poll()) is None:
@@ -55,11 +65,12 @@ def run_to_end(
 
 
 class Backend(Protocol):
-    """A registry entry.
+    """An entry of the registry `BACKENDS`.
 
-    `blind_spots` says what this backend cannot see; it is printed with its verdicts. `owns_terminal`: its ranks may
-    talk to the user, as a debugger does, so nothing else is drawn there meanwhile. `process_group`: torch.distributed
-    has a default group in them. `weight_copies`: of their weights that ranks hold beside the mapped file.
+    `blind_spots`: the mistakes that this backend cannot see, printed with its verdicts. `owns_terminal`: its ranks may
+    use the terminal, as a debugger does, so nothing else is drawn there meanwhile. `process_group`: torch.distributed
+    has a default group in its ranks. `weight_copies`: how many copies of its weights a rank holds beside the mapped
+    file.
     """
 
     name: str
@@ -69,13 +80,13 @@ class Backend(Protocol):
 
     @property
     def blind_spots(self) -> str:
-        """One sentence."""
+        """The mistakes that it cannot see, one sentence."""
 
     def available(self) -> str | None:
-        """None, or the reason why this machine cannot run it."""
+        """The reason why this machine cannot run it; None where it can."""
 
     def open(self, degrees: tuple[int, ...] = ()) -> Session:
-        """Make ready to start ranks at these degrees. Called before anything is computed: a fork wants no threads.
+        """Make a session for these degrees (ranks). Called before anything is computed: a fork needs no threads.
 
         Raises:
             UsageError: a degree that this backend cannot run here.

@@ -25,7 +25,7 @@ MIN_START, MAX_START = 10.0, 60.0  # seconds in which all ranks must be connecte
 
 
 class GlooBackend:
-    """The default without Neuron devices. `unused`: why those that are here are not used, said with its verdicts."""
+    """The default without Neuron devices; `unused` is why the devices of this machine are not used, if it has any."""
 
     name = "gloo"
     owns_terminal = False
@@ -44,12 +44,12 @@ class GlooBackend:
         return "this build of torch has no gloo"
 
     def open(self, degrees: tuple[int, ...] = ()) -> GlooSession:
-        """Fork the process from which ranks descend."""
+        """Fork the process that forks the ranks; every degree can be run."""
         return GlooSession()
 
 
 class GlooSession:
-    """A launcher whose ranks run job files."""
+    """A session with a launcher, whose ranks run job files."""
 
     starts_anew = True
 
@@ -57,7 +57,7 @@ class GlooSession:
         self._launcher = RankLauncher.fork(rank_entry)
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningRanks:
-        """Start `tp` ranks on the job file, whose folder is also the run's working folder."""
+        """Start `tp` ranks on the job file, each step within `timeout` seconds; they work in the job's folder."""
         return self._launcher.start(
             str(job),
             size=tp,
@@ -75,7 +75,12 @@ class GlooSession:
 
 
 def rank_entry(argument: str, rank: int, size: int) -> None:
-    """What a rank executes once the default process group stands."""
+    """Run the job file `argument` as `rank` of `size`, in the default process group.
+
+    Raises:
+        RuntimeError: the group has another rank or size, or a breakpoint() found no terminal.
+        Exception: what `run_job` raises.
+    """
     save_memory()
     group = TorchGroup()
     if (group.rank, group.size) != (rank, size):
@@ -87,10 +92,10 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
 
 
 def save_memory() -> None:
-    """Give freed memory back at once: 32 ranks that keep 40 MB each are another copy of the weights.
+    """Return freed memory to the system at once: 40 MB kept in each of 32 ranks are as much as the weights.
 
-    oneDNN would cache a compiled primitive for every number of tokens an expert gets, none of which recurs. glibc
-    would raise its threshold for returning large blocks with each block it sees.
+    oneDNN would cache a compiled primitive for every number of tokens that an expert gets, and hardly reuse one. glibc
+    would raise its threshold for returning large blocks with each block that is freed.
     """
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none

@@ -1,7 +1,7 @@
 """Ranks as threads of this process that take turns: for breakpoints, for repeatable runs, and for many short ones.
 
-Bit for bit what the gloo backend computes. A breakpoint in a sharded module stops every rank, and `self.group.rank`
-says which one it is in.
+They compute the same bits as those of the gloo backend. A breakpoint in a sharded module stops every rank, and
+`self.group.rank` says which one it is in.
 
 Not covered: modules that call torch.distributed themselves; there is no process group here, only `current_group()`.
 """
@@ -28,7 +28,7 @@ JOIN_SECONDS = 5.0  # for ranks to notice that a run is over; one that computes 
 
 
 class LocalBackend:
-    """Never chosen by "auto": its ranks share one process, so that memory and crashes are not told apart."""
+    """The backend for debugging; "auto" never chooses it, because its ranks share one process's memory and crashes."""
 
     name = "local"
     blind_spots = "local cannot see what gloo cannot, nor races: its ranks take turns in one process"
@@ -37,16 +37,16 @@ class LocalBackend:
     weight_copies = 0
 
     def available(self) -> str | None:
-        """None: it needs threads alone."""
+        """None: every machine can run threads."""
         return None
 
     def open(self, degrees: tuple[int, ...] = ()) -> LocalSession:
-        """Nothing to prepare."""
+        """Make a session, without preparation; every degree can be run."""
         return LocalSession()
 
 
 class LocalSession:
-    """Starts runs, and ends those that go on when it is left."""
+    """Starts runs; leaving it ends those that still run."""
 
     starts_anew = True
 
@@ -54,7 +54,7 @@ class LocalSession:
         self._runs: list[LocalRun] = []
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> LocalRun:
-        """Start `tp` threads on the job file; what ranks print stays in this process's output."""
+        """Start `tp` threads on the job file, each step within `timeout` seconds; they share this process's output."""
         self._runs.append(LocalRun(job, tp, log_dir, timeout))
         return self._runs[-1]
 
@@ -83,7 +83,7 @@ class LocalRun:
             thread.start()
 
     def poll(self) -> LaunchOutcome | None:
-        """How it ended, or None while it goes on."""
+        """How it ended, or None while it runs."""
         if self._outcome is None and self._turns.over.is_set():
             self._outcome = self._end()
         elif self._outcome is None and time.monotonic() - self._step_began > self._timeout:
@@ -91,7 +91,7 @@ class LocalRun:
         return self._outcome
 
     def stop(self) -> LaunchOutcome:
-        """End it now. A rank that computes ends at its next collective, one that sleeps when this process does."""
+        """End the run. A rank that computes ends at its next collective, one that sleeps when this process ends."""
         outcome = self.poll()
         self._turns.abandon()
         for thread in self._threads:
@@ -117,7 +117,7 @@ class LocalRun:
             self._turns.fail(rank, told(error), "".join(traceback.format_exception(error)))
 
     def _begin(self, rank: int, step: str) -> None:
-        """The timeout holds for each step: it starts anew when the last rank begins one."""
+        """Note that a rank begins a step; the timeout, which holds for each step, restarts with the last rank."""
         self._steps[rank].append(step)
         if len(self._steps[rank]) == min(map(len, self._steps.values())):
             self._step_began = time.monotonic()
@@ -133,7 +133,7 @@ class LocalRun:
         )
 
     def _time_out(self) -> LaunchOutcome:
-        """The rank whose turn it is holds up all others, so its place in the code is the cause."""
+        """The outcome of a timeout: all ranks wait for the one whose turn it is, so its stack is the cause."""
         rank = self._turns.running
         stack = self._turns.stack(rank)
         self._log(rank, stack)

@@ -1,7 +1,7 @@
 """Ranks as threads that take turns: one runs until it enters a collective or returns, then the next one does.
 
-With one rank at a time a run is deterministic, a breakpoint stops everything, and a collective that some rank never
-enters is seen at once, because nobody is left to run. Sums are gloo's, bit for bit.
+With one rank at a time a run is deterministic, a breakpoint stops all ranks, and a collective that some rank never
+enters is found at once, because no rank can run. Sums have the same bits as gloo's.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RING_SEGMENT_BYTES = 1 << 20  # gloo's default for the largest piece that a ring
 
 
 class Abandoned(BaseException):
-    """Raised in ranks that wait when the run is over; no module's `except Exception` may swallow it."""
+    """The run is over: raised in ranks that wait. No `Exception`, so that no module catches it by accident."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What a rank brought to a collective; `detail` is its dimension or source rank."""
+    """One rank's part in a collective: its input, of any shape and dtype; `detail` is the dimension or source rank."""
 
     what: Collective
     tensor: torch.Tensor
@@ -38,7 +38,7 @@ class Call:
 
     @property
     def agreement(self) -> tuple[object, ...]:
-        """What must be the same on all ranks. Not the shape: like gloo, a sum only counts elements."""
+        """What must be the same on all ranks: of a sum, as in gloo, the number of elements and not the shape."""
         shape = self.what.shape if self.what.kind == "all_gather" else self.tensor.numel()
         return self.what.kind, shape, self.what.dtype, self.detail
 
@@ -47,7 +47,7 @@ Combine = Callable[[Sequence[Call]], list[torch.Tensor]]
 
 
 class Turns:
-    """Whose turn it is among `size` ranks, and what those that wait have brought."""
+    """Whose turn it is among `size` ranks, and the calls of those that wait."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -75,7 +75,16 @@ class Turns:
         self.running = rank
 
     def meet(self, rank: int, call: Call, combine: Combine) -> torch.Tensor:
-        """This rank's result of a collective; the last rank to come computes everybody's with `combine`."""
+        """Enter a collective and wait for this rank's result; the last rank to enter computes all with `combine`.
+
+        Args:
+            rank: who enters.
+            call: the rank's input, of any shape and dtype.
+            combine: all ranks' calls, in the order of ranks -> each rank's result, shaped as the collective says.
+
+        Raises:
+            Abandoned: the run is over, perhaps because the ranks' calls disagree.
+        """
         if self.over.is_set():
             raise Abandoned
         self._waiting[rank] = call
@@ -89,7 +98,7 @@ class Turns:
         return self._results[rank]
 
     def leave(self, rank: int) -> None:
-        """This rank has returned."""
+        """Note that this rank has returned, and let the next one run."""
         self.returned.add(rank)
         if len(self.returned) == self.size:
             self.over.set()
@@ -97,23 +106,23 @@ class Turns:
             self._pass_on(rank)
 
     def fail(self, rank: int, error: str, trace: str) -> None:
-        """This rank failed; the others end too."""
+        """Note that this rank failed, and end the others."""
         self.failure = self.failure or (rank, Report(time_ns=time.monotonic_ns(), error=error, traceback=trace))
         self.abandon()
 
     def abandon(self) -> None:
-        """End it: every rank that waits, or comes to wait, raises Abandoned."""
+        """End the run: every rank that waits, now or later, raises Abandoned."""
         self.over.set()
         for gate in self._gates:
             gate.release()
 
     def stack(self, rank: int) -> str:
-        """Where the rank is, innermost call last; empty when it has returned."""
+        """The stack of a rank as text, innermost call last; "" when it has returned."""
         frame = sys._current_frames().get(self._threads.get(rank, -1))
         return "".join(traceback.format_stack(frame)) if frame and rank not in self.returned else ""
 
     def _pass_on(self, rank: int) -> None:
-        """To the next rank that can run; if there is none, some wait for others that have returned."""
+        """Let the next rank run that can; if there is none, the run fails: some wait for others that returned."""
         others = [(rank + i) % self.size for i in range(1, self.size + 1)]
         able = [r for r in others if r not in self._waiting and r not in self.returned]
         if able:
@@ -141,7 +150,7 @@ class Turns:
 
 
 class LocalGroup(Group):
-    """One rank's side of the turns. How long a call takes says nothing: the others' turns lie in it."""
+    """One rank's collectives, by turns. They are not timed: the time of a call holds the other ranks' turns."""
 
     timed = False
     cpu_seconds = staticmethod(time.thread_time)
@@ -165,7 +174,7 @@ class LocalGroup(Group):
         return self._meet("all_gather", x, combine, dim)
 
     def _reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """gloo runs one ring per slice."""
+        """Sum each slice by itself, as gloo runs one ring per slice."""
 
         def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
             slices = zip(*(call.tensor.chunk(self.size, dim=dim) for call in calls), strict=True)
@@ -185,10 +194,16 @@ class LocalGroup(Group):
 
 
 def ring_sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of one flat tensor per rank, added in the order and rounded as often as by gloo's ring.
+    """The sum over ranks, added in the order and rounded as often as by gloo's ring (gloo/allreduce.cc, RING).
 
     The ring cuts the tensor into segments, at least two per rank and none above RING_SEGMENT_BYTES, all of the same
     rounded-up length. Rank k - 1 sends its segments of chunk k to rank k - 2, which adds its own, and so on to rank k.
+
+    Args:
+        parts: in the order of ranks; each (elements,), of one dtype.
+
+    Returns:
+        (elements,), in the same dtype.
     """
     size, count = len(parts), parts[0].numel()
     most = max(1, RING_SEGMENT_BYTES // parts[0].element_size())

@@ -1,10 +1,10 @@
 """Ranks as processes under torchrun, one per NeuronCore; one program for all, its collectives over NeuronLink.
 
-Every degree is a fresh tree of processes: the Neuron runtime has one world size per process, reads its environment
-once, and holds its cores until the process ends. This process never imports torch_xla.
+Every degree gets new processes: the Neuron runtime has one world size per process, reads its environment once, and
+holds its cores until the process ends. This process never imports torch_xla.
 
-With PJRT_DEVICE=CPU in the user's environment the same code runs without a device, to try it. Every process is a
-world of its own then, which its ranks notice at tp > 1.
+With PJRT_DEVICE=CPU in the user's environment the same code runs without a device, to try it. Every process is then
+a world of its own, and at tp > 1 its ranks raise an error.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class NeuronBackend:
 
     @property
     def blind_spots(self) -> str:
-        """What it cannot see."""
+        """The mistakes that it cannot see, one sentence."""
         if os.environ.get("PJRT_DEVICE") == "CPU":
             return "PJRT_DEVICE=CPU: no NeuronCore was touched; this tries the neuron backend's own code, at tp 1 alone"
         return "neuron sees these cores with this SDK; another compiler version may compile another program"
 
     def available(self) -> str | None:
-        """None where there are devices and the packages to use them, or where PJRT_DEVICE=CPU asks for neither."""
+        """None where there are devices and the packages to use them, or where PJRT_DEVICE=CPU needs neither."""
         return neuron_reason(read_machine(), read_python_packages(), os.environ)
 
     def open(self, degrees: tuple[int, ...] = ()) -> NeuronSession:
-        """Look at the devices.
+        """Read which devices there are, and check that every degree (ranks) has cores.
 
         Raises:
-            UsageError: a degree that Trn1, this instance or its free cores do not have; the message says what would.
+            UsageError: a degree that Trn1, this instance or its free cores cannot run; the message says what can.
         """
         session = NeuronSession(read_machine() if on_neuron(os.environ) else Machine())
         for tp in degrees:
@@ -68,18 +68,18 @@ class NeuronSession:
         self._running: list[RunningOnCores] = []
 
     def environment(self, tp: int) -> dict[str, str]:
-        """That of a job of `tp` ranks on the first cores that are free.
+        """The environment variables of a job of `tp` ranks on the first cores that are free.
 
         Raises:
-            UsageError: there are none, or the user's environment contradicts a verification.
+            UsageError: too few cores are free, or a variable of the user contradicts a verification.
         """
         return job_environment(os.environ, self.machine, tp)
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningOnCores:
-        """Start `tp` processes on the job file, each with a core of its own.
+        """Start `tp` processes on the job file, each on its own core, each step within `timeout` seconds.
 
         Raises:
-            UsageError: as `environment` does, if it changed since the session was opened.
+            UsageError: as `environment`, where devices or variables changed since the session was opened.
         """
         running = TorchrunRanks.start(
             RANK_MODULE,
@@ -103,23 +103,23 @@ class NeuronSession:
 
 
 class RunningOnCores:
-    """A run whose ending is told with what its ranks' logs say about Neuron."""
+    """A run whose outcome also holds what its ranks' logs say about Neuron."""
 
     def __init__(self, running: TorchrunRanks) -> None:
         self._running = running
 
     def poll(self) -> LaunchOutcome | None:
-        """How it ended, or None."""
+        """How it ended, or None while it runs."""
         outcome = self._running.poll()
         return outcome and with_advice(outcome, self._running.record.log_dir)
 
     def stop(self) -> LaunchOutcome:
-        """End it now."""
+        """End every rank now; returns how the run ended."""
         return self._running.stop()
 
 
 def with_advice(outcome: LaunchOutcome, log_dir: Path) -> LaunchOutcome:
-    """The outcome, with what the logs say about Neuron at the end of its message."""
+    """The outcome of a failed run, its message followed by advice on Neuron's errors in the ranks' logs."""
     if outcome.ok or outcome.kind == "stopped":
         return outcome
     ranks = sorted(range(outcome.size), key=lambda rank: (rank != outcome.failed_rank, rank))

@@ -1,7 +1,7 @@
 """The program of one rank of backend neuron: `python -m tp_harness.backends.neuron_rank`, started by torchrun.
 
-Its environment was computed before it started (neuron/environment.py); torch_xla is imported here and gives the process
-its one core out of NEURON_RT_VISIBLE_CORES.
+Its environment was computed before it started (neuron/environment.py); torch_xla, imported here, takes one core for the
+process out of NEURON_RT_VISIBLE_CORES.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from ..launch.torchrun_rank import be_rank
 from ..ranks.rank import run_job
 from ..xla.processes import join_cores
 
-UNLIMITED = timedelta(days=365)  # it is the launcher that keeps the time
+UNLIMITED = timedelta(days=365)  # the launcher has the timeout
 
 
 def rank_entry(argument: str, rank: int, size: int) -> None:
-    """Run the job on this process's core.
+    """Run the job file `argument` as `rank` of `size`, on this process's core.
 
     Raises:
-        RuntimeError: torch-xla sees another world than torchrun made.
+        RuntimeError: torch-xla sees another number of ranks than torchrun started.
+        Exception: what `run_job` raises.
     """
     store = dist.FileStore(str(Path(os.environ["TMPDIR"]) / "store-xla"), size)  # type: ignore[attr-defined]
     group, device, _ = join_cores(rank, size, store, UNLIMITED)

@@ -1,7 +1,7 @@
 """The ranks that torchrun has already started: rank 0 leads, the others follow.
 
-Used by launch/tp_test.py. Rank 0 runs the same flow as `tp-harness verify`; where that starts ranks, it tells the
-others which job file to run, runs it too, and goes on when all are done.
+Used by launch/tp_test.py. Rank 0 runs the same flow as `tp-harness verify`; where that starts ranks, it sends the
+others the path of the job file, runs it too, and continues when all are done.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Member:
 
     Args:
         group: its tensor-parallel group.
-        core: where it runs, for the record.
+        core: the name of the place where it runs, for reports.
         device: where modules run; None for the CPU.
-        orders: what rank 0 tells the others goes through it; they wait however long the leader judges.
-        end: where ranks meet when a job is done; a rank that never comes is noticed by this group's timeout. None for
-            the default group. Both are of CPU tensors.
+        orders: the group of rank 0's messages, without a timeout: the others wait however long rank 0 judges.
+        end: the group of the barrier at the end of a job, whose timeout finds a rank that never comes. None for the
+            default group. Both groups are of CPU tensors.
         siblings: the processes of all ranks, this one included.
     """
 
@@ -50,12 +50,23 @@ class Member:
     siblings: Siblings
 
     def take_part(self, job: Path, begin: Callable[[str], None] = lambda key: None) -> None:
-        """Run the job as one of its ranks; return when every rank has. `begin` is told each task's key."""
+        """Run the job as one of its ranks; return when every rank has. `begin` is called with each step's name.
+
+        Raises:
+            RuntimeError: gloo lost a rank, or waited for one longer than its timeout.
+            Exception: what `run_job` raises.
+        """
         run_job(job, self.group, core=self.core, device=self.device, begin=begin)
         dist.barrier(group=self.end)
 
     def tell(self, message: dict[str, Any] | None) -> dict[str, Any]:
-        """Rank 0's message, on all ranks. JSON in a tensor: nothing is pickled."""
+        """Broadcast rank 0's `message`, which the others pass None for; returns it on all ranks.
+
+        It travels as JSON in a uint8 tensor: nothing is pickled.
+
+        Raises:
+            RuntimeError: gloo lost a rank.
+        """
         text = json.dumps(message).encode() if message is not None else b""
         length = torch.tensor([len(text)])
         dist.broadcast(length, src=0, group=self.orders)
@@ -67,7 +78,7 @@ class Member:
         return received
 
     def follow(self) -> int:
-        """Every other rank's side: run jobs until rank 0 says with which code to exit."""
+        """Run jobs, on every rank but 0, until rank 0 sends an exit code; returns that code."""
         while True:
             message = self.tell(None)
             if "exit" in message:
@@ -76,7 +87,7 @@ class Member:
 
 
 class TorchrunBackend:
-    """Ranks like those of another backend, `kind`, which somebody else started."""
+    """A backend with the name and `blind_spots` of `kind`, whose ranks torchrun has started."""
 
     owns_terminal = False
     process_group = True
@@ -85,32 +96,38 @@ class TorchrunBackend:
     def __init__(self, kind: Backend, member: Member) -> None:
         self.name, self.blind_spots = kind.name, kind.blind_spots
         self.member = member
-        self.ended_by = ""  # the signal that torchrun has sent, as it does when a rank has failed
+        self.ended_by = ""  # the signal that torchrun sends when a rank has failed
 
     def note_signal(self, number: int, _frame: FrameType | None) -> None:
-        """A signal handler that changes nothing at once: a lost rank is noticed in the next collective anyway."""
+        """Handle a signal by noting its name: the next collective finds the lost rank."""
         self.ended_by = signal.Signals(number).name
 
     def available(self) -> str | None:
-        """None: the ranks are there."""
+        """None: the ranks run already."""
         return None
 
     def open(self, degrees: tuple[int, ...] = ()) -> TorchrunSession:
-        """Lead the other ranks."""
+        """Make the session of rank 0, which leads the other ranks."""
         return TorchrunSession(self)
 
 
 class TorchrunSession:
-    """Rank 0's side. A job has ended when `start` returns."""
+    """The session of rank 0. A job has ended when `start` returns."""
 
     starts_anew = False
 
     def __init__(self, backend: TorchrunBackend) -> None:
         self._backend, self._lost = backend, ""
-        self._task = ""  # the one that is run, or was the last
+        self._task = ""  # the step that runs, or ran last
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> FinishedJob:
-        """Run the job on all ranks; their output stays with torchrun, so `log_dir` remains empty."""
+        """Run the job on all `tp` ranks; torchrun has their output, so `log_dir` remains empty.
+
+        `timeout`, in seconds, is that of the group of `Member.end`; here messages name it.
+
+        Raises:
+            KeyboardInterrupt: torchrun has sent a signal before the job began.
+        """
         started, member = time.perf_counter(), self._backend.member
         if self._lost:
             message = f"not run, because torchrun starts no rank anew: {self._lost}"
@@ -144,7 +161,7 @@ class TorchrunSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing to end: the followers wait for the exit code."""
+        """End nothing: the other ranks wait for the exit code."""
 
 
 class FinishedJob:

@@ -1,4 +1,4 @@
-"""Where each virtual rank was when its process was made to say so: from the log of the process that holds them."""
+"""The stack of each virtual rank, from the log into which the process of all ranks was made to write its stacks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _OUTER = re.compile(
 
 
 def virtual_stacks(log: str, ranks: Iterable[tuple[int, int]]) -> dict[int, Stack]:
-    """By rank, the stack of each that had not returned; without what starts ranks.
+    """By rank, the stack of each that had not returned, without the frames that start ranks.
 
     Args:
-        log: of the process, with the stacks that were written last.
-        ranks: rank and identity of each of its threads that is one.
+        log: text of the process's log, which ends with its stacks.
+        ranks: of each thread that is a rank, the rank and the thread's identity.
     """
     threads = frames_by_thread(log)
     found = {}
@@ -31,7 +31,7 @@ def virtual_stacks(log: str, ranks: Iterable[tuple[int, int]]) -> dict[int, Stac
 
 
 def whereabouts(stacks: dict[int, Stack], size: int) -> str:
-    """Which ranks were still running, and which of them the others waited for."""
+    """A sentence on which of `size` ranks were still running, and which of them the others waited for."""
     missing = suspects(stacks)
     named = f"all {size} ranks" if len(stacks) == size > 1 else f"{name_ranks(stacks)} of {size}"
     text = f"{named} {'was' if len(stacks) == 1 else 'were'} still running"

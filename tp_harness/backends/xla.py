@@ -1,7 +1,7 @@
 """Ranks as virtual cores: threads of one process, one program compiled by XLA for all, its collectives between them.
 
-This is the way a model takes on Trn1, without Trn1. Every degree gets a process of its own, because torch-xla's world
-is fixed when it is imported; this process never imports it.
+Models are traced and compiled as for Trn1, on a CPU. Every degree gets a process of its own, because torch-xla fixes
+the number of ranks when it is imported; this process never imports it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class XLABackend:
     weight_copies = 3  # on the device, and cast by the program
 
     def available(self) -> str | None:
-        """None where torch-xla is installed; looking for it does not import it."""
+        """None where torch-xla is installed, which is not imported for that."""
         if importlib.util.find_spec("torch_xla") is None:
             return f"torch-xla is not installed in {sys.prefix}; {HOW}"
         return None
 
     def open(self, degrees: tuple[int, ...] = ()) -> XLASession:
-        """Fork the process from which the processes of all degrees descend."""
+        """Fork the process that forks one process per degree; every degree can be run."""
         return XLASession()
 
 
 class XLASession:
-    """A launcher of single processes, each holding all ranks of a degree."""
+    """A session with a launcher of single processes, each of which holds all ranks of a degree."""
 
     starts_anew = True
 
@@ -65,7 +65,7 @@ class XLASession:
         self._launcher = RankLauncher.fork(cores_entry)
 
     def start(self, job: Path, *, tp: int, log_dir: Path, timeout: float) -> RunningCores:
-        """Start a process with `tp` virtual cores on the job file; its log is rank0.log."""
+        """Start a process of `tp` virtual cores on the job file, each step within `timeout` seconds; log: rank0.log."""
         running = self._launcher.start(str(job), size=1, work_dir=job.parent, log_dir=log_dir, timeout=timeout)
         return RunningCores(running, tp, log_dir / "rank0.log")
 
@@ -77,23 +77,23 @@ class XLASession:
 
 
 class RunningCores:
-    """A running process, whose ending is told as that of its ranks."""
+    """A running process, whose outcome is rewritten as that of its ranks."""
 
     def __init__(self, running: RunningRanks, tp: int, log: Path) -> None:
         self._running, self._tp, self._log = running, tp, log
 
     def poll(self) -> LaunchOutcome | None:
-        """How it ended, or None."""
+        """How it ended, or None while it runs."""
         outcome = self._running.poll()
         return outcome and of_ranks(outcome, self._tp, self._log)
 
     def stop(self) -> LaunchOutcome:
-        """End it now."""
+        """End the process now; returns how the run ended."""
         return of_ranks(self._running.stop(), self._tp, self._log)
 
 
 def cores_entry(argument: str, _rank: int, _size: int) -> None:
-    """What the process executes: the job on as many virtual cores as its degree.
+    """Run the job file `argument` in this process, on as many virtual cores as its degree.
 
     Raises:
         ThreadError: a rank failed; its own exception is the cause.
@@ -118,7 +118,7 @@ def cores_entry(argument: str, _rank: int, _size: int) -> None:
 
 
 def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
-    """The ending of the process that held `tp` ranks, said of the ranks."""
+    """The outcome of the process that held `tp` ranks, rewritten as that of the ranks; `log` is the process's."""
     outcome = replace(outcome, size=tp, failed_rank=None, unfinished_ranks=())
     if outcome.kind == "ok":
         return replace(outcome, message=f"all {tp} ranks finished")
@@ -141,7 +141,7 @@ def of_ranks(outcome: LaunchOutcome, tp: int, log: Path) -> LaunchOutcome:
 
 
 def _lateness(outcome: LaunchOutcome, stacks: dict[int, Stack], tp: int) -> str:
-    """What did not finish, and where its ranks were."""
+    """A sentence on what did not finish, and where its ranks were."""
     if not stacks:
         unknown = "the process that holds all ranks was stopped by a signal, or did not say where they were"
         return f"{outcome.late}: {unknown}"
