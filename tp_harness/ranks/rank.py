@@ -120,7 +120,7 @@ class DtypeRunner:
         """Run locked to the oracle's routing; unlocked, where the job asks for it; and as many repeats as it says.
 
         Returns:
-            The tensors by key, those of LARGE_BYTES and more as files; and the report on the run.
+            The tensors by key, shapes and dtypes as in `locked`, large ones as files; and the report on the run.
 
         Raises:
             GraphFinding: a device's program that cannot run.
@@ -161,7 +161,7 @@ class DtypeRunner:
         return self._named("locked", outputs, routed.tensors) | tapped
 
     def unlocked(self) -> dict[TensorKey, torch.Tensor]:
-        """Run a forward with the module's own routing: outputs and router tensors as in `locked`, no taps."""
+        """Run a forward with the module's own routing: shapes and dtypes as in `locked`, without taps."""
         self.restore()
         with routing(self.module, self.case.routers) as routed:
             outputs = self.call()
@@ -222,7 +222,7 @@ class DtypeRunner:
 
 
 def as_tuple(outputs: object) -> Tensors:
-    """A module's outputs as a tuple of the same tensors, whether it returns one or several; None is left out.
+    """A module's outputs, of any shape and dtype, as a tuple, whether it returns one or several; None is left out.
 
     Raises:
         TypeError: something in `outputs` is neither a tensor nor None.
