@@ -21,7 +21,7 @@ REDUCE_BYTES = 2  # the published rows ran in 16 bits
 
 @dataclass(frozen=True, kw_only=True)
 class FitRow:
-    """A published row and what the model says; `left_out_ms` is fitted without any row of the same model."""
+    """A published row beside the model's milliseconds; `left_out_ms` is fitted without any row of the same model."""
 
     row: PublishedRow
     measured_ms: float
@@ -30,17 +30,21 @@ class FitRow:
 
     @property
     def error(self) -> float:
-        """Model over measured, less 1."""
+        """Relative error, model / measured - 1, as a fraction."""
         return self.model_ms / self.measured_ms - 1
 
     @property
     def left_out_error(self) -> float | None:
-        """The same of a fit that had not seen this model."""
+        """Relative error, as a fraction, of the fit without this model's rows; None where no such fit was made."""
         return None if self.left_out_ms is None else self.left_out_ms / self.measured_ms - 1
 
 
 def fit_decode(rows: Sequence[PublishedRow] = ROWS) -> tuple[float, float, float]:
-    """HBM bytes/s of weights, HBM bytes/s of the cache, and seconds per reduction: least squares on relative errors."""
+    """Fit the published times per token: least squares on relative errors.
+
+    Returns:
+        HBM bytes/s for weights, HBM bytes/s for the cache, both per core, and seconds per reduction.
+    """
     works = [_work(row, _decode_step(row)) for row in rows]
     columns = [[_streamed(work), work.cache_bytes, len(work.messages)] for work in works]
     measured = [row.tpot_ms * 1e-3 for row in rows]
@@ -49,7 +53,11 @@ def fit_decode(rows: Sequence[PublishedRow] = ROWS) -> tuple[float, float, float
 
 
 def fit_prefill(rows: Sequence[PublishedRow] = ROWS) -> tuple[float, float]:
-    """Compute efficiency and seconds per attention score, with the constants of fit_decode as they stand."""
+    """Fit the published times to the first token, with the constants of `fit_decode` fixed.
+
+    Returns:
+        Compute efficiency as a fraction of the peak, and seconds per attention score and core.
+    """
     works = [_work(row, prefill(1, row.prompt)) for row in rows]
     columns = [[work.flops / CORE_FLOPS.value, work.scores] for work in works]
     measured = [row.ttft_ms * 1e-3 for row in rows]
@@ -58,7 +66,7 @@ def fit_prefill(rows: Sequence[PublishedRow] = ROWS) -> tuple[float, float]:
 
 
 def prefill_with_start() -> tuple[float, list[float]]:
-    """Seconds per prompt, whatever its length, if such a term were fitted too; and each row's error with it."""
+    """Fit a constant time per prompt too: its seconds, and each row's relative error with it."""
     works = [_work(row, prefill(1, row.prompt)) for row in ROWS]
     columns = [[work.flops / CORE_FLOPS.value, work.scores, 1.0] for work in works]
     measured, known = [row.ttft_ms * 1e-3 for row in ROWS], [_streaming_and_link(work) for work in works]
@@ -69,7 +77,7 @@ def prefill_with_start() -> tuple[float, list[float]]:
 
 
 def decode_fit() -> tuple[FitRow, ...]:
-    """Every published row's time per token against the model's."""
+    """Every published row with the model's time per token, in milliseconds."""
     return tuple(
         FitRow(
             row=row,
@@ -82,7 +90,7 @@ def decode_fit() -> tuple[FitRow, ...]:
 
 
 def prefill_fit() -> tuple[FitRow, ...]:
-    """Every published row's time to the first token against the model's."""
+    """Every published row with the model's time to the first token, in milliseconds."""
     return tuple(
         FitRow(row=row, measured_ms=row.ttft_ms, model_ms=1e3 * _terms(row, prefill(1, row.prompt)).seconds)
         for row in ROWS
@@ -117,18 +125,18 @@ def _streamed(work: Work) -> float:
 
 
 def _compute_and_payload(work: Work) -> float:
-    """Seconds of a decode step that fit_decode leaves alone: about 1 %."""
+    """Seconds of a decode step that fit_decode does not fit: about 1 %."""
     times = terms(work, TP, Collectives())
     return times.compute_s + times.link_s - len(work.messages) * latency(TP)
 
 
 def _streaming_and_link(work: Work) -> float:
-    """Seconds of a prefill that fit_prefill leaves alone."""
+    """Seconds of a prefill that fit_prefill does not fit."""
     return terms(replace(work, flops=0.0, scores=0.0), TP, Collectives()).seconds
 
 
 def _least_squares(columns: list[list[float]], measured: list[float], known: list[float]) -> tuple[float, ...]:
-    """Coefficients of the columns that, with what is known, come nearest to `measured` by squared relative errors."""
+    """Coefficients with the least squared relative errors of `columns` times coefficients plus `known`, in seconds."""
     import numpy as np  # noqa: PLC0415  (only calibration needs it)
 
     unit = np.array(measured)

@@ -26,7 +26,7 @@ class Table:
     source: str
 
     def seconds(self, size: float) -> float:
-        """Linear between neighbours; below the smallest its time, above the largest its bandwidth."""
+        """Seconds for `size` bytes: linear between points; below the smallest its time, above the largest its rate."""
         below = [point for point in self.points if point[0] <= size]
         above = [point for point in self.points if point[0] > size]
         if not below:
@@ -44,7 +44,10 @@ class Collectives:
     measured: tuple[Table, ...] = ()
 
     def seconds(self, message: Message, tp: int) -> float:
-        """Time of one message over `tp` ranks, in seconds."""
+        """Seconds of one message over `tp` ranks.
+
+        latency(tp) + passes (tp - 1) / tp x bytes / link rate: the cost of a ring, as nccom-test's bus bandwidth.
+        """
         gathers = message.kind == "all_gather"
         size = message.bytes * (tp if gathers else 1)  # nccom-test counts a gather's output
         for table in self.measured:
@@ -55,7 +58,7 @@ class Collectives:
 
 
 def latency(tp: int) -> float:
-    """Seconds of a small message: the fitted boundary at tp 32, elsewhere in proportion to the published samples.
+    """Seconds of a small message over `tp` ranks: fitted at 32, elsewhere in proportion to the published samples.
 
     Between the samples at 2 and 32 ranks it grows with log2(ranks).
     """
@@ -66,7 +69,7 @@ def latency(tp: int) -> float:
 
 
 def read_nccom(paths: Iterable[Path]) -> Collectives:
-    """Tables from files that `nccom-test --report-to-json-file` wrote, one operation and rank count each.
+    """Read files that `nccom-test --report-to-json-file` wrote, one operation and rank count each.
 
     Raises:
         UsageError: a file that cannot be read or is no such report, or two of the same operation and rank count.
@@ -81,7 +84,7 @@ def read_nccom(paths: Iterable[Path]) -> Collectives:
 
 
 def parse_nccom(report: Any, *, source: str) -> Table:
-    """The table of one report. The file names neither operation nor ranks; busbw / algbw gives both.
+    """The table of one report, in bytes and seconds. It names neither operation nor ranks; busbw / algbw gives both.
 
     That ratio is 2 (r - 1) / r for an all-reduce and (r - 1) / r for an all-gather (nccom-test guide, "Bus bandwidth
     calculation"), so that a ratio below 1 is a gather and from 1 on a reduction.
@@ -110,7 +113,7 @@ def parse_nccom(report: Any, *, source: str) -> Table:
 def _operation(ratios: set[float]) -> tuple[str, int]:
     """Kind and ranks; 0 ranks when the ratios say neither."""
     ratio = max(ratios)
-    if max(ratios) - min(ratios) > 1e-3 or not 0.5 <= ratio < 2:  # outside, no formula holds
+    if max(ratios) - min(ratios) > 1e-3 or not 0.5 <= ratio < 2:  # outside, neither formula holds
         return "", 0
     kind, ranks = ("all_reduce", 2 / (2 - ratio)) if ratio >= 1 else ("all_gather", 1 / (1 - ratio))
     return (kind, round(ranks)) if abs(ranks - round(ranks)) < 0.02 * ranks else ("", 0)

@@ -56,7 +56,7 @@ A report of `{HOW}`
 
 
 def page() -> str:
-    """The whole page."""
+    """The page as Markdown."""
     parts = [HEAD, _constants().markdown(), "", "## Fit", "", _fit_text(), ""]
     for title, rows in (("Time per token", decode_fit()), ("Time to the first token", prefill_fit())):
         table = fit_table(title, rows)
@@ -102,7 +102,7 @@ def _errors(rows: Sequence[FitRow]) -> str:
 
 
 def _start() -> str:
-    """What a further term would do for the time to the first token, and why it is not used."""
+    """A sentence on how a further term would change the time to the first token, and why it is not used."""
     start, errors = prefill_with_start()
     return f"""\
 Short prompts take longer than the model says. A term of its own for every prompt, \
@@ -117,7 +117,7 @@ def _spread(errors: Sequence[float]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page to the given file, or to docs/ of the working folder."""
+    """Write the page to the file `argv[0]`, by default docs/trn1-model.md; returns exit code 0."""
     path = Path(argv[0]) if argv else PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(), encoding="utf-8")

@@ -16,10 +16,10 @@ SCORE_TENSORS = 2  # unfused attention holds the scores and their softmax
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentRow:
-    """One component (an even, windowed layer) in one step at one degree; times in s, sizes per rank.
+    """One component (layer 0) in one step at one degree; per rank, in floating-point operations, bytes and seconds.
 
-    `flops_ratio` and `weights_ratio` are the sums over all ranks over degree 1's: what exceeds 1 is done or held
-    more than once.
+    `flops_ratio` and `weights_ratio` are the sum over all ranks divided by degree 1's value: what exceeds 1 is computed
+    or held more than once.
     """
 
     component: str
@@ -37,15 +37,15 @@ class ComponentRow:
 
     @property
     def seconds(self) -> float:
-        """Compute, HBM and NeuronLink, added."""
+        """Seconds in compute, HBM and NeuronLink, added (see roofline.py)."""
         return self.compute_s + self.hbm_s + self.link_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRow:
-    """Bytes on each core: weights (of them `replicated` beyond an even share), cache, largest activations.
+    """Bytes on each core: weights, those of them beyond an even share (`replicated`), cache, and workspace.
 
-    The largest activations are the scores of one row's prefill.
+    The workspace is that of the largest activations, the scores of one row's prefill.
     """
 
     storage: str
@@ -57,12 +57,12 @@ class MemoryRow:
 
     @property
     def total_bytes(self) -> float:
-        """All of it."""
+        """Bytes of weights, cache and workspace."""
         return self.weight_bytes + self.cache_bytes + self.workspace_bytes
 
     @property
     def fits(self) -> bool:
-        """Within the core's HBM."""
+        """Whether the total is within the core's HBM."""
         return self.total_bytes <= CORE_BYTES.value
 
 
@@ -86,7 +86,7 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Everything modelled of one model, for one batch and sequence."""
+    """All tables of one model, for `batch` rows of `seq` tokens; the price in USD."""
 
     model: str
     batch: int
@@ -109,7 +109,17 @@ def predict(
     collectives: Collectives | None = None,
     price_per_hour: float = PRICE.value,
 ) -> Prediction:
-    """Model `config` at these degrees; `seq` is the prompt of the prefill and the cache of the decode step."""
+    """Model `config` at these degrees.
+
+    Args:
+        config: the dimensions of the model.
+        name: of the model, for the tables.
+        degrees: numbers of ranks.
+        batch: rows.
+        seq: tokens in the prompt of the prefill, and in the cache of the decode step.
+        collectives: measured times; None takes the published samples.
+        price_per_hour: USD for a trn1.32xlarge.
+    """
     collectives = collectives or Collectives()
     steps = {"prefill": prefill(batch, seq), "decode": decode(batch, seq)}
     memory = tuple(_memory(Place(config=config, tp=tp, step=steps["prefill"], storage=storage))
@@ -133,7 +143,7 @@ def predict(
 
 
 def _notes(config: Decoder, degrees: tuple[int, ...]) -> tuple[str, ...]:
-    """What the tables assume of this model."""
+    """The assumptions of the tables on this model."""
     notes = ["mxfp4: packed weights are read and unpacked for nothing; NeuronCore-v2 has no 4-bit operands"]
     kv_heads = config.num_key_value_heads
     packed = family_of(config).weight_notes(config, degrees)
@@ -214,5 +224,5 @@ def _at_degree_1(place: Place) -> Place:
 
 
 def _ratio(total: float, alone: float) -> float:
-    """1 where there is nothing."""
+    """`total` over `alone`; 1 where there is nothing."""
     return total / alone if alone else 1.0

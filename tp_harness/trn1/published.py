@@ -14,7 +14,7 @@ TP = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One row: P50 latencies in ms; `seq` is the longest sequence, `prompt` the tokens whose TTFT was taken."""
+    """One row: P50 latencies in ms; `seq` is the longest sequence and `prompt` the prompt of the TTFT, in tokens."""
 
     model: str
     weights: str
@@ -71,7 +71,7 @@ class DenseModel:
     experts_per_token: int = 1
 
     def window(self, layer_idx: int, /) -> int:
-        """None of them has a sliding window in these rows."""
+        """The sliding window of a layer in tokens: 0, none has one in these rows."""
         del layer_idx
         return 0
 

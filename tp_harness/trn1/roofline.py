@@ -1,7 +1,7 @@
 """Seconds of one step on Trn1: compute, HBM and NeuronLink, added.
 
-Added and not overlapped, because that is what the published rows fit: their time per token is that of the bytes plus
-a constant per reduction.
+The terms are added, not overlapped, because the published rows fit a sum: their time per token is that of the bytes
+plus a constant per reduction. Rates are those of constants.py, with their sources.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Terms:
     """Seconds in matrix products, in memory traffic, and in collectives.
 
     `link_high_s` is the collectives' time if the fitted cost per reduction were the same at every degree, tp 1
-    included: the published rows, all of tp 32, cannot tell how much of it shrinks.
+    included: the published rows, all of tp 32, do not show how much of it shrinks with the degree.
     """
 
     compute_s: float
@@ -28,12 +28,12 @@ class Terms:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Seconds of all terms."""
         return self.compute_s + self.hbm_s + self.link_s
 
     @property
     def seconds_high(self) -> float:
-        """All of it, with the higher link time."""
+        """Seconds of all terms, with `link_high_s` for the collectives."""
         return self.compute_s + self.hbm_s + self.link_high_s
 
     @property
@@ -44,7 +44,7 @@ class Terms:
 
 
 def terms(work: Work, tp: int, collectives: Collectives) -> Terms:
-    """The time of `work` on each of `tp` cores."""
+    """Seconds that `work` takes on each of `tp` cores."""
     times = [collectives.seconds(message, tp) for message in work.messages] or [0.0] * work.boundaries
     return Terms(
         compute_s=work.flops / (CORE_FLOPS.value * COMPUTE_EFFICIENCY.value),

@@ -24,7 +24,7 @@ def tables(prediction: Prediction) -> tuple[TextTable, ...]:
 
 
 def components_table(prediction: Prediction, phase: str) -> TextTable:
-    """Time per component and degree, with the letter of the largest term."""
+    """Milliseconds per component and degree of one phase, with the letter of the largest term."""
     rows = [row for row in prediction.components if row.phase == phase]
     return TextTable(
         title=f"{phase}, {_sizes(prediction)}: ms, with the largest term: C compute, H HBM, L NeuronLink ({MODELLED})",
@@ -34,7 +34,7 @@ def components_table(prediction: Prediction, phase: str) -> TextTable:
 
 
 def ratios_table(prediction: Prediction) -> TextTable:
-    """Sums over ranks over degree 1's: matrix products of the prefill, and weights."""
+    """Sums over ranks divided by degree 1's values: operations of the prefill, and weights."""
     rows = [row for row in prediction.components if row.phase == "prefill"]
     return TextTable(
         title=f"sum over ranks / tp 1: operations / weights ({MODELLED})",
@@ -44,7 +44,7 @@ def ratios_table(prediction: Prediction) -> TextTable:
 
 
 def memory_table(prediction: Prediction) -> TextTable:
-    """GiB per core against what a core has."""
+    """GiB per core, beside the HBM of a core."""
     return TextTable(
         title=f"GiB per core, of {CORE_BYTES.value / 2**30:.0f} ({MODELLED})",
         headers=("stored", "tp", "weights", "replicated", "cache", "activations", "total", "fits"),
@@ -57,7 +57,7 @@ def memory_table(prediction: Prediction) -> TextTable:
 
 
 def tokens_table(prediction: Prediction) -> TextTable:
-    """Latency and price."""
+    """Milliseconds per token, and USD per million tokens."""
     return TextTable(
         title=f"ms to the first and per further token, price of 1M tokens; {_sizes(prediction)} ({MODELLED})",
         headers=("stored", "tp", "first ms", "token ms", "at most", "replicas", "USD per 1M"),
@@ -70,7 +70,7 @@ def tokens_table(prediction: Prediction) -> TextTable:
 
 
 def fit_table(title: str, rows: Sequence[FitRow]) -> TextTable:
-    """Published rows against the model."""
+    """Published rows beside the model's milliseconds, with relative errors."""
     left_out = any(row.left_out_error is not None for row in rows)
     headers = ("published row: model, weights, sequence (prompt)", "published ms", "model ms", "error")
     return TextTable(
@@ -85,13 +85,13 @@ def fit_table(title: str, rows: Sequence[FitRow]) -> TextTable:
 
 
 def terminal(prediction: Prediction) -> RenderableType:
-    """Everything, for a terminal; it begins with what it is."""
+    """All tables for a terminal, under a line that says that they are modelled."""
     head = Text(f"{prediction.model} on Trn1: {MODELLED}", style="bold yellow")
     return Group(head, *(table.terminal() for table in tables(prediction)), *(Text(n) for n in ending(prediction)))
 
 
 def ending(prediction: Prediction) -> tuple[str, ...]:
-    """What the numbers rest on."""
+    """The lines below the tables: notes, and the sources of the numbers."""
     collectives = prediction.measured_collectives or ("published samples of nccom-test (give your own with --nccom)",)
     return (
         *(f"note: {note}" for note in prediction.notes),

@@ -1,7 +1,8 @@
-"""What one rank has to do: operations, bytes of weights, cache and activations, and messages, per component.
+"""The work of one rank: operations, bytes of weights, cache and activations, and messages, per component.
 
 Pure arithmetic on the config's numbers; a test holds it equal to what ranks of real runs record and to what torch's
-flop counter counts. Sizes that a degree does not divide are rounded up, as a padded model would hold them.
+flop counter counts: 2 m n k operations for a product of (m, k) and (k, n). Sizes that a degree does not divide are
+rounded up, as a padded model would hold them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Decoder: TypeAlias = Any
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How weights are stored: bytes per weight, and the block along the intermediate size that stays whole."""
+    """How weights are stored: bytes per weight, and how many along the intermediate size form one uncut block."""
 
     name: str
     dense_bytes: float
@@ -39,7 +40,7 @@ STORAGES = {storage.name: storage for storage in (BF16, MXFP4, INT8)}
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One pass: `new` tokens in each of `batch` rows, that see `context` positions; logits for `logits` tokens."""
+    """One forward: `new` tokens in each of `batch` rows attend to `context` positions; logits for `logits` tokens."""
 
     batch: int
     new: int
@@ -48,17 +49,17 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """All new tokens."""
+        """The number of new tokens in all rows."""
         return self.batch * self.new
 
 
 def prefill(batch: int, seq: int) -> Step:
-    """The prompt at once; of its logits only each row's last are needed."""
+    """The step of `seq` prompt tokens in each of `batch` rows at once; only each row's last logits are needed."""
     return Step(batch=batch, new=seq, context=seq, logits=batch)
 
 
 def decode(batch: int, seq: int) -> Step:
-    """One token per row, with `seq` positions in the cache."""
+    """The step of one token in each of `batch` rows, with `seq` positions in the cache."""
     return Step(batch=batch, new=1, context=seq, logits=batch)
 
 
@@ -72,11 +73,12 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one rank does in one step.
+    """The work of one rank in one step.
 
-    `flops` are those of matrix products. `weight_bytes` are held, `read_bytes` of them are read (experts that no
-    token chose are not). `cache_bytes` are keys and values of earlier tokens. `scores` are attention scores of a
-    prefill. `boundaries` counts the places where a rank waits for the others, also at tp 1, where `messages` is empty.
+    `flops`: floating-point operations of matrix products. Bytes: `weight_bytes` are held, of which `read_bytes` are
+    read (experts that no token chose are not); `cache_bytes` are keys and values of earlier tokens. `scores` counts
+    attention scores of a prefill, `boundaries` the places where a rank waits for the others, also at tp 1, where
+    `messages` is empty.
     """
 
     flops: float = 0.0
@@ -89,13 +91,13 @@ class Work:
     boundaries: int = 0
 
     def __add__(self, other: Work) -> Work:
-        """Both, one after the other."""
+        """The sum of both, one after the other."""
         return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A rank of `tp` that computes `step`; `reduce_bytes` per element that is added over the ranks."""
+    """A rank of `tp` that computes `step`; an element that is summed over ranks has `reduce_bytes` bytes."""
 
     config: Decoder
     tp: int
@@ -104,22 +106,25 @@ class Place:
     reduce_bytes: int = REDUCE_BYTES
 
     def share(self, size: int) -> int:
-        """A rank's part of a size, rounded up."""
+        """A rank's part of `size` elements, rounded up."""
         return -(-size // self.tp)
 
     def reduction(self) -> tuple[Message, ...]:
-        """The all-reduce of hidden states."""
+        """The all-reduce of hidden states (tokens, hidden); none at tp 1."""
         size = self.step.tokens * self.config.hidden_size * self.reduce_bytes
         return (Message(kind="all_reduce", bytes=size),) if self.tp > 1 else ()
 
 
 def touched_experts(config: Decoder, tokens: int) -> float:
-    """Expected number of different experts that `tokens` choose, if choices are independent and even."""
+    """Expected number of experts that `tokens` tokens choose: E (1 - (1 - k / E)^tokens).
+
+    By linearity of expectation, for tokens that choose k of E experts independently and with equal chances.
+    """
     return config.num_experts * (1 - (1 - config.experts_per_token / config.num_experts) ** tokens)
 
 
 def rmsnorm(place: Place, layer: int = 0) -> Work:
-    """Replicated; reads and writes every token."""
+    """RMSNorm: replicated; reads and writes every token."""
     del layer
     hidden = place.config.hidden_size
     return Work(
@@ -130,14 +135,14 @@ def rmsnorm(place: Place, layer: int = 0) -> Work:
 
 
 def rope(place: Place, layer: int = 0) -> Work:
-    """Rotates the query and key heads of the rank; its table is no weight."""
+    """Rotary embedding of the rank's query and key heads; its table counts as no weight."""
     del layer
     heads = sum(_heads(place))
     return Work(activation_bytes=2 * place.step.tokens * heads * place.config.head_dim * ACTIVATION_BYTES)
 
 
 def attention(place: Place, layer: int) -> Work:
-    """Norm, fused QKV projection, scores over the context, output projection, one reduction."""
+    """Attention: norm, fused QKV projection, scores over the context, output projection, one reduction."""
     c, step = place.config, place.step
     (queries, kv_heads), hidden = _heads(place), c.hidden_size
     rows, width = (queries + 2 * kv_heads) * c.head_dim, queries * c.head_dim
@@ -156,7 +161,7 @@ def attention(place: Place, layer: int) -> Work:
 
 
 def mlp(place: Place, layer: int = 0) -> Work:
-    """Norm, router (replicated), the chosen experts' slices, one reduction, the down biases (replicated)."""
+    """Experts: norm, router (replicated), the chosen experts' slices, one reduction, down biases (replicated)."""
     del layer
     c, tokens, dense = place.config, place.step.tokens, place.storage.dense_bytes
     hidden, experts = c.hidden_size, c.num_experts
@@ -176,12 +181,12 @@ def mlp(place: Place, layer: int = 0) -> Work:
 
 
 def transformer_block(place: Place, layer: int) -> Work:
-    """One layer."""
+    """One layer: attention and experts."""
     return attention(place, layer) + mlp(place, layer)
 
 
 def embedding(place: Place, layer: int = 0) -> Work:
-    """Rows of the table for every token, made whole by one reduction."""
+    """Embedding: a row of the rank's part of the table for every token, then one reduction."""
     del layer
     c, tokens = place.config, place.step.tokens
     row = c.hidden_size * ACTIVATION_BYTES
@@ -219,12 +224,12 @@ def transformer(place: Place, layer: int = 0) -> Work:
 
 
 def cache_bytes_per_token(place: Place) -> int:
-    """Keys and values of one position in one layer, on one rank."""
+    """Bytes of the keys and values of one position in one layer, on one rank."""
     return 2 * _heads(place)[1] * place.config.head_dim * ACTIVATION_BYTES
 
 
 def cache_bytes(place: Place) -> int:
-    """Keys and values that a rank keeps after `step.context` positions, all layers; windowed ones keep their window."""
+    """Bytes of keys and values on a rank after `step.context` positions, all layers; windowed ones keep the window."""
     layers = range(place.config.num_hidden_layers)
     positions = sum(_window(place.config, layer, place.step.context) for layer in layers)
     return place.step.batch * positions * cache_bytes_per_token(place)
@@ -236,7 +241,7 @@ def _heads(place: Place) -> tuple[int, int]:
 
 
 def _context(config: Decoder, step: Step, layer: int) -> int:
-    """Positions that scores are computed for: plain attention computes those it masks, a cache keeps the window."""
+    """Positions that scores are computed for: in a prefill all, masked ones too; in a decode those in the cache."""
     return step.context if step.new > 1 else _window(config, layer, step.context)
 
 
