@@ -1,1 +1,1 @@
-"""What is made before any rank starts: Cases, weights, inputs, the oracle, and whether there is room."""
+"""The preparation of a run before any rank starts: Cases, weights, inputs, the oracle, and a check of free memory."""

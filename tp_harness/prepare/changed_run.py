@@ -1,4 +1,4 @@
-"""The single-core reference run with something in it changed, for a mistake that would give the same numbers."""
+"""Runs of the single-core reference with something changed, to reproduce the numbers of a mistake."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ def run_with(
     watched: AbstractContextManager[object] | None = None,
     given: Callable[[str, torch.Tensor], object] | None = None,
 ) -> ReferenceRun:
-    """The single-core reference in a dtype with something changed, with the oracle's routing and all taps.
+    """Run the single-core reference with something changed, with the oracle's routing and all taps.
 
     Args:
-        tapped: the reference, and what it is called with.
-        case: whose reference it is.
-        dtype: of the run.
-        tensors: other values of parameters and buffers, by name.
-        outputs: what becomes of the output of a submodule, by name.
+        tapped: the reference, and its inputs.
+        case: the case of the reference.
+        dtype: of the run, for example "float32".
+        tensors: by name, other values of parameters and buffers, of the same shapes and dtypes.
+        outputs: by name, a function from a submodule's output to its replacement.
         watched: entered while the reference runs.
-        given: told the name and the first input of every submodule that is called.
+        given: called with the name of every submodule and its first input, any shape, if that is floating-point.
+
+    Returns:
+        Outputs of the same shapes as the oracle's, and their taps, in `dtype`.
+
+    Raises:
+        KeyError: a name in `tensors` that the reference does not have.
+        AttributeError: a name in `outputs` that it does not have.
     """
     locks = locks_of(case, tapped.oracle)
 
@@ -54,7 +61,7 @@ def run_with(
 
 @contextmanager
 def _holding(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let parameters and buffers have other values meanwhile."""
+    """Replace the values of parameters and buffers inside the block."""
     held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
     before = {name: held[name].data for name in tensors}
     try:

@@ -1,7 +1,7 @@
-"""Where the control of a user's case can be put in: every parameter and buffer of every rank, or else the inputs.
+"""The places for the control fault of a user's case: parameters and buffers of every rank, or else the inputs.
 
-What the plan cuts comes first, and if there is a parameter among it, alone: a run in which no fault of a sharded
-parameter shows says nothing of the sharding, whatever the others show.
+If the plan cuts a parameter, the cut parameters are the only places: a run in which no fault of a sharded parameter
+shows says nothing about the sharding, whatever faults of other tensors show.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..faults.fault import EVERY
 from ..faults.generic import INPUT
 from ..parallel.placements import Placement, Replicate
 
-Place = tuple[str, int]  # a parameter, a buffer or "input 0", and whose: a rank, or EVERY for a replica's on all ranks
+Place = tuple[str, int]  # a parameter, a buffer or "input 0", and its rank, or EVERY for a replica on all ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Of a user's case.
+    """The places of a user's case.
 
     Args:
-        placed: by degree, the placement of every parameter and buffer.
+        placed: by degree (ranks), the placement of every parameter and buffer.
         fixed: the buffers' names.
         inputs: the placement of each input.
-        flat: of each input that is the same number everywhere in every draw, a sentence that says so.
-        blind: every input is one of these, so that no permutation of tokens or features could show.
+        flat: a sentence for each input whose elements are all equal in every draw.
+        blind: every input is flat, so that no permutation of tokens or features could show.
     """
 
     placed: Mapping[int, Mapping[str, Placement]] = field(default_factory=dict)
@@ -42,11 +42,11 @@ class Places:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of inputs that are flat; where all are, the verdict says so."""
+        """A note on each flat input; none where all inputs are flat, because the verdict says so."""
         return () if self.blind else tuple(f"{said}: an exchange of its elements is unseen" for said in self.flat)
 
     def sharded(self, tp: int) -> tuple[str, ...]:
-        """The parameters that are cut."""
+        """The names of the parameters that are cut over `tp` ranks."""
         return tuple(
             name
             for name, placement in self.placed.get(tp, {}).items()
@@ -54,7 +54,7 @@ class Places:
         )
 
     def drawn(self, tp: int, source: Random) -> list[Place]:
-        """All places at a degree, in the order in which they are tried: each name once before any comes again."""
+        """All places at a degree of `tp` ranks, in a random order: each name once before any comes again."""
         placed = self.placed.get(tp, {})
         cut = self.sharded(tp)
         own = {name: placed[name] for name in cut} if cut else placed
@@ -75,7 +75,14 @@ def places_of(
     placed: Mapping[int, Mapping[str, Placement]],
     draws: Sequence[Sequence[torch.Tensor]],
 ) -> Places:
-    """The places of a case, whose tensors are `specs`, placed like that at each degree, given these inputs per draw."""
+    """The places of a case.
+
+    Args:
+        case: the user's.
+        specs: of all tensors that it loads.
+        placed: by degree, the placement of every parameter and buffer.
+        draws: the full inputs of each draw, at least one; any shape and dtype.
+    """
     flat, blind = flat_inputs(draws)
     return Places(
         placed=placed,
@@ -87,7 +94,7 @@ def places_of(
 
 
 def flat_inputs(draws: Sequence[Sequence[torch.Tensor]]) -> tuple[tuple[str, ...], bool]:
-    """What `Places.flat` and `Places.blind` are, of the full inputs of each draw."""
+    """`Places.flat` and `Places.blind` for the full inputs (any shape and dtype) of each draw."""
     said, seen = [], 0
     for i, of_draws in enumerate(zip(*draws, strict=True)):
         whole = [x for x in of_draws if x.numel() > 1]

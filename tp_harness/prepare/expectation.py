@@ -1,4 +1,4 @@
-"""What a task must give, and the inputs it is given: the oracle at once, and what else a verdict may ask for."""
+"""The inputs and expected outputs of a task: the oracle's run at once, other reference runs when they are needed."""
 
 from __future__ import annotations
 
@@ -27,46 +27,46 @@ from .oracle import ReferenceRun, Tapped, locks_of, make_reference, run_referenc
 from .random_weights import generator
 from .unreached_parameters import differ, idle
 
-NEARBY = 8  # inputs at which a single-core error that scatters is measured again
+NEARBY = 8  # nearby inputs at which a single-core error that scatters is measured again
 
 Pairs = tuple[tuple[ReferenceRun, ReferenceRun], ...]  # oracle and baseline
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """What a task is compared with; all but the oracle, whose routing ranks need, is computed when it is asked for."""
+    """The reference runs of a task; all but the oracle's, whose routing ranks need, are computed at first use."""
 
     cases: Mapping[str, Case]  # by dtype
     reference: nn.Module  # holds the weights
-    inputs: Tensors  # the full ones, rounded to bfloat16
+    inputs: Tensors  # full, any shape; floating-point ones float32, rounded to bfloat16
     oracle: ReferenceRun
     seed: int
-    key: str  # the task's
-    random: bool = False  # whether the reference draws numbers, and so gives other outputs when it is run again
-    kept: dict[str, Tapped] | None = None  # where runs with taps, which are large, are kept by dtype; None keeps none
-    first_of: tuple[Expectation, int, int] | None = None  # what it is the first tokens of; see `first`
+    key: str  # the task's key
+    random: bool = False  # the reference draws random numbers, and gives other outputs when it is run again
+    kept: dict[str, Tapped] | None = None  # by dtype, the runs with taps, which are large; None keeps none
+    first_of: tuple[Expectation, int, int] | None = None  # the Expectation, tokens and rows that `first` made this of
     _nearby: dict[str, Pairs] = field(default_factory=dict, init=False)
 
     @property
     def case(self) -> Case:
-        """In the first dtype."""
+        """The case in the first dtype of the run."""
         return next(iter(self.cases.values()))
 
     @property
     def locks(self) -> dict[str, Lock]:
-        """What every router shall choose."""
+        """What every router shall choose, by tap name; see `locks_of`."""
         return locks_of(self.case, self.oracle)
 
     @cached_property
     def baselines(self) -> Mapping[str, ReferenceRun]:
-        """By dtype the reference with the oracle's routing."""
+        """By dtype, the single-core reference's run in it with the oracle's routing."""
         if self.first_of:
             whole, tokens, batch = self.first_of
             return {dtype: run.first(tokens, batch) for dtype, run in whole.baselines.items()}
         return {dtype: self._run(dtype) for dtype in self.cases}
 
     def run_tapped(self, dtype: str) -> Tapped:
-        """Oracle and baseline with every tap; called after a mismatch only."""
+        """Run oracle (float64) and baseline (`dtype`) with every tap; called after a mismatch only."""
         if self.kept is not None and dtype in self.kept:
             return self.kept[dtype]
         exact = run_reference(self.case, self.reference, self.inputs, torch.float64, self.locks, taps=True)
@@ -77,7 +77,7 @@ class Expectation:
         return tapped
 
     def run_nearby(self, dtype: str) -> Pairs:
-        """Oracle and baseline at inputs near the task's."""
+        """Run oracle (float64) and baseline (`dtype`) at NEARBY inputs near the task's; () for a control's `first`."""
         if self.first_of:
             return ()
         if dtype not in self._nearby:
@@ -85,11 +85,14 @@ class Expectation:
         return self._nearby[dtype]
 
     def run_idle(self) -> Mapping[str, torch.Tensor]:
-        """Which parameters the inputs do not reach; see unreached_parameters.py."""
+        """By parameter, the places that change no output: bool, of shape (places,); see `unreached_parameters.idle`."""
         return idle(self.case, self.reference, self.inputs)
 
     def first(self, tokens: int, batch: int) -> Expectation:
-        """Of the first tokens of each row, and of nothing nearby: a control's fault is given no benefit of a doubt."""
+        """The expectation of the first `tokens` of each of `batch` rows, for a control.
+
+        It has no runs at nearby inputs: they widen limits, and a control's fault has to exceed the narrow ones.
+        """
         return replace(self, oracle=self.oracle.first(tokens, batch), first_of=(self, tokens, batch))
 
     def _run(self, dtype: str, *, taps: bool = False) -> ReferenceRun:
@@ -103,9 +106,14 @@ class Expectation:
 
 
 def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:
-    """Compute what a task must give, and write the inputs file that its ranks read.
+    """Compute the oracle of a task, and write the inputs file that its ranks read.
 
-    Every input is rounded to bfloat16 first, so that all dtypes are given the same numbers.
+    Floating-point inputs are rounded to bfloat16 and stored as float32, so that all dtypes get the same numbers.
+
+    Raises:
+        UsageError: `inputs` of the case returns no tensors, or nan, or other numbers for the same generator; or the
+            reference is no module.
+        Exception: whatever the case's functions raise.
     """
     # nothing here depends on the degree
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
@@ -129,7 +137,7 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
 
 
 def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[ReferenceRun, bool]:
-    """The float64 run, and whether numbers that were drawn in it make another run a different one."""
+    """The float64 run, and whether the reference draws random numbers, so that another run differs."""
     before = _sources()
     oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
     if before == _sources():
@@ -139,7 +147,7 @@ def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[Referenc
 
 
 def _sources() -> tuple[bytes, ...]:
-    """The states of what numbers are drawn from where nobody says from what: torch's, NumPy's and Python's own."""
+    """The states of the global random generators of torch, NumPy and Python."""
     of_others = (pickle.dumps(state) for state in (np.random.get_state(), random.getstate()))
     return (torch.get_rng_state().numpy().tobytes(), *of_others)
 
@@ -155,7 +163,7 @@ def _drawn(case: Case, source: torch.Generator) -> Tensors:
     """The inputs as the case makes them.
 
     Raises:
-        UsageError: they are no tuple of tensors.
+        UsageError: they are no tuple of tensors, or hold nan.
     """
     with doing(f"inputs of {case.name}, called with a torch.Generator,"):
         inputs = case.inputs(source)

@@ -1,4 +1,4 @@
-"""What every degree of a run shares: targets, weights on disk, inputs, and what must come out."""
+"""The material that all degrees of a run share: targets, weights on disk, inputs, and expected outputs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Target:
     tasks: tuple[Task, ...]
 
     def by_dtype(self, dtypes: tuple[str, ...]) -> tuple[Target, ...]:
-        """A target for each dtype, so that what fails in one takes no verdict of another with it."""
+        """A target for each dtype, so that a failure in one dtype leaves the verdicts of others."""
         return tuple(replace(self, tasks=tuple(replace(task, dtype=dtype) for task in self.tasks)) for dtype in dtypes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """The weights of each draw, what each task must give, and the folder that ranks read and write."""
+    """The weights of each draw, the expectation of each task, and the folder that ranks read and write."""
 
     options: Resolved
     subject: Subject
@@ -42,15 +42,15 @@ class Material:
     folder: Path
     own: OwnCase | None = None
     places: Places = field(default_factory=Places)
-    notes: tuple[str, ...] = ()  # what a reader of the verdicts should know of the weights and inputs
+    notes: tuple[str, ...] = ()  # on weights and inputs, for the reader of the verdicts
 
     def notes_in(self, count: int) -> tuple[str, ...]:
-        """The notes as a run of so many materials has them: of several Cases each says its name."""
+        """The notes as a run of `count` materials prints them: with several, each begins with its Case's name."""
         name = f"{self.own.label}: " if self.own and count > 1 else ""
         return tuple(name + note for note in self.notes)
 
     def job(self, tp: int, targets: tuple[Target, ...]) -> Job:
-        """What the ranks of one degree are to do."""
+        """The job of the `tp` ranks of one degree: every task of the targets."""
         return Job(
             tp=tp,
             subject=self.subject,
@@ -64,12 +64,12 @@ class Material:
         )
 
     def expectation(self, task: Task) -> Expectation:
-        """What a task must give."""
+        """The expectation of a task, on the tokens that it is run on."""
         whole = self.expectations[task.clean]
         return whole.first(task.tokens, self.options.batch) if task.tokens else whole
 
     def blank(self, task: Task, tp: int, dtype: str, *, backend: str, log_dir: Path | str = "") -> Result:
-        """The result of a task that is not judged yet."""
+        """The result of a task on `tp` ranks before it is judged: SKIPPED, "not judged"."""
         component, layer = (self.own.label, self.own.layer) if self.own else (task.component, task.layer)
         return Result(
             component=component,
@@ -87,10 +87,10 @@ class Material:
         )
 
     def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:
-        """The same tasks once more, with the intermediate tensors written down."""
+        """The job that runs tasks again on `tp` ranks, and writes down the intermediate tensors."""
         return replace(self.job(tp, ()), tasks=tasks, unlocked=False, taps=True, repeats=0)
 
 
 def _after_one(tp: int) -> tuple[bool, int]:
-    """Orders degrees for the unlocked run: it is reported, not judged, and the cheapest real degree shows it."""
+    """The sort key by which the unlocked run, which is reported and not judged, gets the least degree above 1."""
     return tp == 1, tp

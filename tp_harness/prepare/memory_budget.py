@@ -1,7 +1,7 @@
 """Whether a run fits into this machine, estimated before any rank starts: memory, and room for the run's folder.
 
-The estimate is of what cannot be given back while it is in use: results of a forward, matrices cast to a wider dtype,
-and what ranks leave for the verdict. Mapped weights on a disk take no memory that the system could not have back.
+The estimate counts what the system cannot reclaim while it is in use: results of a forward, matrices cast to a wider
+dtype, and the ranks' outputs. Weights that are mapped from a disk can be reclaimed and do not count.
 
 Not covered: modules of a user's case, whose size is not known here; a device's own memory.
 """
@@ -29,22 +29,22 @@ ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
 
 @dataclass(frozen=True, kw_only=True)
 class Free:
-    """Bytes that can be had: of memory (None where the system does not say), and in each place for a folder."""
+    """Free bytes: of memory (None where the system does not say), and in each place for a folder."""
 
     memory: int | None
     places: dict[Path, int]
 
     @classmethod
     def here(cls, places: Iterable[Path]) -> Free:
-        """On this machine, now."""
+        """The free bytes of this machine, now."""
         return cls(memory=available_memory(), places={place: shutil.disk_usage(place).free for place in places})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes that a run needs: in its folder, and of memory beside it where it needs most, which `where` names.
+    """Bytes that a run needs: in its folder, and the most memory beside it, in the phase that `where` names.
 
-    `at_worst`: in its folder if no two ranks give the same bits where all should.
+    `at_worst`: in its folder, if no two ranks give the same bits where all should.
     """
 
     folder: int
@@ -54,7 +54,7 @@ class Need:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that new programs can have without swapping, no more than a container's limit leaves; None: not known."""
+    """Bytes that new programs can use without swapping, at most what a container's limit leaves; None: not known."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) << 10
@@ -68,7 +68,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path(
 
 
 def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int, str]:
-    """The most memory that a run of built-in components takes at once beside its folder, and where.
+    """The most bytes of memory that a run of built-in components takes at once beside its folder, and in which phase.
 
     `copied` gives the bytes of a component's weights that the ranks of a degree copy together.
     """
@@ -89,12 +89,15 @@ def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int
 
 
 def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None) -> str:
-    """Why every intermediate tensor of a component cannot be written down at a degree, if so; "" where it can."""
+    """Why `free` bytes are too few for all intermediate tensors of a component on `tp` ranks; "" where they suffice.
+
+    A user's Case and an unknown `free` (None) are never refused.
+    """
     model, family = options.model, family_of(options.model)
     layers = (options.depth or model.num_hidden_layers) if component == family.whole else 1
 
     def of_one(ranks: int, width: int) -> int:
-        """What one of so many ranks keeps."""
+        """Bytes that one of `ranks` keeps, with `width` bytes per number."""
         tapped = layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
         return width * tapped + family.working_bytes(model, component, (options.batch, options.seq), ranks, width)
 
@@ -108,13 +111,13 @@ def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None)
 def need_of(
     options: Resolved, specs: Iterable[TensorSpec], stored: Callable[[TensorSpec], int], *, copies: int
 ) -> Need:
-    """What a run needs.
+    """The bytes that a run needs.
 
     Args:
         options: of the run.
-        specs: the weights of all its targets.
+        specs: the weights of all its targets, with their full shapes and stored dtypes.
         stored: bytes of a weight in the run's folder.
-        copies: how many of its weights the ranks of a degree hold as copies of their own, 0 where they map them.
+        copies: how many copies of its weights each rank holds beside the mapped file.
     """
     specs = [spec for spec in specs if _has(options, spec.name)]
     folder = SMALL_FILES + sum(map(stored, specs))
@@ -136,7 +139,7 @@ def need_of(
 
 
 def _has(options: Resolved, name: str) -> bool:
-    """Whether the run has a weight: one of a layer that the transformer is run with, or that another target is of."""
+    """Whether the run loads a weight: one of a layer that the whole model is run with, or of another target's layer."""
     family = family_of(options.model)
     whole = any(component == family.whole for component, _ in options.targets)
     depth, layer = (options.depth or options.model.num_hidden_layers) if whole else 0, family.layer_of(name)
@@ -144,10 +147,10 @@ def _has(options: Resolved, name: str) -> bool:
 
 
 def place_for(options: Resolved, need: Callable[[Resolved], Need], free: Free) -> Path:
-    """The first place for the run's folder where all of it fits; one in shared memory takes of the memory too.
+    """The first place for the run's folder where all of it fits; in shared memory, the folder counts as memory too.
 
     Raises:
-        UsageError: none; the sentence holds what is needed, what is free, and what would fit.
+        UsageError: no place has room, or memory is short; the message says the GiB needed and free, and what would fit.
     """
     needed = need(options)
     place = _fitting(needed, free)
@@ -169,7 +172,7 @@ _LAST_ADVICE = "choose other components with --component, or fewer --draws"
 
 
 def _smaller(options: Resolved) -> Iterator[tuple[str, Resolved]]:
-    """Smaller runs in the order in which they give up less, each with the advice to choose it."""
+    """Smaller runs, the least reduced first, each with the options that ask for it."""
     if options.case:
         return
     all_layers = options.depth or options.model.num_hidden_layers

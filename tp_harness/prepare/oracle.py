@@ -25,8 +25,9 @@ from ..ranks.rank import as_tuple
 class ReferenceRun:
     """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
 
-    `rules`: by which scores, as a tap name, and among which groups each router chose; `unlocked` the routers that went
-    on with another choice than the one they were locked to.
+    Outputs and `taps` have any shape and the run's dtype; in `routing`, scores and logits are (tokens, experts) and a
+    choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its groups;
+    `unlocked`: the routers that continued with another choice than the one they were locked to.
     """
 
     outputs: Tensors
@@ -36,7 +37,10 @@ class ReferenceRun:
     unlocked: tuple[str, ...] = ()
 
     def first(self, tokens: int, batch: int) -> ReferenceRun:
-        """What a run on the first tokens of each row gives, where tokens do not see later ones; taps stay behind."""
+        """The run on the first `tokens` of each of `batch` rows, where no token depends on later ones; without taps.
+
+        Outputs become (batch, tokens, ...), router tensors (batch * tokens, ...).
+        """
         return ReferenceRun(
             outputs=tuple(of_rows(output, tokens) for output in self.outputs),
             routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
@@ -46,7 +50,7 @@ class ReferenceRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Tapped:
-    """The oracle and the single-core reference in one dtype, with every tap; and what they were computed from."""
+    """The oracle and the single-core run in one dtype, with every tap, and the reference and inputs of both."""
 
     reference: nn.Module
     inputs: Tensors
@@ -55,17 +59,26 @@ class Tapped:
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> ReferenceRun:
-    """The single-core reference in a dtype, with its own routing."""
+    """Run the single-core reference in a dtype ("float32") with its own routing, without taps."""
     return run_reference(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
-    """Name, full shape and stored dtype of everything the case loads."""
+    """Name, full shape and stored dtype of every tensor that the case loads.
+
+    Raises:
+        UsageError: as `make_reference`.
+    """
     return specs_of(case, make_reference(case))
 
 
 def make_reference(case: Case) -> nn.Module:
-    """The single-core module, its parameters not loaded."""
+    """Make the single-core module; its parameters, of full shapes, are not loaded yet.
+
+    Raises:
+        UsageError: `reference` of the case makes something else than a module.
+        Exception: whatever it raises.
+    """
     with doing(f"reference of {case.name}, called without arguments,"):
         module = case.make(case.reference)
     if not isinstance(module, nn.Module):
@@ -74,7 +87,7 @@ def make_reference(case: Case) -> nn.Module:
 
 
 def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
-    """`parameter_specs` of a reference that is there."""
+    """Name, full shape and stored dtype of every tensor that the case loads into the reference `module`."""
     first_names = {parameter: name for name, parameter in module.named_parameters()}
     learned = {
         name: first_names[parameter]
@@ -104,16 +117,21 @@ def run_reference(
     taps: bool = False,
     within: Callable[[nn.Module], AbstractContextManager[object]] = lambda _module: nullcontext(),
 ) -> ReferenceRun:
-    """One run in a dtype.
+    """Run the reference once in a dtype.
 
     Args:
-        case: whose reference it is.
-        reference: holds the weights; it is cast as the case says.
-        inputs: floating-point ones are cast.
+        case: the case of the reference.
+        reference: holds the weights; a copy is cast as the case says.
+        inputs: full, any shape; floating-point ones are cast to `dtype`.
         dtype: of the run.
-        locks: what each router shall choose; None leaves it its own choice.
+        locks: what each router shall choose, by tap name; None leaves each its own choice.
         taps: record the tensors that the case names.
-        within: gives what is entered while the cast reference runs.
+        within: (cast reference) -> a context that is entered while it runs.
+
+    Raises:
+        UsageError: a router whose choice in float64 is not the top k of its scores.
+        TypeError: the reference returns something else than tensors.
+        Exception: whatever the reference raises.
     """
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with doing(called):
@@ -136,6 +154,6 @@ def run_reference(
 
 
 def locks_of(case: Case, oracle: ReferenceRun) -> dict[str, Lock]:
-    """What every router shall choose."""
+    """The oracle's choice of each router, (tokens, k), integers, as a Lock, by the tap name of the choice."""
     experts = {router.name: oracle.routing[oracle.rules[router.name][0]].shape[-1] for router in case.routers}
     return {router.chosen: Lock(oracle.routing[router.chosen], experts[router.name]) for router in case.routers}

@@ -1,4 +1,4 @@
-"""The Cases of a user that a run verifies: which ones `--case` names, and what each is called in its results."""
+"""The Cases of a user that a run verifies: those that `--case` names, each with its name in results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..models import families
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCase:
-    """One Case: `FILE.py:NAME`, what its rows are called, and the number beside that."""
+    """One Case: `FILE.py:NAME`, and the label and layer of its results."""
 
     spec: str
     sha256: str  # of the text of its file
@@ -30,11 +30,15 @@ class OwnCase:
 
     @property
     def file(self) -> str:
-        """Where it stands."""
+        """The path of its file."""
         return self.spec.rpartition(":")[0]
 
     def check_init(self, options: Resolved, specs: Sequence[TensorSpec]) -> None:
-        """Refuse an --init that changes none of the Case's weights."""
+        """Refuse an --init that changes none of the Case's weights.
+
+        Raises:
+            UsageError: --init is tied, and none of the `specs` is a router's weight or bias.
+        """
         ends = [end for family in families() for end in family.router]
         if options.init == "tied" and not any(spec.name.endswith(tuple(ends)) for spec in specs):
             raise UsageError(
@@ -43,7 +47,11 @@ class OwnCase:
             )
 
     def check_kernels(self, options: Resolved, module: nn.Module) -> None:
-        """Refuse --kernels nki for a sharded module of which no part has a kernel."""
+        """Have the parts of a sharded module that have a kernel run by it, in place, where --kernels is nki.
+
+        Raises:
+            UsageError: no part of the module has a kernel.
+        """
         if options.kernels == "nki" and not any([family.use_kernels(module) for family in families()]):
             raise UsageError(f"--kernels is nki, and no part of {self.label} has such a kernel; leave it out.")
 
@@ -77,7 +85,7 @@ def own_cases(specs: Sequence[str]) -> tuple[OwnCase, ...]:
 
 
 def named(cases: Iterable[OwnCase]) -> dict[str, Any]:
-    """Options of a run that say which Case each name of its results stands for."""
+    """The options `case` and `targets` of a run of these Cases: each FILE.py:NAME, and its label and layer."""
     cases = tuple(cases)
     return {"case": tuple(own.spec for own in cases), "targets": tuple((own.label, own.layer) for own in cases)}
 
@@ -92,7 +100,7 @@ def with_cases_named(options: Resolved) -> Resolved:
 
 
 def log_suffix(specs: Sequence[str], spec: str) -> str:
-    """What tells the logs of several Cases apart: the Python name, with a number where two have the same."""
+    """The suffix that tells the logs of several Cases apart: the Python name, numbered where two have the same."""
     names = [each.rpartition(":")[2] for each in specs]
     name = spec.rpartition(":")[2]
     if len(names) == 1:
@@ -101,7 +109,11 @@ def log_suffix(specs: Sequence[str], spec: str) -> str:
 
 
 def _cases_of(path: Path) -> dict[str, Case]:
-    """The Cases of a file by name; of several names for one the first, and none that begins with an underscore."""
+    """The Cases of a file by their first names, without names that begin with an underscore.
+
+    Raises:
+        UsageError: the file has no Case, or cannot be run.
+    """
     cases: dict[str, Case] = {}
     for name, value in vars(run_file(path)).items():
         if isinstance(value, Case) and not name.startswith("_") and all(value is not case for case in cases.values()):
@@ -112,7 +124,10 @@ def _cases_of(path: Path) -> dict[str, Case]:
 
 
 def _refuse_strangers(path: Path) -> None:
-    """Python gives a file the modules that one of another folder has imported by the names of its neighbours."""
+    """Refuse a file whose neighbour has the name of a module that a Case file of another folder has imported.
+
+    Python would give the file that module instead of its neighbour.
+    """
     folder = path.resolve().parent
     for name, module in list(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "")
@@ -124,4 +139,4 @@ def _refuse_strangers(path: Path) -> None:
     _FOLDERS.add(folder)
 
 
-_FOLDERS: set[Path] = set()  # of all files of Cases that this process has run
+_FOLDERS: set[Path] = set()  # the folders of all Case files that this process has run

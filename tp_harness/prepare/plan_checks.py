@@ -1,4 +1,4 @@
-"""What is checked of every target before any rank starts: its plan at every degree, its inputs and its outputs."""
+"""The checks of every target before any rank starts: its plan at every degree, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .own_cases import OwnCase
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The tensors of a target whose modules were built and whose parameters were placed at every degree."""
+    """The tensors of a target, after its modules were built and its parameters placed at every degree (ranks)."""
 
     specs: tuple[TensorSpec, ...]
     placed: Mapping[int, Mapping[str, Placement]]  # by degree, every parameter and buffer
-    unrehearsed: Mapping[int, str]  # by degree, why no module could be made before the ranks, which check the same
+    unrehearsed: Mapping[int, str]  # by degree, why no module could be made here; the ranks check the same
 
 
 def check_target(
@@ -63,10 +63,10 @@ def check_target(
 
 
 def check_placements(options: Resolved, subject: Subject, task: Task, expectation: Expectation) -> None:
-    """Inputs and outputs divide at every degree; a rank or the verdict would stumble over one that does not.
+    """Check that inputs and outputs can be judged, and divide at every degree as the case places them.
 
     Raises:
-        UsageError: one does not, an output cannot be judged, or there are more or fewer than the case places.
+        UsageError: one does not divide, an output is not floating-point, or the case places more or fewer outputs.
     """
     inputs, outputs = expectation.inputs, expectation.oracle.outputs
     for tp in options.degrees:

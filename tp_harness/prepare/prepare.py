@@ -1,4 +1,4 @@
-"""What is prepared before any rank starts: cases that hold, weights on disk, inputs, and what must come out.
+"""Preparing a run before any rank starts: checked cases, weights on disk, inputs, and expected outputs.
 
 All built-in components of a run are prepared together, each Case of a user by itself.
 """
@@ -47,17 +47,17 @@ from .unreached_parameters import notes as idle_notes
 
 
 def prepare(options: Resolved, *, copies: int, process_group: bool) -> tuple[Preparation, ...]:
-    """One preparation for all built-in components of a run, or one for each Case.
+    """One preparation for all built-in components of a run, or one for each Case; arguments as of `prepare_one`.
 
     Raises:
-        UsageError: what `prepare_one` raises; of several Cases, what each of them does.
+        UsageError: as `prepare_one`; with several Cases, the message holds that of each.
     """
     if not options.case:
         return (prepare_one(options, copies=copies, process_group=process_group),)
     found: list[Preparation] = []
-    refused: dict[tuple[str, str], list[str]] = {}  # by what is wrong, and whose name that begins with, the Cases
+    refused: dict[tuple[str, str], list[str]] = {}  # by message and by the name that it begins with, the Cases
     cases = own_cases(options.case)
-    if options.targets != (OWN,):  # of a run that several hosts share, which named all of its Cases
+    if options.targets != (OWN,):  # the first of several hosts has named all Cases
         cases = tuple(
             replace(own, label=label, layer=layer) for own, (label, layer) in zip(cases, options.targets, strict=True)
         )
@@ -84,9 +84,9 @@ def prepare_one(
 
     Args:
         options: of the run.
-        copies: how many of their weights the ranks of a degree copy.
-        process_group: whether torch.distributed has a default group in them.
-        own: the user's Case that it is about; None finds the one that `options` name.
+        copies: how many copies of its weights each rank holds beside the mapped file.
+        process_group: whether torch.distributed has a default group in the ranks.
+        own: the user's Case to prepare; None finds the one that `options` name.
 
     Raises:
         UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
@@ -123,27 +123,27 @@ def prepare_one(
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """Checked options, of which `material` makes what ranks and verdicts need."""
+    """Checked options; `material` computes from them what ranks and verdicts need."""
 
     options: Resolved
     subject: Subject
     targets: tuple[Target, ...]
-    own: OwnCase | None  # the user's Case that it is about
-    copies: int  # of their weights, by the ranks of a degree
+    own: OwnCase | None  # the user's Case, None for built-in components
+    copies: int  # of its weights that each rank holds
     specs: tuple[TensorSpec, ...]  # all tensors
     placed: Mapping[int, Mapping[str, Placement]]  # of a user's Case, as `Checked` has it, and so is `unrehearsed`
     unrehearsed: Mapping[int, str]
     given: Checkpoint | None  # the user's
-    translation: Translation | None  # of its names, where they are no public ones
+    translation: Translation | None  # of its names to public ones, where it has others
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder that goes with the run: in shared memory where there is room, else in the temporary folder.
+        """A folder that is deleted after the run: in shared memory where there is room, else in the temporary folder.
 
-        A disk would start to write weights back that live for seconds.
+        On a disk the system would write back weights that are needed for seconds.
 
         Raises:
-            UsageError: neither has room, or the run needs more memory than there is.
+            UsageError: neither has room, or the run needs more memory than is free.
         """
         places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
         sweep(places)
@@ -151,7 +151,7 @@ class Preparation:
             yield folder
 
     def need(self, options: Resolved) -> Need:
-        """What this run needs, or one that is smaller in its options."""
+        """The bytes that this run needs with `options`, which may ask for a smaller run."""
         if self.given:
             files = int(self.translation is not None)
             return need_of(options, self.specs, lambda spec: files * spec.bytes, copies=self.copies)
@@ -163,7 +163,14 @@ class Preparation:
         return need_of(options, self.specs, stored, copies=self.copies)
 
     def material(self, folder: Path, progress: Progress) -> Material:
-        """Write weights and inputs into `folder` and compute what every task must give."""
+        """Write weights and inputs into `folder`, and compute the oracle of every task.
+
+        `progress` is called with the name of each step.
+
+        Raises:
+            UsageError: the folder is full, the checkpoint lacks a tensor or has one of another shape, or the user's
+                reference or inputs raise or cannot be judged.
+        """
         progress("weights")
         with self._full_said(folder):
             checkpoints = self._checkpoints(folder)
@@ -178,7 +185,7 @@ class Preparation:
         )
         job = material.job(1, self.targets)
         expectations: dict[Task, Expectation] = {}
-        unreached: dict[str, torch.Tensor] = {}  # of an own module, what the inputs of no draw reach
+        unreached: dict[str, torch.Tensor] = {}  # of a user's module, the places that the inputs of no draw reach
         for task in job.tasks:
             progress(f"reference of {self.subject.called(task)}, draw {task.draw}")
             with blamed_on(self.own.file if self.own else ""):
@@ -201,7 +208,7 @@ class Preparation:
 
     @contextmanager
     def _full_said(self, folder: Path) -> Iterator[None]:
-        """Say that there was room, and no longer is, as a UsageError."""
+        """Raise a UsageError instead of the OSError of a full disk or quota."""
         try:
             yield
         except OSError as error:

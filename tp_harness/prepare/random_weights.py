@@ -1,4 +1,4 @@
-"""Weights and inputs under which mistakes show: non-zero biases, spread scales, clamps that are reached.
+"""Random weights under which sharding mistakes show: non-zero biases, spread scales, clamps that are reached.
 
 Ordinary initialisation hides sharding mistakes (a dropped zero bias, a permutation of equal shards). Every
 value is a function of (seed, name) alone, so a tensor is the same in whatever order or process it is made.
@@ -17,15 +17,15 @@ import torch
 from ..models import families
 
 UNIT = 2**20  # elements; whole huge pages (2 MiB) in every dtype of 16 bits or more: see tiled_file.py
-_MOST_REPEATS = 64  # of a tensor's values: each is a mapping of its own, of which a process has some ten thousand
+_MOST_REPEATS = 64  # of a tensor's values: each repeat is a mapping, and a process can have some ten thousand
 
 
 @cache
 def period(shape: tuple[int, ...]) -> int:
-    """How many random values a tensor gets, in row order; a larger tensor repeats them.
+    """The number of random elements of a tensor, in row order; a larger tensor repeats them.
 
-    So many that no row begins where another does, which makes no two rows equal, and no two shards of whatever size.
-    A tensor whose rows are longer than the period, and one that is small, is random throughout.
+    So many that no two rows begin at the same element: then no two rows are equal, and no two shards of any size. A
+    tensor of at most UNIT elements, or whose rows are longer than UNIT, has no repeats.
     """
     count, columns = math.prod(shape), shape[-1] if shape else 1
     if columns > UNIT:
@@ -37,12 +37,12 @@ def period(shape: tuple[int, ...]) -> int:
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """torch's random generator for one named thing."""
+    """A CPU random generator of torch for one tensor or input; its numbers depend on (seed, name) alone."""
     return torch.Generator().manual_seed(_key(seed, name))
 
 
 def discriminating(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Uniform values in an interval that suits the parameter."""
+    """Uniform values in an interval that suits the parameter of this full shape: bfloat16 (period(shape),)."""
     low, high = _range(name, shape)
     count = period(shape)
     words = np.random.PCG64(_key(seed, name)).random_raw(-(-count // 4))
@@ -51,15 +51,15 @@ def discriminating(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor
 
 
 def constant(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """0.5, the weak habit of public tests: any permutation of shards is invisible to it."""
+    """0.5 everywhere, bfloat16 (period(shape),): a weak test, under which no permutation of shards shows."""
     del name, seed
     return torch.full((period(shape),), 0.5, dtype=torch.bfloat16)
 
 
 def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """As discriminating, but the last expert's router logit is the first one's, or (odd seeds) 1e-9 above it.
+    """As `discriminating`, but the last expert's router logit equals the first one's, or (odd seeds) is 1e-9 above it.
 
-    float32 cannot tell them apart, so that either may be chosen: no mistake.
+    float32 cannot tell them apart, so that choosing either is no mistake. bfloat16 (period(shape),).
     """
     values = discriminating(name, shape, seed)
     for weight, bias in (family.router for family in families()):
@@ -70,13 +70,17 @@ def tied(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return values
 
 
-# Each gives the values of a parameter's period, bfloat16 so that every dtype can hold the same numbers.
+# (name, full shape, seed) -> (period(shape),), in bfloat16, so that every dtype can hold the same numbers.
 Init = Callable[[str, tuple[int, ...], int], torch.Tensor]
 INITS: dict[str, Init] = {"discriminating": discriminating, "constant": constant, "tied": tied}
 
 
 def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """The interval of a parameter's uniform values: what a family says, or so that activations stay of order one."""
+    """The interval of a parameter's uniform values: what a family says, or one that keeps activations of order one.
+
+    sqrt(3 / n) for n inputs: uniform weights in +-b have the variance b^2 / 3, so that a sum of n products of weight
+    and activation has an activation's variance.
+    """
     leaf = name.rsplit(".", 1)[-1]
     if "scale" in leaf or (len(shape) == 1 and leaf == "weight"):
         return 0.5, 1.5

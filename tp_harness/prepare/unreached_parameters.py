@@ -1,7 +1,7 @@
-"""Which parts of an own module's parameters its inputs reach: a mistake in the others cannot show.
+"""The parts of a user's parameters that change no output with the given inputs: a mistake in them cannot show.
 
-Found by changing values in float64 and looking at the outputs and at the routers, which choose without a gradient. What
-has a gradient need not be tried: it changes the outputs.
+Found by changing values in float64 and comparing the outputs and the routers' choices, which have no gradient. Values
+with a gradient need not be tried: they change the outputs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..parallel.placements import Replicate
 from ..ranks.module_state import remembered
 from ..ranks.rank import as_tuple
 
-MOST_ELEMENTS = 1 << 22  # of all parameters; more would take longer than what it tells is worth
+MOST_ELEMENTS = 1 << 22  # of all parameters; a module with more is not examined, to save time
 MOST_RUNS = 120  # of the module with something changed; what is not tried by then counts as reached
 NOISE = 1e-10  # relative L2: float64 rounds far below it, even in sums of large numbers that cancel
-MASK = torch.finfo(torch.bfloat16).max  # what is larger masks an output, and is no measure of the others
+MASK = torch.finfo(torch.bfloat16).max  # larger values mask an output, and do not count in the usual size
 SHOWN = 6
 
 Change = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
-# (values, their root mean square, a source of random numbers) -> other values; far away, a choice turns
+# (values of any shape, their root mean square, random generator) -> other values; far ones change a router's choice
 CHANGES: tuple[Change, ...] = (
     lambda x, scale, source: scale * torch.randn(x.shape, generator=source, dtype=x.dtype),
     lambda x, scale, source: x + 30 * scale * torch.randn(x.shape, generator=source, dtype=x.dtype).abs(),
@@ -38,12 +38,13 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
     """For each parameter, the places along the dimension it is cut along (or 0) that change no output and no router.
 
     Args:
-        case: whose plan says along which dimension.
-        reference: the single-core module.
-        inputs: its inputs; floating-point ones in float32.
+        case: its plan says along which dimension each parameter is cut.
+        reference: the single-core module, with its weights.
+        inputs: full, any shape; floating-point ones in float32.
 
     Returns:
-        Name -> bool [places]; nothing for a module that is too large, or gives other outputs when it is run again.
+        Name -> bool (places,), True where nothing changes; empty for a module of more than MOST_ELEMENTS, or one that
+        gives other outputs when it is run again.
     """
     module = case.reference_in(copy.deepcopy(reference), torch.float64)
     parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.ndim and p.numel()}
@@ -56,7 +57,7 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
     found = {}
     for name, parameter in parameters.items():
         dim = getattr(case.plan.get(name, Replicate()), "dim", 0)
-        rows = parameter.detach().movedim(dim, 0)  # a view: what is written to it is in the parameter
+        rows = parameter.detach().movedim(dim, 0)  # a view: writing to it changes the parameter
         slope = gradients[name].movedim(dim, 0).reshape(len(rows), -1).norm(dim=1)
         unsure = (~(slope * _scale(rows) > NOISE * size)).nonzero()[:, 0].tolist()  # a nan is unsure too
         found[name] = torch.zeros(len(rows), dtype=torch.bool)
@@ -65,7 +66,7 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
 
 
 class Probe:
-    """Runs a module with some values changed, and says whether that shows."""
+    """Runs a module with some values changed, and compares its outputs; `left` counts the runs that remain."""
 
     def __init__(self, case: Case, module: nn.Module, inputs: Tensors) -> None:
         self.case, self.module, self.inputs = case, module, inputs
@@ -76,7 +77,7 @@ class Probe:
             self._rest = self.run()
 
     def run(self) -> list[torch.Tensor]:
-        """The outputs, and what the routers give."""
+        """Run the module from its first state: its outputs and router tensors, any shape, float64 or integers."""
         self._restore()
         cast = (x.double() if x.is_floating_point() else x.clone() for x in self.inputs)
         with routing(self.module, self.case.routers) as routed:
@@ -84,7 +85,7 @@ class Probe:
         return [*outputs, *routed.tensors.values()]
 
     def moves(self) -> bool:
-        """Whether the module as it is now gives something else than at first, by more than rounding."""
+        """Whether the module as it is now gives other tensors than at first, by more than rounding, or raises."""
         try:
             with torch.no_grad():
                 return any(differ(x, rest) for x, rest in zip(self.run(), self._rest, strict=True))
@@ -92,7 +93,10 @@ class Probe:
             return True
 
     def still(self, rows: torch.Tensor, places: Sequence[int]) -> list[int]:
-        """Those of the places along dimension 0 that may be changed without effect, sought by halving."""
+        """Those of the places along dimension 0 of `rows` that may be changed without effect, found by bisection.
+
+        `rows` is a view of a parameter, (places, ...), float64; it has its old values afterwards.
+        """
         if not places or self.left < len(CHANGES):
             return []
         if not any(self._moved_by(change, rows, places) for change in CHANGES):
@@ -112,18 +116,21 @@ class Probe:
 
 
 def _scale(x: torch.Tensor) -> float:
-    """Root mean square; 1 of what is 0 everywhere."""
+    """Root mean square; 1 where everything is 0."""
     return x.square().mean().sqrt().item() or 1.0
 
 
 def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
-    """Whether two runs in float64 gave different tensors, by more than rounding."""
+    """Whether two tensors of any shape, from two float64 runs, differ by more than rounding (a relative L2 of NOISE).
+
+    Other shapes differ; integers and booleans differ if any element does; nan always does.
+    """
     if x.shape != rest.shape or not x.is_floating_point():
         return x.shape != rest.shape or not torch.equal(x, rest)
     other = x != rest  # where both are infinite they are equal, and their difference is nan
     if not other.any():
         return False
-    usual = rest[rest.abs() < MASK].abs()  # a mask that stays as it is is no measure of what moves
+    usual = rest[rest.abs() < MASK].abs()  # an unchanged mask says nothing about the size of the rest
     size = torch.maximum(rest[other].norm(), usual.median() * other.sum().sqrt()) if usual.numel() else 0.0
     return not ((x - rest)[other].norm() <= NOISE * size)  # a nan differs
 
@@ -131,7 +138,7 @@ def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
 def _gradients(
     probe: Probe, module: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """The gradient of the outputs, added up with random weights, by parameter, zero where there is none; their norm."""
+    """By parameter, the gradient of the outputs' sum with random weights, zero where there is none; their norm."""
     source = torch.Generator().manual_seed(0)
     found: Sequence[torch.Tensor | None] = [None] * len(parameters)
     size = 1.0
@@ -150,7 +157,7 @@ def _gradients(
 
 
 def notes(unreached: Mapping[str, torch.Tensor]) -> list[str]:
-    """A sentence for each parameter of which no draw reached some places."""
+    """A sentence for each parameter with places that no draw reached: name -> bool (places,)."""
     said = []
     for name, places in unreached.items():
         at = places.nonzero()[:, 0].tolist()
