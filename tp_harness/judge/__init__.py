@@ -1,1 +1,1 @@
-"""From what the ranks left to a verdict."""
+"""The verdict on a task, computed from the tensors and reports of its ranks."""

@@ -1,4 +1,4 @@
-"""Numbers about two tensors: how far one is from the oracle, and where. No limits, no opinions.
+"""The error of a tensor against the oracle: how large it is, and where. Limits are in verdict.py.
 
 Everything is subtracted in float64: a difference of 16-bit numbers would itself be rounded.
 """
@@ -13,16 +13,21 @@ import torch
 
 from ..results.result import Distance, Worst
 
-MASKED = 1e4  # times the usual size of the others: an entry that is larger may be a mask
+MASKED = 1e4  # times the usual size of the others: a larger entry may be a mask
 MOST = torch.finfo(torch.bfloat16).max  # the largest number of any dtype counts as this one, and infinity too
 
 
 def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distance:
-    """How far `actual` is from `oracle`; both of the same shape, (..., tokens, features).
+    """How far `actual` is from `oracle`, in relative L2 norms: over all, of the worst token, of the worst block.
 
     A token's error is relative to that token's norm, or the mean norm of tokens where that is larger, so that
     a token that cancels to almost nothing does not decide; the same for blocks. A block is one rank's share of the
     features (`blocks` of them where that divides, otherwise one).
+
+    Args:
+        actual: (..., tokens, features), any real dtype.
+        oracle: same shape, any real dtype.
+        blocks: number of ranks.
     """
     expected = torch.atleast_1d(oracle.to(torch.float64))
     error = torch.atleast_1d(actual.to(torch.float64)) - expected
@@ -42,7 +47,7 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distanc
 
 
 def largest(distances: Iterable[Distance]) -> Distance:
-    """The first of the distances, with the largest errors of all."""
+    """The first of the distances, at least one, with the largest relative errors of all."""
     first, *_ = distances = tuple(distances)
     return replace(
         first,
@@ -53,7 +58,15 @@ def largest(distances: Iterable[Distance]) -> Distance:
 
 
 def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int, *, dim: int | None) -> Worst:
-    """The element farthest from the oracle. Its rank is the first owner where `dim` is cut over ranks, else 0."""
+    """The element farthest from the oracle.
+
+    Args:
+        name: of the tensor.
+        actual: the ranks' tensor, joined; any shape, real dtype.
+        oracle: same shape, any real dtype.
+        tp: number of ranks.
+        dim: the dimension that is cut over ranks; None if none is. The element's rank is its first owner, else 0.
+    """
     error = (bounded(actual) - bounded(oracle)).abs()
     index = largest_index(error)
     parts = 1 if dim is None else min(tp, error.shape[dim])  # fewer parts than ranks: neighbours hold replicas
@@ -68,21 +81,31 @@ def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int
 
 
 def largest_index(x: torch.Tensor) -> tuple[int, ...]:
-    """Where the largest element is. By NumPy: torch.unravel_index imports sympy, most of a second."""
+    """The index of the largest element of a tensor of any shape, one number per dimension.
+
+    By NumPy: torch.unravel_index imports sympy, which takes most of a second.
+    """
     return tuple(int(i) for i in np.unravel_index(int(x.argmax()), tuple(x.shape)))
 
 
 def roll(x: torch.Tensor) -> torch.Tensor:
-    """The control: every element in its neighbour's place, which no check may accept."""
+    """The control of every verdict, which no check may accept: each element moved by one; same shape and dtype."""
     return x.reshape(-1).roll(1).view(x.shape)
 
 
 def without_constants(oracle: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors with 0 in all of them where each is right and far larger than the entries that are not.
+    """Set mask entries to 0 in all tensors: those that are right in each and far larger than the entries that are not.
 
-    Such are the masks that a module leaves in its outputs (-inf, torch.finfo(dtype).min, -1e9): beside them no other
-    error would be seen, and there may be more of them than of other entries. Right is what rounds to the same number
-    of its dtype, or to the next one.
+    A module may leave masks in its outputs (-inf, torch.finfo(dtype).min, -1e9): beside them no other error would show,
+    and there may be more of them than of other entries. An entry is right if it is the oracle's, rounded to its own
+    dtype, or at most a unit in the last place off.
+
+    Args:
+        oracle: any shape, float64.
+        others: same shape, any floating-point dtypes.
+
+    Returns:
+        The oracle and the others, same shape: unchanged where the oracle has no entry above MASKED, else in float64.
     """
     if not (oracle.abs() > MASKED).any():
         return (oracle, *others)
@@ -100,7 +123,7 @@ def _rounded_alike(x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def bounded(x: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64, where what masks has the same value in each dtype."""
+    """A tensor of any shape in float64, clamped to +-MOST, so that masks have the same value in each dtype."""
     return x.to(torch.float64).clamp(-MOST, MOST)
 
 

@@ -1,4 +1,4 @@
-"""All that one verdict rests on, gathered before anything is judged."""
+"""The evidence for one verdict, gathered before anything is judged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .gather import RankOutput
 
 
 def _as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
-    """The case with the placements of the DTensors that ranks had: of parameters it does not place, and of all taps."""
+    """The case with the placements of the ranks' DTensors: of parameters that it does not place, and of all taps."""
     if 0 not in ranks:
         return case
     run = ranks[0].report.runs[dtype]
@@ -29,7 +29,7 @@ def _as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that a verdict rests on."""
+    """All that a verdict on a task at one degree (`tp` ranks) and dtype rests on; `ranks` is by rank."""
 
     case: Case
     tp: int
@@ -40,7 +40,7 @@ class Evidence:
 
     @staticmethod
     def of(material: Material, task: Task, tp: int, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
-        """What a verdict on a task of the material rests on; its fault, if any, is nothing the verdict knows of."""
+        """The evidence for a task of the material on `tp` ranks; the verdict does not see the task's fault."""
         return Evidence(
             case=_as_placed(material.subject.case(task, dtype=dtype, tp=tp), dtype, ranks),
             tp=tp,
@@ -52,17 +52,21 @@ class Evidence:
 
     @property
     def reduction(self) -> int:
-        """The length of the longest sum: what the case says, or else the largest dimension of a parameter."""
+        """Elements of the longest sum: what the case says, or else the largest dimension of a parameter."""
         sizes = [n for name in self.runs[0].parameters for n in self.checkpoint.shape(self.case.prefix + name)]
         return self.case.reduction or max(sizes, default=1)
 
     @property
     def runs(self) -> dict[int, DtypeRun]:
-        """What each rank reports of this dtype."""
+        """By rank, its report on the run in this dtype."""
         return {rank: output.report.runs[self.dtype] for rank, output in self.ranks.items()}
 
     def shards(self, name: str, variant: Variant = "locked") -> list[torch.Tensor]:
-        """Every rank's tensor of that name, by rank."""
+        """Every rank's tensor of that name, in the order of ranks, in the shape and dtype that the rank wrote.
+
+        Raises:
+            KeyError: a rank left no such tensor.
+        """
         key = TensorKey(self.dtype, variant, name)
         return [self.ranks[rank].tensors[key] for rank in sorted(self.ranks)]
 
@@ -72,16 +76,19 @@ class Evidence:
         return [rank for rank, output in self.ranks.items() if key not in output.tensors]
 
     def rows(self, rank: int, router: Router) -> list[int] | slice:
-        """Which tokens a rank's router has: all, unless the first input's tokens are shared out."""
+        """The token indices that a rank's router has: all, unless the first input is cut along its tokens."""
         rows = self.ranks[rank].report.runs[self.dtype].rows.get(router.chosen)
         return slice(None) if rows is None else list(rows)
 
     def shared_out(self, router: Router) -> bool:
-        """Whether each rank's router has some of the tokens."""
+        """Whether a rank's router has only some of the tokens."""
         return any(isinstance(self.rows(rank, router), list) for rank in self.ranks)
 
     def of_router(self, router: Router, tap: str) -> torch.Tensor:
-        """What all ranks' routers gave, by token; the first rank's where several have the token."""
+        """The ranks' tensors of a router's tap joined by token; the first rank's where several have the token.
+
+        (tokens, experts) or (tokens, k) as the tap, in the ranks' dtype.
+        """
         if not self.shared_out(router):
             return self.shards(tap)[0]
         right = self.expectation.oracle.routing[tap]

@@ -1,4 +1,4 @@
-"""Checks without tolerance: what ranks hold, replicas, the collective schedule, one job on all ranks."""
+"""Checks without tolerance: the shards that ranks hold, replicas, the collective schedule, one job on all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from .schedule_checks import schedule_check
 
 
 def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
-    """What needs no tolerance."""
+    """All checks without tolerance.
+
+    Args:
+        evidence: the run.
+        joined: by name, each output of all ranks as one tensor; any shape and dtype.
+    """
     whole = [router for router in evidence.case.routers if not evidence.shared_out(router)]
     taps = [tap for router in whole for tap in router.shown]
     routers = {name: join(Replicate(), evidence.shards(name)) for name in taps}
@@ -43,7 +48,7 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
 
 
 def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
-    """Where forwards were repeated: the last one gave the bits of the one that is judged."""
+    """Where forwards were repeated, check that the last one gave the bits of the one that is judged."""
     changed = {rank: run.changed for rank, run in evidence.runs.items()}
     if None in changed.values():
         return ()
@@ -54,9 +59,12 @@ def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
 
 
 def reassembly_check(evidence: Evidence) -> Check:
-    """The shards that ranks hold are those of the plan, and joined they are the checkpoint, bit for bit.
+    """Check that ranks hold the shards of the plan, which join to the checkpoint, bit for bit.
 
-    A rank holds either a view of the mapped checkpoint (its place is compared) or a copy (its digest is).
+    Of a view of the mapped checkpoint its place is compared, of a copy its digest.
+
+    Raises:
+        PlacementError: a tensor of the checkpoint that its placement cannot split over the ranks.
     """
     total = 0
     parameters = {rank: run.parameters for rank, run in evidence.runs.items()}
@@ -80,9 +88,9 @@ def reassembly_check(evidence: Evidence) -> Check:
 
 
 def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
-    """Whether the placement is a lossless cut of a tensor of this shape: tried on the numbers of its elements.
+    """Whether the placement splits a tensor of this shape without loss: tried on the indices of its elements.
 
-    One of ours cuts one dimension, whose numbers are enough.
+    The placements of this package cut one dimension, so that the indices along it are enough.
     """
     if not full.ndim:
         return True
@@ -94,12 +102,12 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
     try:
         with doing(f"join of {placement}, called with the shards of the numbers of {list(full.shape)} elements,"):
             return same_bits(placement.join(placement.split(index, tp)), index)
-    except ReplicaError:  # it takes for replicas what it cuts apart
+    except ReplicaError:  # it joins as replicas what it has split
         return False
 
 
 def anything_sharded(evidence: Evidence) -> bool:
-    """Whether rank 0 holds less than all of something, be it a parameter or an input."""
+    """Whether rank 0 holds only a part of some parameter or input."""
     held = evidence.runs[0].parameters
     shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
     shares = any(held[name].shape != shape for name, shape in shapes.items())

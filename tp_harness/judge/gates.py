@@ -1,4 +1,4 @@
-"""The limits of one tensor of a run: the numbers of distance.py judged by the rules of verdict.py."""
+"""The gates of one tensor of a run: the errors of distance.py against the limits of verdict.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def limits(
     full: torch.Tensor,
     *pairs: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[Gate, ...]:
-    """The gates of a tensor, measured by the error that the single-core reference makes in the same place.
+    """The gates of a tensor, whose limits follow from the single-core reference's error in the same tensor.
 
     Args:
         evidence: the run.
-        name: what the gates call the tensor.
-        full: the ranks', joined; (..., tokens, features).
-        pairs: what it must be, in float64, and what the single-core reference gives in the dtype under test; and
-            perhaps both again at other inputs. The reference's largest error counts.
+        name: of the tensor, for the gates.
+        full: the ranks' tensor, joined: (..., tokens, features) in the dtype under test.
+        pairs: the oracle's tensor, float64, and the single-core reference's, in the dtype under test, of the same
+            shape; further pairs are of nearby inputs. The reference's largest error counts.
     """
     oracle, single, full = distance.without_constants(*pairs[0], full)
     actual = distance.distance(full, oracle, evidence.tp)
@@ -34,7 +34,7 @@ def limits(
 
 
 def sums_in(evidence: Evidence) -> verdict.Sums | None:
-    """The sums over ranks of a 16-bit run, which round too; of a planned run, only what was meant is allowed for."""
+    """The roundings by sums over ranks in a 16-bit run: the planned sums, or those recorded where there is no plan."""
     if evidence.dtype == "float32":
         return None
     planned = evidence.case.planned(evidence.tp)

@@ -1,4 +1,4 @@
-"""Reading what the ranks of one task left, and joining their outputs."""
+"""Reading the files of a task's ranks, and joining their outputs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ..ranks.rank_report import OUTPUT, RankReport, TensorKey
 
 @dataclass(frozen=True, kw_only=True)
 class RankOutput:
-    """What one rank left."""
+    """The tensors and the report of one rank."""
 
     tensors: Mapping[TensorKey, torch.Tensor]
     report: RankReport
 
 
 class Awaited:
-    """The ranks' files of some tasks that were not there yet; made to be asked often, and so without `Path`."""
+    """The files that the ranks of some tasks have not written yet; polled often, and so without `Path`."""
 
     def __init__(self, job: Job, tasks: Iterable[Task]) -> None:
         self._paths = [str(job.output_path(task, rank)) for task in tasks for rank in range(job.tp)]
 
     def all_there(self) -> bool:
-        """Whether every file is there (a file appears only when it is whole)."""
+        """Whether every file exists (a file appears only when it is complete)."""
         while self._paths and os.path.exists(self._paths[-1]):
             self._paths.pop()
         return not self._paths
 
 
 def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:
-    """The outputs of the ranks whose file is there, by rank."""
+    """By rank, the tensors (shapes and dtypes as written) and report of each rank whose file exists."""
     paths = {rank: job.output_path(task, rank) for rank in range(job.tp)}
     found, large = {}, dict[str, torch.Tensor]()
     for rank, path in paths.items():
@@ -49,20 +49,28 @@ def read_outputs(job: Job, task: Task) -> dict[int, RankOutput]:
 
 
 def remove_outputs(job: Job, task: Task) -> None:
-    """Delete a task's files once they have been judged."""
+    """Delete the files of a task's ranks, after the verdict."""
     rank_files.remove_outputs(job.output_path(task, rank) for rank in range(job.tp))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """An output of all ranks as one tensor; `drift` says which rank differed where all must agree."""
+    """An output of all ranks as one tensor; `drift` names the rank that differs where replicas must agree."""
 
     full: torch.Tensor
     drift: ReplicaError | None
 
 
 def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
-    """Join the ranks' parts; where replicas differ, the first copy of each stands for all."""
+    """Join the ranks' parts of a tensor; where replicas differ, the first copy of each is taken.
+
+    Args:
+        placement: of the tensor.
+        shards: in the order of ranks, of the shapes that the placement gives, any dtype.
+
+    Returns:
+        The full tensor in the shards' dtype, and which replicas differ.
+    """
     try:
         with doing(f"join of {placement}, called with {len(shards)} outputs of shape {list(shards[0].shape)},"):
             return Joined(full=placement.join(shards), drift=None)
@@ -78,5 +86,5 @@ def output_names(case: Case) -> tuple[str, ...]:
 
 
 def router_names(case: Case) -> tuple[str, ...]:
-    """The names of what a case's routers must leave: logits [tokens, experts] and choice [tokens, k] of each."""
+    """The names of the tensors of a case's routers: logits (tokens, experts) and choice (tokens, k) of each."""
     return tuple(tap for router in case.routers for tap in router.shown)

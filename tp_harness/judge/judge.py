@@ -1,4 +1,4 @@
-"""One task at one degree and dtype, from the ranks' tensors to a Result: the ladder of checks in order."""
+"""The Result of one task at one degree and dtype: all checks of the ranks' tensors, in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ SCATTER = (
 
 
 def judge(evidence: Evidence, blank: Result) -> Result:
-    """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
+    """Fill in `blank` (a Result that names the task) with the verdict on the evidence.
+
+    Raises:
+        Exception: whatever a user's placement or `collectives` raises.
+    """
     blank = replace(blank, ranks=tuple(evidence.ranks[r].report.record(evidence.dtype) for r in sorted(evidence.ranks)))
     blank = replace(blank, program=shared_program(evidence))
     found = finding(evidence)
@@ -58,9 +62,9 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     if free and not void and not verdict.rejected_otherwise(checks, flips):
         if evidence.dtype in verdict.SIXTEEN_BITS:
             status, reason = Status.UNDECIDED, f"{reason}; {free}"
-        elif status is Status.MISMATCH:  # in float32 nothing else would say what the outputs are
+        elif status is Status.MISMATCH:  # in float32 no other check judges the outputs
             status, reason = Status.VOID, f"{reason}; {free}"
-    # a choice of experts that is wrong, or a control that passed, is no element's fault
+    # of a wrong choice of experts, or a control that passed, no element is the worst
     of_outputs = [gate for gate in gates if gate.tensor in names]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
     return replace(
@@ -85,8 +89,8 @@ def _all_gates(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs =
 def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
     """Whether a gate fails by so little, on so few elements, that the single-core error may be small by chance.
 
-    An error that is the sum of many roundings is as large everywhere; one of few is not, nor one that a function far
-    from linear has amplified.
+    An error that sums many roundings is about as large at all inputs; one of few roundings is not, nor one that a
+    strongly non-linear function has amplified.
     """
     size = max(output.numel() for output in evidence.expectation.oracle.outputs)
     worst = max((verdict.severity(gate) for gate in gates if not gate.undecided), default=0.0)
@@ -99,7 +103,7 @@ def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor, nearby
 
 
 def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
-    """float32 router logits have gates of their own; in bfloat16 the flips' margins judge the router."""
+    """The gates of the float32 router logits; none in bfloat16, where the margins of flips judge the router."""
     if evidence.dtype != "float32":
         return ()
     gates: tuple[Gate, ...] = ()
@@ -113,7 +117,7 @@ def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
 
 
 def _free(evidence: Evidence) -> str:
-    """Of which routers a rank or the single core went on with other experts than the oracle's; "" if of none."""
+    """The routers with which a rank or the single core continued with other experts than the oracle's; "" if none."""
     free = {name for run in evidence.runs.values() for name in run.unlocked}
     free |= set(evidence.expectation.baselines[evidence.dtype].unlocked)
     if not free:
@@ -127,7 +131,7 @@ def _own(evidence: Evidence) -> tuple[ReferenceRun, ReferenceRun]:
 
 
 def _void(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs) -> str | None:
-    """Why a run that passed proves nothing, if so: nothing was sharded, or a control passed."""
+    """Why a run that passed proves nothing: nothing was sharded, or a control passed. None if it proves something."""
     if evidence.tp > 1 and not evidence.case.replicated and not anything_sharded(evidence):
         return f"nothing was sharded at tp {evidence.tp}: every rank held the full parameters and inputs"
     for i, (name, output) in enumerate(joined.items()):
@@ -159,7 +163,7 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
 
 
 def _loaded_over(evidence: Evidence) -> list[str]:
-    """Buffers of which a rank would have had other values than the checkpoint's, which it was given."""
+    """A note on each buffer into which a rank had built other values than the checkpoint then gave it."""
     found: dict[str, int] = {}
     for rank, run in evidence.runs.items():
         for name, held in run.parameters.items():

@@ -1,4 +1,4 @@
-"""Judging the compiled program that the ranks shared, where a backend compiles one: exact, before any number."""
+"""Exact checks of the compiled program that the ranks shared, where a backend compiles one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from .evidence import Evidence
 
 
 def finding(evidence: Evidence) -> str | None:
-    """What the ranks found out about their program instead of running it; None where they ran it."""
+    """Why the ranks did not run their program, one sentence; None where they ran it."""
     return next((run.finding for run in evidence.runs.values() if run.finding), None)
 
 
 def shared_program(evidence: Evidence) -> Program | None:
-    """The program of all ranks; None on a backend that compiles none, or where there was no single one."""
+    """The program of all ranks; None on a backend that compiles none, or where the ranks' programs differ."""
     return evidence.runs[min(evidence.ranks)].program if evidence.ranks else None
 
 
@@ -24,7 +24,7 @@ def finding_checks(evidence: Evidence, found: str) -> tuple[Check, ...]:
 
 
 def program_checks(evidence: Evidence) -> tuple[Check, ...]:
-    """One program, compiled once, nothing of it on the host; its collectives are the planned ones, over all ranks."""
+    """Check that one program was compiled once, ran without the host, and has the planned collectives on all ranks."""
     program = shared_program(evidence)
     if program is None:
         return ()
@@ -32,13 +32,13 @@ def program_checks(evidence: Evidence) -> tuple[Check, ...]:
 
 
 def _expected(evidence: Evidence) -> tuple[Collective, ...] | None:
-    """The planned collectives; without a plan, those recorded; None where torch-xla's own ones were not seen."""
+    """The planned collectives; without a plan, those recorded; None where none was recorded."""
     planned = evidence.case.planned(evidence.tp)
     return (evidence.runs[0].collectives or None) if planned is None else planned
 
 
 def compilation_check(program: Program, tp: int) -> Check:
-    """Every rank's graph had this hash; it was compiled once, and no operation fell back to the host."""
+    """Check that the program of the `tp` ranks was compiled once, and no operation fell back to the host."""
     what = f"one program on {tp} ranks ({program.fingerprint[:8]})"
     if program.fallbacks:
         detail = f"{', '.join(program.fallbacks)} left the device and ran on the host"
@@ -51,7 +51,7 @@ def compilation_check(program: Program, tp: int) -> Check:
 
 
 def collectives_check(program: Program, expected: tuple[Collective, ...] | None, tp: int) -> Check:
-    """The collectives in the program's text, with their replica groups, against those that were meant, if known."""
+    """Check the collectives of the program, with their replica groups, against the expected ones of `tp` ranks."""
     meant = program.collectives if expected is None else tuple(in_program(call, tp) for call in expected)
     for position, (call, right) in enumerate(zip(program.collectives, meant, strict=False)):
         if call != right:
@@ -69,7 +69,7 @@ def collectives_check(program: Program, expected: tuple[Collective, ...] | None,
 
 
 def in_program(call: Collective, tp: int) -> ProgramCollective:
-    """How a call over all ranks appears in a program. A broadcast is gathered (`xla.group`)."""
+    """The collective that a call over all `tp` ranks becomes in a program; a broadcast is gathered (xla/group.py)."""
     broadcast = call.kind == "broadcast"
     return ProgramCollective(
         kind="all_gather" if broadcast else call.kind,

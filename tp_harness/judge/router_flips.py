@@ -1,4 +1,4 @@
-"""Routers: tokens whose top-k choice is not the oracle's, and the run with the module's own routing."""
+"""Router flips, tokens whose top-k choice is not the oracle's, and the run with the module's own routing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .gather import join
 
 
 def router_flips(evidence: Evidence) -> tuple[Flip, ...]:
-    """Every token whose own choice is another set of experts than the oracle's, by the rank that is farthest off."""
+    """Every token whose own choice is another set of experts than the oracle's, on the rank with the widest margin.
+
+    Margin and limit of a Flip are in units of the router's scores.
+    """
     return tuple(flip for router in evidence.case.routers for flip in _flips(evidence, router))
 
 
@@ -49,10 +52,10 @@ def _flips(evidence: Evidence, router: Router) -> Iterator[Flip]:
 
 
 def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tensor:
-    """Per token, the widest margin that rounding overturns.
+    """Per token, the widest margin that rounding can overturn: float64 (tokens,).
 
-    What rounding moves a score by is measured on the single-core reference, relative to the score or, where that is
-    larger, to the scores between which the choice is made: one huge score, as padding has it, says nothing of others.
+    The error of a score by rounding is measured on the single-core reference, relative to the score or, where that is
+    larger, to the usual least chosen score: one huge score, as padding has it, does not count for the others.
     """
     expected = evidence.expectation
     tap = expected.oracle.rules[router.name][0]
@@ -71,19 +74,19 @@ def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tens
 
 
 def _border(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Per token the size of the least score that is chosen."""
+    """Per token, the absolute value of the least score that is chosen."""
     return scores.gather(-1, chosen).amin(-1).nan_to_num(posinf=0.0, neginf=0.0).abs()
 
 
 def _exchanged(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Which of the own and the right choice, side by side, are not in the other."""
+    """Which experts of the own and of the right choice, concatenated, are not in the other: bool (tokens, 2 k)."""
     gained = ~(own[..., None] == right[..., None, :]).any(-1)
     lost = ~(right[..., None] == own[..., None, :]).any(-1)
     return torch.cat((gained, lost), -1)
 
 
 def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
-    """One sentence on flips and, where it was made, the run with the module's own routing; it is not judged."""
+    """One sentence on the flips and, if there was one, on the run with the module's own routing; not judged."""
     if not evidence.case.routing:
         return ""
     if not flips:

@@ -1,7 +1,7 @@
-"""Whether the ranks' recorded collectives fit one another, and the plan. No torch.
+"""The check that the ranks' recorded collectives match one another, and the plan. No torch.
 
-The calls of a group are the same on all its members, in the same order; what one member sends by an all_to_all is what
-the other expects; each send has its receive. What a rank sends may depend on its data or its number.
+The calls of a group are the same on all its members, in the same order; each member sends by an all_to_all as many
+elements as the other expects; each send has its receive. Which rank sends what may depend on its data or its number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Recorded = Mapping[int, Calls]  # by rank
 
 
 def schedule_check(planned: Calls | None, recorded: Recorded, unscheduled: Collection[str] = ()) -> Check:
-    """The recorded calls fit one another, and are the planned ones where there is a plan.
+    """Check that the recorded calls match one another, and the plan where there is one.
 
     Args:
         planned: the calls of each rank, in order; None where there is no plan.
@@ -37,7 +37,7 @@ def _without(calls: Calls, kinds: Collection[str]) -> Calls:
 
 
 def _compared(planned: Calls | None, recorded: Recorded, left_out: Collection[str]) -> str:
-    """What a check that found nothing has compared."""
+    """A sentence on what a check that passed has compared."""
     first = recorded[min(recorded)]
     everything = [call for calls in recorded.values() for call in calls]
     messages = sum(call.kind == "send" for call in everything)
@@ -56,7 +56,7 @@ def _compared(planned: Calls | None, recorded: Recorded, left_out: Collection[st
 
 
 def _departures(planned: Calls | None, recorded: Recorded) -> Iterator[str]:
-    """Where ranks depart from the plan."""
+    """Sentences on where ranks differ from the plan."""
     for rank, calls in recorded.items():
         plan = calls if planned is None else planned
         difference = _first_difference(list(enumerate(calls)), list(enumerate(plan)), lambda call: call)
@@ -65,7 +65,7 @@ def _departures(planned: Calls | None, recorded: Recorded) -> Iterator[str]:
 
 
 def _disorder(recorded: Recorded) -> Iterator[str]:
-    """Where a rank's calls of groups are not those of the first rank that is in these groups as well."""
+    """Sentences on where a rank's calls differ from those of the first rank of the same groups."""
     groups = {_members(call, recorded) for calls in recorded.values() for call in calls if call.kind not in MESSAGES}
     pairs = {(rank, min(group)) for group in groups for rank in group if rank != min(group)}
     for rank, first in sorted(pairs):
@@ -92,7 +92,7 @@ def _members(call: Collective, recorded: Recorded) -> tuple[int, ...]:
 
 
 def _agreement(call: Collective) -> object:
-    """What all members of a group must agree on; the shape of an all_to_all is each one's own."""
+    """What must be the same on all members of a group; of an all_to_all, not the shape."""
     known = _exchange(call)
     shape = () if call.kind == "all_to_all" else call.shape
     return call.kind, shape, call.dtype, call.group_size, known.members, known.operation, known.peer
@@ -102,7 +102,7 @@ Numbered = list[tuple[int, Collective]]  # a rank's calls, each with its place a
 
 
 def _first_difference(actual: Numbered, expected: Numbered, of: Callable[[Collective], object]) -> str | None:
-    """The first call that is another one, by what `of` looks at."""
+    """A sentence on the first call that differs in what `of` returns; None if none does."""
     for (position, a), (_, b) in zip(actual, expected, strict=False):
         if of(a) != of(b):
             return f"call {position} is {a} instead of {b}"
@@ -112,7 +112,7 @@ def _first_difference(actual: Numbered, expected: Numbered, of: Callable[[Collec
 
 
 def _splits(recorded: Recorded) -> Iterator[str]:
-    """Where what a rank sends by an all_to_all is not what the other expects of it."""
+    """Sentences on where a rank sends by an all_to_all another number of elements than the receiver expects."""
     groups: dict[tuple[int, ...], dict[int, list[Exchange]]] = {}
     for rank, calls in recorded.items():
         for call in calls:
@@ -136,7 +136,7 @@ Mail = dict[Box, dict[int | None, list[Collective]]]  # and from whom
 
 
 def _messages(recorded: Recorded) -> Iterator[str]:
-    """Sends without a receive of the same dtype and size, and receives without such a send."""
+    """Sentences on sends without a receive of the same dtype and bytes, and receives without such a send."""
     sent, received = Mail(), Mail()
     for rank, calls in recorded.items():
         for call in (call for call in calls if call.kind in MESSAGES):
@@ -147,7 +147,7 @@ def _messages(recorded: Recorded) -> Iterator[str]:
     for box in dict.fromkeys((*sent, *received)):
         gone, came = sent.get(box, {}), received.get(box, {})
         tag = f" with tag {box[2]}" if box[2] else ""
-        if None in came:  # from any rank: which send it took depends on which came first
+        if None in came:  # a receive from any rank takes the send that came first
             yield from _unpaired("any rank", box[1], tag, _by_size(gone), _by_size(came))
         else:
             for source in dict.fromkeys((*gone, *came)):

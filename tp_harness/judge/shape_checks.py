@@ -1,4 +1,4 @@
-"""The first checks of the ladder: every rank, every output, shape, dtype, finiteness, never empty or all zero."""
+"""The first checks: every rank, every output, shape, dtype, finiteness, neither empty nor all zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANDOM = (
 
 
 def presence(evidence: Evidence) -> tuple[Status, str] | None:
-    """Every rank, every output."""
+    """Check that every rank left every output and router tensor; None if so, else MISSING and why."""
     missing = [rank for rank in range(evidence.tp) if rank not in evidence.ranks]
     if missing:
         return Status.MISSING, f"ranks {missing} of {evidence.tp} left no output"
@@ -41,7 +41,11 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
 
 
 def form(evidence: Evidence) -> tuple[Status, str] | None:
-    """Shape, dtype, finiteness on both sides; never empty, never an all-zero oracle, nor one of chance."""
+    """Check shapes, dtypes and finiteness of ranks and oracle; None if they hold, else the status and why.
+
+    A wrong shape or dtype is SHAPE. An oracle that is empty, one number, zero or masked everywhere, or drawn at random,
+    is VOID. nan and inf are NONFINITE, but for -inf where the oracle is masked.
+    """
     if evidence.expectation.random:
         return Status.VOID, RANDOM
     for i, name in enumerate(output_names(evidence.case)):
@@ -70,7 +74,7 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
 
 
 def _placed_otherwise(evidence: Evidence, index: int, name: str) -> str:
-    """What to say of ranks that returned a DTensor whose placement is not the one that the case says."""
+    """A sentence on a rank whose DTensor has another placement than the case says; "" if none has."""
     said, ndim = evidence.case.outputs[index], evidence.expectation.oracle.outputs[index].ndim
     for rank, run in evidence.runs.items():
         read = run.placed.get(name)
@@ -82,7 +86,7 @@ def _placed_otherwise(evidence: Evidence, index: int, name: str) -> str:
 
 
 def _router_form(evidence: Evidence) -> tuple[Status, str] | None:
-    """Every rank's router gave logits for its tokens and all experts, and chose as many of these as the oracle's."""
+    """Check that every rank's router gave logits (tokens, experts) and a choice (tokens, k) of the oracle's shapes."""
     for router in evidence.case.routers:
         for name in router.shown:
             for rank, own in enumerate(evidence.shards(name)):
@@ -135,7 +139,7 @@ def _rank_form(
 
 
 def _shape_message(name: str, rank: int, shard: torch.Tensor, expected: torch.Tensor) -> str:
-    """Both shapes, and the slip they look like."""
+    """A sentence with both shapes, and the mistake that they look like."""
     actual, right = tuple(shard.shape), tuple(expected.shape)
     message = f"{name} of rank {rank} has shape {list(actual)} instead of {list(right)}"
     likely: list[tuple[Callable[[], bool], str]] = [
@@ -152,7 +156,7 @@ def _shape_message(name: str, rank: int, shard: torch.Tensor, expected: torch.Te
 
 
 def _fitting(evidence: Evidence, index: int, name: str) -> str:
-    """The placement that the ranks' shapes are those of, where they are a shard's."""
+    """A clause that names the placement whose shards have the ranks' shapes; "" if there is none."""
     full, shards = evidence.expectation.oracle.outputs[index].shape, evidence.shards(name)
     shapes = {tuple(shard.shape) for shard in shards}
     for dim in range(len(full)):
@@ -164,7 +168,7 @@ def _fitting(evidence: Evidence, index: int, name: str) -> str:
 
 
 def _nonfinite(tensor: torch.Tensor, *, masked: bool) -> str:
-    """The first element that is not finite, "" if all are; -inf is none where the output is `masked` by it."""
+    """The first element that is not finite, and its index; "" if all are. -inf counts as finite where `masked`."""
     odd = ~torch.isfinite(tensor) & ~(tensor.isneginf() & masked)
     index = tuple(odd.nonzero()[0].tolist()) if odd.any() else ()
     return f"{tensor[index].item()} at {list(index)}" if odd.any() else ""

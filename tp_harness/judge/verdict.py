@@ -1,7 +1,10 @@
-"""From numbers to a verdict: the limits, where they come from, and what a failure is called. No torch.
+"""The verdict on measured errors: the limits, their reasons, and the status of a failure. No torch.
 
 float32 is judged against the float64 oracle. A bfloat16 run is judged against the error that bfloat16 itself
 makes on a single core; its routing is locked to the oracle's, because a top-k flip is no rounding error.
+
+Random rounding errors of a sum of K terms grow as sqrt(K) (Higham and Mary, "A New Approach to Probabilistic Rounding
+Error Analysis", SIAM J. Sci. Comput. 41(5), 2019). All limits are relative errors, or ratios of them.
 """
 
 from __future__ import annotations
@@ -38,14 +41,14 @@ ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice t
 
 
 def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: int, layers: int = 1) -> tuple[Gate, ...]:
-    """Limits for one output: over all of it, for its worst token, and for the worst rank's block.
+    """The gates of one output: over all of it, for its worst token, and for the worst rank's block.
 
     Args:
         name: the output's name.
         actual: the sharded run against the oracle.
         baseline: the single-core float32 reference against the oracle.
-        reduction: length K of the longest sum; random rounding errors grow as sqrt(K).
-        layers: how many, one after the other, the output went through.
+        reduction: elements K of the longest sum; random rounding errors grow as sqrt(K).
+        layers: how many layers, one after the other, the output went through.
     """
     ceiling = CEILING * math.sqrt(max(1.0, layers / CEILING_LAYERS))
     rounding = ROUNDING_FACTOR * math.sqrt(reduction) * UNIT_ROUNDOFF
@@ -69,9 +72,9 @@ def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: in
 
 
 def bfloat16_gate(name: str, actual: Distance, baseline: Distance, sums: Sums | None = None) -> Gate:
-    """R, the error of the sharded run over that of the single-core reference in the same dtype.
+    """The gate of R, the sharded run's relative error divided by the single-core reference's in the same dtype.
 
-    Where the reference makes no error at all (a lookup), the sharded run must not either.
+    Where the reference is exact (a lookup), the sharded run must be exact too.
 
     Args:
         name: the output's name.
@@ -93,22 +96,22 @@ def bfloat16_gate(name: str, actual: Distance, baseline: Distance, sums: Sums | 
 
 @dataclass(frozen=True)
 class Sums:
-    """How many more roundings of the result than a single core makes come with adding the ranks' parts, and why."""
+    """How many more roundings of the result than on a single core come from adding the ranks' parts, and why."""
 
     roundings: float
     reason: str
 
 
 def sums_of(calls: Iterable[Collective], *, planned: bool) -> Sums | None:
-    """What the recorded or planned sums of a bfloat16 run may add.
+    """The roundings that the recorded or planned sums over ranks add to a 16-bit run; None if they add none.
 
     In 16 bits a ring over N ranks rounds N - 1 running sums whose size grows as sqrt(k / N), which adds up to N / 2
     roundings of the result. In float32 the parts themselves may have come from a 16-bit matmul: N roundings of parts
-    of size 1 / sqrt(N) are one of the result. A plan says in which dtype parts are; a module without one may do so.
+    of size 1 / sqrt(N) are one of the result. A plan says in which dtype parts are; without one they may be rounded.
 
     Args:
         calls: of one rank, or the planned ones.
-        planned: which of the two.
+        planned: whether they are the planned ones.
     """
     calls = tuple(calls)
     over = reduced_in_16_bits(calls)
@@ -120,7 +123,7 @@ def sums_of(calls: Iterable[Collective], *, planned: bool) -> Sums | None:
 
 
 def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
-    """The largest group that one of the recorded sums ran over in a 16-bit dtype; 1 if none did."""
+    """Ranks of the largest group over which one of the calls summed in a 16-bit dtype; 1 if none did."""
     sizes = [c.group_size for c in calls if c.kind in SUMS and c.dtype in SIXTEEN_BITS]
     return max(sizes, default=1)
 
@@ -131,7 +134,7 @@ def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) 
     Args:
         baseline_error: the largest relative error of the single-core reference's scores: it is not measured on the
             ranks, so that a wrong router cannot excuse itself.
-        reduction: length K of the longest sum.
+        reduction: elements K of the longest sum.
         sums: how the ranks' parts were added before, if they were.
     """
     rounding = math.sqrt(reduction) * UNIT_ROUNDOFF
@@ -141,7 +144,7 @@ def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) 
 def decide(
     checks: tuple[Check, ...], gates: tuple[Gate, ...], flips: tuple[Flip, ...], *, void: str | None
 ) -> tuple[Status, str]:
-    """Status and reason: an exact check first, then the gates, then router flips, then whether it proves anything."""
+    """Status and reason: exact checks first, then gates, then router flips, then `void`, why the run proves nothing."""
     for check in checks:
         if not check.passed:
             return Status.MISMATCH, f"{check.name}: {check.detail}"
@@ -175,16 +178,16 @@ def decide(
 
 
 def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bool:
-    """Whether something else than a gate rejects a run."""
+    """Whether a check or a router flip rejects the run."""
     return not all(check.passed for check in checks) or not all(flip.margin <= flip.limit for flip in flips)
 
 
 def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:
-    """A 16-bit result beside the float32 one of the same target and degree: undecided where it could not tell.
+    """A result reconciled with the float32 one of the same target and degree: in 16 bits it may become UNDECIDED.
 
-    A mistake that is small beside the roundings of 16 bits is not seen, and float32 says that it is there. Roundings
-    that a single core does not make look like a small mistake, and float32 says that it is none: where the sums over
-    ranks are planned, the limit allows for them; an own module may round in other places.
+    A mistake that is small beside the roundings of 16 bits passes there, and float32 rejects it. Roundings that a
+    single core does not make look like a small mistake in 16 bits, and float32 passes: where the sums over ranks are
+    planned, the limit allows for them; a user's module may round in other places.
 
     Args:
         result: of any dtype.
@@ -209,12 +212,12 @@ def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:
 
 
 def severity(gate: Gate) -> float:
-    """How near a gate is to its limit, as a fraction; over 1 it failed, and a NaN is worst of all."""
+    """A gate's value as a fraction of its limit: over 1 it failed, and inf is a NaN, or any error over a limit of 0."""
     if math.isnan(gate.value):
         return math.inf
     return gate.value / gate.limit if gate.limit else (math.inf if gate.value else 0.0)
 
 
 def nearest_gate(gates: tuple[Gate, ...]) -> Gate | None:
-    """The gate nearest to, or farthest over, its limit."""
+    """The gate with the largest `severity`; None if there is none."""
     return max(gates, key=severity, default=None)
