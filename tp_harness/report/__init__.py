@@ -22,10 +22,10 @@ PAGES: dict[str, Page] = {
 
 
 def write_pages(record: RunRecord) -> list[Path]:
-    """Render every page into the run's folder; each appears whole or not at all.
+    """Render every page into the run's folder, and return their paths; each appears complete or not at all.
 
     Raises:
-        UsageError: the folder cannot be written to, or a faults.json in it cannot be read.
+        UsageError: a page cannot be written, or a faults.json in the folder cannot be read.
     """
     trials = read_trials(record.folder)
     return [_write(record.folder / name, render(record, trials)) for name, render in PAGES.items()]

@@ -13,7 +13,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # headers, rows
 
 
 def cost_rows(record: RunRecord) -> list[CostRow]:
-    """Component, layer, dtype, and per degree what it costs and how that compares with degree 1."""
+    """Component, layer, dtype, and per degree, ascending, its cost and the cost relative to degree 1."""
     return [
         (*key, [(cost, scaling(by_degree, tp)) for tp, cost in sorted(by_degree.items())])
         for key, by_degree in costs(record.results).items()
@@ -24,7 +24,7 @@ NO_DEGREE_1 = "What is held or done more than once is told by degree 1, which wa
 
 
 def replication(rows: Sequence[CostRow], degrees: Iterable[int]) -> Table:
-    """Sums over ranks over degree 1's, FLOPs and weights; the dtypes of a component have the same."""
+    """Per degree, FLOPs and weights summed over ranks, divided by degree 1's; the same in all dtypes of a component."""
     degrees = list(degrees)
     cells: dict[tuple[str, int], dict[int, str]] = {}
     for component, layer, _dtype, by_degree in rows:
@@ -80,7 +80,7 @@ def collectives(rows: Sequence[CostRow]) -> Table:
 
 
 def counted_and_warm(rows: Sequence[CostRow]) -> str:
-    """How the times came about, and what was not counted."""
+    """A sentence on how the times were measured, and on what was not counted."""
     found = [cost for *_key, by_degree in rows for cost, _scale in by_degree]
     timed = [cost for cost in found if cost.timed]
     if not timed:

@@ -1,4 +1,4 @@
-"""The charts of a run as data: what is drawn, with no word on how. `svg` and `plotly` draw them."""
+"""The charts of a run as data, without colours or positions; `svg` and `plotly` draw them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CORE_BYTES = 16 * 2**30  # HBM of one NeuronCore of a trn1.32xlarge
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line or stack: a value per x, None where there is none. `group` joins what a legend entry toggles."""
+    """One line or stack: a value per x, None where there is none. A legend entry toggles all series of its `group`."""
 
     name: str
     values: tuple[float | None, ...]
@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A horizontal line with a meaning."""
+    """A horizontal line at `value`, such as a limit."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """`x` are labels. `unit` is what a value is in: "", "s", "B" or "%" (values between 0 and 1)."""
+    """A chart; `x` are labels, and `unit` is that of values: "" (none), "s", "B" or "%" (fractions, 1 is 100 %)."""
 
     id: str
     title: str
@@ -55,20 +55,20 @@ class Chart:
     unit: str = ""
 
     def drawable(self, value: float) -> bool:
-        """Whether a value has a place: it is finite, and not 0 on an axis that does not hold it.
+        """Whether the axis can show a value, in the chart's unit: it is finite, and positive unless the axis has 0.
 
-        Nor so near to either that the axis would end there: floats end at 1e308 and 5e-324.
+        Values above 1e300 or, on an axis without 0, up to 1e-300 are not drawn either: the axis' ends would overflow.
         """
         return abs(value) < 1e300 and (self.from_zero or value > 1e-300)
 
     @property
     def drawn_lines(self) -> tuple[Line, ...]:
-        """Those that have a place: a limit may be infinite."""
+        """The lines that can be drawn: a limit may be infinite."""
         return tuple(line for line in self.lines if self.drawable(line.value))
 
 
 def accuracy_charts(record: RunRecord) -> list[Chart]:
-    """Error against degree with its limits: rel_L2 in float32, R in bfloat16."""
+    """Charts of the error against degree, with its limits: rel_L2 in float32, R in bfloat16; neither has a unit."""
     wanted = {
         "float32": ("error-float32", "float32 error against degree", "relative L2 error", True),
         "bfloat16": ("error-bfloat16", "bfloat16 error against degree", "R", False),
@@ -122,7 +122,7 @@ def _number(result: Result | None) -> Gate | None:
 
 
 def time_charts(record: RunRecord) -> list[Chart]:
-    """One chart per component and layer: the time of each rank at each degree."""
+    """One chart per component and layer: the seconds of each rank at each degree."""
     charts: list[Chart] = []
     found = costs(record.results)
     for component, layer, dtype in _one_dtype(found):
@@ -133,7 +133,7 @@ def time_charts(record: RunRecord) -> list[Chart]:
 
 
 def _time_chart(name: str, title: str, timed: list[Cost]) -> Chart:
-    """Stacks of compute and collectives, or, where those cannot be told apart, the whole."""
+    """Stacks of compute and collectives, or the whole time where collectives were not timed."""
     caption = "Median wall time of one forward on each rank"
     if all(cost.collective_s for cost in timed):
         caption += ": outside collectives, and inside them (waiting for other ranks included)."
@@ -158,7 +158,7 @@ def _time_chart(name: str, title: str, timed: list[Cost]) -> Chart:
 
 
 def cost_charts(record: RunRecord) -> list[Chart]:
-    """Communication share, efficiency, and weights per core against the degree."""
+    """Charts against the degree: communication and efficiency as fractions, weights per core in bytes."""
     wall = wall_time_counts(record)
     what, of = ("wall time", "wall") if wall else ("CPU time of the busiest rank", "CPU")
     charts = [
@@ -203,7 +203,7 @@ def cost_charts(record: RunRecord) -> list[Chart]:
 
 
 def _beyond_one(record: RunRecord, series: Series) -> bool:
-    """Whether there is a value at a degree above 1: what one rank alone costs has nothing to be compared with."""
+    """Whether there is a value at a degree above 1: a chart of degree 1 alone compares nothing."""
     return any(v is not None for tp, v in zip(_degrees(record), series.values, strict=True) if tp > 1)
 
 
@@ -213,7 +213,7 @@ def _efficiency(by_degree: dict[int, Cost], tp: int, *, wall: bool) -> float | N
 
 
 def _cost_series(record: RunRecord, value: Callable[[dict[int, Cost], Cost], float | None]) -> tuple[Series, ...]:
-    """A line per component and layer, of the dtype that real weights have, where it was run."""
+    """A line per component and layer, in one dtype: bfloat16 where it was run."""
     palette, found, lines = _Palette(record), costs(record.results), []
     for component, layer, dtype in _one_dtype(found):
         by_degree = found[component, layer, dtype]

@@ -1,4 +1,4 @@
-"""What each component costs at each degree, computed from what the ranks recorded. Nothing here is modelled.
+"""The cost of each component at each degree, computed from the ranks' records. Nothing here is modelled.
 
 A rank's time is its median over the timed forwards. A forward ends when its slowest rank does, so latency is the
 largest wall time over ranks, forward by forward.
@@ -17,7 +17,7 @@ Key = tuple[str, int, str]  # component, layer, dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """Collectives of one kind, dtype and size; per rank. `seconds` is the median over ranks of their sum."""
+    """Collectives of one kind, dtype and group size: per rank their count and bytes; median over ranks of seconds."""
 
     kind: str
     dtype: str
@@ -29,9 +29,10 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One component, layer and dtype at one degree: seconds and bytes, a number per rank where it is a tuple.
+    """One component, layer and dtype at one degree: seconds and bytes, tuples with a number per rank.
 
-    What was not measured is None or empty.
+    `timed` forwards gave the times; `low_s` and `high_s` are the 10th and 90th percentile of the latency. What was not
+    measured is None or empty.
     """
 
     tp: int
@@ -50,18 +51,18 @@ class Cost:
 
     @property
     def imbalance(self) -> float | None:
-        """The busiest rank's CPU time over the mean; 1 is even."""
+        """The busiest rank's CPU time divided by the mean; 1 is even, None where it was not measured."""
         total = sum(self.cpu_s)
         return max(self.cpu_s) * len(self.cpu_s) / total if total else None
 
     @property
     def compute_s(self) -> tuple[float, ...]:
-        """Wall time outside collectives, by rank."""
+        """Seconds of wall time outside collectives, by rank."""
         return tuple(max(0.0, wall - inside) for wall, inside in zip(self.wall_s, self.collective_s, strict=False))
 
     @property
     def communication(self) -> float | None:
-        """The share of wall time inside collectives, over all ranks; None where they were not timed."""
+        """The fraction of all ranks' wall time inside collectives; None where they were not timed."""
         return sum(self.collective_s) / sum(self.wall_s) if self.collective_s and sum(self.wall_s) else None
 
 
@@ -105,7 +106,7 @@ def _p10_p90(values: list[float]) -> tuple[float | None, float | None]:
 
 
 def _calls(ranks: Sequence[RankRecord]) -> tuple[Calls, ...]:
-    """Rank 0's schedule (the verdict holds the others to it), summed by kind, dtype and group."""
+    """Rank 0's calls (the verdict checks that others have the same), summed by kind, dtype and group size."""
     groups: dict[tuple[str, str, int], None] = dict.fromkeys(map(_kind, ranks[0].collectives))
     return tuple(_sum_of(group, ranks) for group in groups)
 
@@ -130,10 +131,10 @@ def _sum_of(group: tuple[str, str, int], ranks: Sequence[RankRecord]) -> Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """A cost relative to degree 1's; None where one of the two is missing or zero.
+    """Ratios of a cost to degree 1's; None where one of the two is missing or zero.
 
     `speed_up` is T1 / T_tp and `efficiency` T1 / (tp T_tp), of wall time or (cpu_...) of the busiest rank's CPU time.
-    `flops` and `weights` are the sums over ranks over degree 1's: what exceeds 1 is done or held more than once.
+    `flops` and `weights` are the sum over ranks divided by degree 1's: above 1, some is done or held more than once.
     """
 
     speed_up: float | None
@@ -145,7 +146,11 @@ class Scaling:
 
 
 def scaling(by_degree: Mapping[int, Cost], tp: int) -> Scaling:
-    """How degree `tp` compares with degree 1."""
+    """The cost at degree `tp` relative to degree 1.
+
+    Raises:
+        KeyError: degree `tp` has no cost.
+    """
     cost, one = by_degree[tp], by_degree.get(1)
     wall = _ratio(one.latency_s if one else None, cost.latency_s)
     cpu = _ratio(max(one.cpu_s, default=None) if one else None, max(cost.cpu_s, default=None))

@@ -1,4 +1,4 @@
-"""What is said of a failure: one sentence, then where, then the numbers. Pure functions of the results; no torch."""
+"""The text of a failure: one sentence, then the place, then the numbers. Pure functions of the results; no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENDED = {
 
 
 def sentence(failure: Failure) -> str:
-    """What is wrong, where in the run, and what mistake it looks like: `mine: output.0 is wrong at tp 2, 8 in ...`."""
+    """What is wrong, at which degrees and dtypes, and the likely cause: `mine: output.0 is wrong at tp 2, 8 in ...`."""
     first = failure.first
     head = f"{_names(failure)}: {_what(failure)} {_where(failure.results, failure.run)}"
     if has_numbers(first):
@@ -96,7 +96,7 @@ def _first_tensor(failure: Failure) -> list[str]:
 
 
 def _common_ranks(failure: Failure) -> str:
-    """The ranks that hold the first wrong tensor wrong, if these are the same in all results, or all of each."""
+    """The ranks on which the first wrong tensor is wrong, if all results have the same ones, or all ranks of each."""
     held = {(r.tp, r.first_divergence.ranks) for r in failure.results if r.first_divergence}
     if all(ranks == tuple(range(tp)) for tp, ranks in held):
         return "all ranks"
@@ -105,7 +105,7 @@ def _common_ranks(failure: Failure) -> str:
 
 
 def before(found: Divergence) -> str:
-    """What is known of the tensors before the first wrong one."""
+    """A clause on the tensors before the first wrong one."""
     return f"{found.after} before it is right" if found.after else "no tensor before it was compared"
 
 
@@ -120,7 +120,7 @@ def _causes(failure: Failure) -> list[str]:
 
 
 def diagnosis_text(result: Result) -> list[str]:
-    """Every cause that reproduces the first wrong tensor, or that none is known."""
+    """A line for each cause that reproduces the first wrong tensor, or one that none is known."""
     if result.as_float32 and not result.diagnosis:
         return [f"cause as in float32: {cause.name}: {cause.sentence}" for cause in result.as_float32]
     if not result.diagnosis:
@@ -151,7 +151,7 @@ def _numbers(failure: Failure) -> list[str]:
 
 
 def _numbers_of(result: Result, failure: Failure) -> str:
-    """What one result adds to its mistake's paragraph: number, limit and worst element, and ranks of its own."""
+    """The line of one result in its mistake's paragraph: number, limit, worst element, and ranks if they differ."""
     found, parts = result.first_divergence, [f"{c.name}: {c.detail}" for c in result.checks if not c.passed]
     if found is None:
         return "; ".join(parts + _own_numbers(result)) or result.reason
@@ -164,7 +164,7 @@ def _numbers_of(result: Result, failure: Failure) -> str:
 
 
 def divergence_text(found: Divergence) -> str:
-    """Where it went wrong first, in one sentence: tensor, ranks, token, index, numbers, and what was right before."""
+    """The first divergence in one sentence: tensor, ranks, token, index, numbers, and the last tensor found right."""
     return f"{found.tensor} {'; '.join(_divergence(found))}; {before(found)}"
 
 

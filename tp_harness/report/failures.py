@@ -1,8 +1,8 @@
 """A run's failures, grouped: results of one mistake together. Pure functions of the results; no torch.
 
 Results belong to one mistake if the same tensor of the same component went wrong first and their causes agree, at
-whatever degree and in whatever dtype; what bfloat16 saw without a cause follows float32 at its degree, which sees more.
-Ranks that ended, and runs that prove nothing, belong together if they say the same or are of the same component.
+any degree and in any dtype; a 16-bit result without a cause joins the float32 results of its degree, which is more
+exact. Crashes, and runs that prove nothing, belong together if they have the same reason or the same component.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Failure:
 
     @property
     def first(self) -> Result:
-        """What the paragraph's sentences are told of: one with a cause, and the first tensor, if any has."""
+        """The result that the paragraph describes: the first with a cause, or the first of all."""
         return next((r for r in self.results if r.diagnosis), self.results[0])
 
     @property
     def components(self) -> tuple[tuple[str, int], ...]:
-        """Which components, with their layers, it shows in."""
+        """The components and layers of its results."""
         return tuple(dict.fromkeys((result.label, result.layer) for result in self.results))
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """Those that hold in every result that names any."""
+        """The causes that every result with a cause names."""
         names = [{cause.name for cause in r.diagnosis} for r in self.results if r.diagnosis]
         return tuple(c for c in self.first.diagnosis if all(c.name in held for held in names))
 
 
 def failures(results: Sequence[Result]) -> list[Failure]:
-    """Every mistake of a run: what ended without a verdict, what is wrong, what proves nothing; each as it was run."""
+    """Every mistake of a run: first crashes, then what is wrong, then what proves nothing; each in the run's order."""
     failed = [result for result in results if result.status is not Status.PASS]
     groups = _by_mistake([r for r in failed if has_numbers(r)]) + _by_reason([r for r in failed if not has_numbers(r)])
     place = {id(result): i for i, result in enumerate(results)}
@@ -53,13 +53,13 @@ def failures(results: Sequence[Result]) -> list[Failure]:
 
 
 def has_numbers(result: Result) -> bool:
-    """A result that did not pass is told by its tensors, and not by the sentence of its ranks' end."""
+    """Whether a result that did not pass is described by its tensors, and not by its reason."""
     return result.first_divergence is not None or result.status in (Status.MISMATCH, Status.SHAPE)
 
 
 def _by_mistake(results: Sequence[Result]) -> list[list[Result]]:
     groups: list[list[Result]] = []
-    for result in sorted(results, key=lambda r: not r.diagnosis):  # those with a cause first: the others follow them
+    for result in sorted(results, key=lambda r: not r.diagnosis):  # those with a cause first: the others join them
         fits = [group for group in groups if _agree(group, result)]
         if len(fits) == 1 or (fits and result.diagnosis):
             fits[0].append(result)
@@ -81,7 +81,7 @@ def _agree(group: Sequence[Result], result: Result) -> bool:
 
 
 def _site(result: Result) -> tuple[str, ...]:
-    """What went wrong first, by the fields that hold it."""
+    """Component, status, and the tensor or check that went wrong first."""
     found = result.first_divergence
     if found:
         return result.label, result.status.value, found.tensor
@@ -90,7 +90,7 @@ def _site(result: Result) -> tuple[str, ...]:
 
 
 def _follows(result: Result, group: Sequence[Result]) -> bool:
-    """It has no cause, and the group holds what float32 found of the same at its degree."""
+    """Whether a 16-bit result has no cause, and the group has the float32 result of the same target and degree."""
     same = [r for r in group if (r.label, r.layer, r.tp, r.status) == _key(result)]
     return result.dtype != "float32" and not result.diagnosis and any(r.dtype == "float32" for r in same)
 
@@ -100,7 +100,7 @@ def _key(result: Result) -> tuple[str, int, int, Status]:
 
 
 def _by_reason(results: Sequence[Result]) -> list[list[Result]]:
-    """Those that say the same, and such groups of one component as have the same status."""
+    """Results with the same status and reason; such groups of one component and status are joined."""
     alike: dict[object, list[Result]] = {}
     for result in results:
         alike.setdefault((result.status, result.reason), []).append(result)

@@ -1,4 +1,4 @@
-"""The one number that a cell of the table or of a page shows of a result, with its limit where that is no usual one."""
+"""The one number that a cell of a table shows of a result, with its limit where that is not the usual one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ERROR = "the relative L2 error against the float64 oracle"
 
 
 def legend(results: Iterable[Result]) -> str:
-    """What the numbers of these results mean, in the dtypes that have any; "" if none has."""
+    """A sentence on the meaning of the numbers in each dtype of these results that has any; "" if none has."""
     dtypes = {result.dtype for result in results if result.gates}
     error = "that error" if "float32" in dtypes else _ERROR
     meanings = {
@@ -26,9 +26,9 @@ def legend(results: Iterable[Result]) -> str:
 
 
 def number_of(result: Result) -> Gate | None:
-    """The gate that a cell stands for: the one farthest over its limit; if none is over, of the worst output.
+    """The gate that a cell shows: the one farthest over its limit, or, of a pass, that of the worst output.
 
-    An exact check that failed is no number, and neither is a void that no number decided: None then.
+    None where no number decided: an exact check failed, or the result is void.
     """
     over = tuple(gate for gate in result.gates if not gate.passed)
     if over:
@@ -46,7 +46,7 @@ def measure(result: Result, exact: str = "") -> str:
     """`2.1e-07`, `R 2.51 of 4.95` (the limit) or `worst token 1.2e-04 over 4.0e-05`; "" where there is none.
 
     Args:
-        result: of a run.
+        result: of a run; its number is a relative error, or the ratio R of two.
         exact: the word for a number that is 0, "" for the number itself.
     """
     gate = number_of(result)
@@ -64,7 +64,7 @@ def measure(result: Result, exact: str = "") -> str:
 
 
 def failed_by(result: Result) -> str:
-    """`schedule`, say: what a result failed by, where that is no number; "" otherwise."""
+    """The names of the exact checks that failed, such as `schedule`, or `router`; "" where a number failed."""
     checks = [check.name for check in result.checks if not check.passed]
     if checks or result.status is not Status.MISMATCH or any(not gate.passed for gate in result.gates):
         return ", ".join(checks)
@@ -72,7 +72,7 @@ def failed_by(result: Result) -> str:
 
 
 def cell(result: Result, exact: str = "") -> tuple[str, str]:
-    """What a cell says: the word of the status ("" for a pass), and what stands beside it."""
+    """A cell's two texts: the word of the status ("" for a pass); failed checks and number. `exact` as `measure`."""
     number = measure(result, exact)
     if result.status is Status.PASS:
         return "", number

@@ -1,7 +1,7 @@
-"""report.html: one file with everything in it, which asks for nothing else. Pure: RunRecord -> text.
+"""report.html: one file with everything in it, which loads nothing else. Pure: RunRecord -> text.
 
-A Content-Security-Policy allows the page's own two scripts by their hashes and no request at all, so that not even a
-name that escaped escaping could do anything.
+A Content-Security-Policy allows the page's own two scripts by their hashes and no request at all, so that a name that
+was not escaped could not run a script or load anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .svg import svg, value_text
 
 
 def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
-    """The page; `trials` are how the faults of `tp-harness faults` fared, if they were tried."""
+    """The page; `trials` are the outcomes of `tp-harness faults`, if it was run."""
     script, library = _file("templates/page.js"), _file("vendor/plotly-basic.min.js")
     accuracy, cost, time = accuracy_charts(record), cost_charts(record), time_charts(record)
     models = predictions(record)
@@ -80,7 +80,7 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
 
 
 def row_id(result: Result) -> str:
-    """An anchor for a result, whatever its component is called."""
+    """The HTML id of a result's row; any name of a component gives a valid one."""
     name = hashlib.blake2b(result.component.encode("utf-8", "replace"), digest_size=4).hexdigest()
     return f"row-{name}-{result.layer}-{result.dtype}-{result.tp}"
 
@@ -99,7 +99,7 @@ def _template() -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """What a placeholder shows: a text's lines without what could mislead a reader."""
+    """The text of a placeholder, its lines without control characters and the like."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "\n".join(map(printable, value.split("\n")))

@@ -18,7 +18,7 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  
 
 
 def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
-    """The document; `trials` as for report.html: a fault that was missed is a failure."""
+    """The XML document, times in seconds; `trials` as for report.html: a fault that was missed is a failure."""
     root = ET.Element("testsuites", {"name": "tp-harness", **counts(record.results, trials)})
     by_component: dict[str, list[Result]] = {}
     for result in record.results:
@@ -45,7 +45,7 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
 
 
 def add_status(case: ET.Element, result: Result) -> ET.Element | None:
-    """Say in the case how the result ended: the element that does, or None for a pass."""
+    """Add the element that says how the result ended, and return it; None, and no element, for a pass."""
     if result.status is Status.PASS:
         return None
     if result.status in (Status.SKIPPED, Status.UNDECIDED):
@@ -76,7 +76,7 @@ def _details(record: RunRecord, result: Result) -> list[str]:
 
 
 def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str, str]:
-    """The attributes of a suite that say how its results, or trials of faults, ended."""
+    """The attributes of a suite: how many results or trials of faults ended how, and the seconds they took."""
     errors = sum(r.status in _ERRORS for r in results)
     skipped = sum(r.status in (Status.SKIPPED, Status.UNDECIDED) for r in results)
     failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
@@ -86,11 +86,11 @@ def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str,
 
 
 def _seconds(results: Sequence[Result]) -> float:
-    """Wall time of the slowest rank of each task; the dtypes of a task ran in one, and share it."""
+    """Seconds of wall time of the slowest rank of each task, summed; the dtypes of a task ran together."""
     tasks = {(r.label, r.layer, r.tp): max((rank.wall_s for rank in r.ranks), default=0.0) for r in results}
     return sum(tasks.values())
 
 
 def clean(text: str) -> str:
-    """Without what XML cannot hold, terminal escapes among it."""
+    """The text with U+FFFD for each character that XML cannot hold, such as those of terminal escapes."""
     return _NO_XML.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""faults.json, which `tp-harness faults --json` prints: read, where it lies beside run.json, for the report's panel."""
+"""Reading faults.json, which `tp-harness faults --json` prints, from beside run.json, for the report's panel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "faults.json"
 
 
 def read_trials(folder: Path) -> tuple[Trial, ...]:
-    """How every fault fared; nothing where there is no such file.
+    """The trials of all faults; none where there is no such file.
 
     Raises:
         UsageError: the file cannot be read, or holds something else.

@@ -1,4 +1,4 @@
-"""report.md: what goes into a pull request. The verdict first, then what is wrong, then the table."""
+"""report.md, a text for a pull request: the verdict first, then what is wrong, then the table."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span, in which nothing is markup and nobody is mentioned; also within a table."""
+    """A code span, also within a table: GitHub finds no markup and no mention in it."""
     text = printable(re.sub(r"\s+", " ", text)).replace("|", "\\|") or " "
     fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
     pad = " " if "`" in text else ""
@@ -126,7 +126,7 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain words: markup characters are escaped, and `@name` mentions nobody."""
+    """Plain text: markup characters are escaped, and `@name` is no mention."""
     text = printable(re.sub(r"\s+", " ", text).strip())
     text = re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
     return text.replace("@", "@\u200b").replace("://", ":\u200b//")

@@ -1,4 +1,4 @@
-"""What the Trn1 model says beside a run: predictions, and charts that carry their mark. Nothing here was measured."""
+"""Predictions of the Trn1 model for a run's report, and charts marked as modelled. Nothing here was measured."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .charts import Chart, Line, Series
 
 
 def predictions(record: RunRecord) -> list[Prediction]:
-    """The run's model at degrees 1, 2, 8 and 32, or the real models where the run's stands in for them.
+    """Predictions for the run's model at degrees 1, 2, 8 and 32; for the real models, where the run's is a small one.
 
-    A user's own modules have no model.
+    Empty for a user's Case, and for a config of an older run that this version does not know.
     """
     if record.options.get("case"):
         return []
@@ -30,7 +30,7 @@ def predictions(record: RunRecord) -> list[Prediction]:
 
 
 def model_charts(prediction: Prediction) -> list[Chart]:
-    """Memory per core against the line, and the time of a token."""
+    """Charts of the bytes per core beside a core's HBM, and of the seconds of a decode step."""
     memory = prediction.memory
     parts = ("weights", "cache", "activations")
     values = ([m.weight_bytes for m in memory], [m.cache_bytes for m in memory], [m.workspace_bytes for m in memory])
@@ -59,7 +59,7 @@ def _slug(prediction: Prediction) -> str:
 
 
 def _terms_chart(prediction: Prediction) -> Chart:
-    """What bounds the whole model: the terms of the roofline, prefill and decode apart."""
+    """The chart of the roofline's terms for a decode step of the whole model, in seconds."""
     rows = [row for row in prediction.components if row.component == "transformer" and row.phase == "decode"]
     terms = (("compute", "compute_s"), ("HBM", "hbm_s"), ("NeuronLink", "link_s"))
     return Chart(

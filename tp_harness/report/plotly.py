@@ -1,4 +1,4 @@
-"""A chart as what plotly.js takes: traces and a layout, without colours, which the page's theme decides. Pure."""
+"""A chart as plotly.js takes it: traces and a layout, without colours, which the page's theme sets. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SYMBOLS = ("circle", "square", "triangle-up", "diamond")
 
 
 def plotly(chart: Chart) -> dict[str, Any]:
-    """`traces` (with `colour`, a place in the palette, or "limit") and `layout`, of JSON values."""
+    """`traces` (whose `colour` is an index in the palette, or "limit") and `layout`, of JSON values."""
     return {
         "traces": [*(_trace(chart, series) for series in chart.series), *_lines(chart)],
         "layout": {
@@ -76,5 +76,5 @@ def _y_axis(chart: Chart) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """plotly.js reads <b>, <a href> and the like in names: none of a user's text is markup."""
+    """The text escaped: plotly.js would read <b>, <a href> and the like in it as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""Where the logs of a result's ranks are, and which of them hold anything. No torch."""
+"""The paths of a result's rank logs that are not empty. No torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..results.run_record import RunRecord
 
 
 def written_logs(record: RunRecord, result: Result) -> list[tuple[int, str]]:
-    """(rank, path relative to the run's folder) of logs that are there and not empty.
+    """(rank, path relative to the run's folder) of each log that exists and is not empty.
 
-    Those of the ranks that went wrong first come first.
+    The logs of ranks that hold the first wrong tensor or the worst element come first.
     """
     parts = PurePath(result.log_dir).parts
     if "logs" not in parts:

@@ -23,7 +23,7 @@ Scale = Callable[[float], float]
 
 
 def svg(chart: Chart) -> str:
-    """The chart, with its title and description for those who do not see it."""
+    """The chart as an SVG element, with a title and description for screen readers."""
     low, high = span(chart)
     y = _scale(low, high, log=chart.log)
     listed = [series for series in chart.series if series.listed]
@@ -37,7 +37,7 @@ def svg(chart: Chart) -> str:
 
 
 def value_text(chart: Chart, value: float | None) -> str:
-    """A value of a series, to three digits; a dash where there is none."""
+    """A value of a series with its unit, to three digits; a dash where there is none."""
     if value is None:
         return "-"
     return text_of(chart, value) if chart.unit else f"{value:.3g}"
@@ -55,7 +55,7 @@ def text_of(chart: Chart, value: float) -> str:
 
 
 def span(chart: Chart) -> tuple[float, float]:
-    """What the y axis spans; whole decades when it is logarithmic."""
+    """The lowest and highest value of the y axis, in the chart's unit; whole decades when it is logarithmic."""
     values = [v for series in chart.series for v in series.values if v is not None and chart.drawable(v)]
     if chart.kind == "stack":
         columns = zip(*(series.values for series in chart.series), strict=True)
@@ -72,7 +72,7 @@ def span(chart: Chart) -> tuple[float, float]:
 
 
 def _scale(low: float, high: float, *, log: bool) -> Scale:
-    """Value -> y in the picture; what lies below a logarithmic axis goes to its foot."""
+    """Value -> y in the picture; values below a logarithmic axis are put at its lower end."""
 
     def place(value: float) -> float:
         above, whole = (math.log(max(value, low) / low), math.log(high / low)) if log else (value - low, high - low)
@@ -82,7 +82,7 @@ def _scale(low: float, high: float, *, log: bool) -> Scale:
 
 
 def ticks(chart: Chart, low: float, high: float) -> Sequence[float]:
-    """Where the y axis is labelled: decades, powers of 16 for bytes, round steps on a linear axis."""
+    """The labelled values from `low` to `high`, in the chart's unit: decades, powers of 16 (bytes), or round steps."""
     if chart.log and chart.unit == "B":
         return [tick for tick in (2.0**power for power in range(-2, 60, 4)) if low <= tick <= high]
     if chart.log:
@@ -116,7 +116,7 @@ def _axes(chart: Chart, low: float, high: float, y: Scale) -> str:
 
 
 def _line(chart: Chart, series: Series, y: Scale) -> str:
-    """The points there are, joined where neighbours have values."""
+    """The series' points, joined where neighbours have values."""
     path, pen, marks = "", "M", ""
     for index, value in enumerate(series.values):
         if value is None or not chart.drawable(value):

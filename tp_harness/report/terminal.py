@@ -1,4 +1,4 @@
-"""The terminal table: what holds, what does not, and where to look. Pure functions of the results; no torch."""
+"""The verdict table and the paragraphs below it, for a terminal. Pure functions of the results; no torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _legend(results: list[Result]) -> list[Text]:
 
 
 def _paragraphs(record: RunRecord) -> list[Text]:
-    """One for each mistake, the worst first: a sentence, then where, then numbers and logs."""
+    """A paragraph for each mistake, the worst first: a sentence, then the place, then numbers and logs."""
     paragraphs = []
     for failure in failures(record.results):
         status = failure.first.status
@@ -63,7 +63,7 @@ def _paragraphs(record: RunRecord) -> list[Text]:
 
 
 def _logs(record: RunRecord, failure: Failure) -> list[str]:
-    """The folders of the ranks' logs that hold anything."""
+    """A line with the folders of rank logs that are not empty."""
     folders = dict.fromkeys(folder for r in failure.results for folder in [r.log_dir] if written_logs(record, r))
     return [f"rank logs: {', '.join(folders)}"] if folders else []
 
@@ -83,7 +83,7 @@ def _ending(record: RunRecord) -> list[Text]:
 
 
 def _controls(record: RunRecord) -> list[Text]:
-    """The mistakes that were put in to see them rejected: those that were, and those that were not."""
+    """Lines on the controls, faults that a run must reject: those that were rejected, and those that were not."""
     lines = []
     if rejected := controls_text(record, rejected=True):
         lines.append(Text(f"controls, mistakes put in on purpose, rejected as they must be: {rejected}", style="dim"))
@@ -93,7 +93,7 @@ def _controls(record: RunRecord) -> list[Text]:
 
 
 def controls_text(record: RunRecord, *, rejected: bool) -> str:
-    """The controls that were rejected, or that were not: `shard-rolled at tp 1, 2; part-dropped at tp 8`."""
+    """The controls that were `rejected`, or were not: `shard-rolled at tp 1, 2; part-dropped at tp 8`; "" if none."""
     degrees: dict[str, dict[int, None]] = {}
     for control in record.controls:
         if control.rejected is rejected:
@@ -103,5 +103,5 @@ def controls_text(record: RunRecord, *, rejected: bool) -> str:
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
-    """Print the summary; the table keeps its width when output is no terminal."""
+    """Print the summary; the table keeps its width when the output is no terminal."""
     console.print(summary(record), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What pages say of a run, in words and numbers, before any markup."""
+"""The words and numbers of a run that all pages show, without markup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..results.run_record import RunRecord
 from .headline import cell
 from .rank_logs import written_logs
 
-# Exit code -> what it says of the run.
+# Exit code -> its meaning.
 HEADLINES = {
     0: "Every sharded component is the same function as its reference",
     1: "Something differs from the reference",
@@ -76,7 +76,7 @@ def failures(results: Sequence[Result]) -> list[Result]:
 
 
 def measure(result: Result) -> str:
-    """The number a cell shows, "exact" for 0, and the check that failed; "" where nothing could be compared."""
+    """The failed checks and the number that a cell shows, "exact" for 0; "" where nothing could be compared."""
     return cell(result, "exact")[1]
 
 
@@ -86,11 +86,11 @@ def gate_text(gate: Gate) -> str:
 
 
 def logs(record: RunRecord, result: Result) -> list[tuple[str, str]]:
-    """(label, path relative to the run's folder) of rank logs that hold anything, of those first that went wrong."""
+    """(label, path relative to the run's folder) of each rank log that is not empty; of the wrong ranks first."""
     return [(f"rank {rank}", path) for rank, path in written_logs(record, result)]
 
 
-# run.json's options -> the flags that ask for them again.
+# An option in run.json, and its flag.
 _FLAGS = (
     ("batch", "--batch"),
     ("seq", "--seq"),
@@ -108,7 +108,7 @@ _LAYERED = ("attention", "mlp", "transformer_block")
 
 
 def command(record: RunRecord, result: Result) -> str:
-    """The command that runs this row again: the same weights, inputs and draws, nothing else."""
+    """The command that runs this row alone again, with the same weights, inputs and draws."""
     options = record.options
     words = ["tp-harness", "verify"]
     if options.get("case"):
@@ -130,7 +130,7 @@ def command(record: RunRecord, result: Result) -> str:
 
 
 def case_of(record: RunRecord, found: Result | Control) -> str:
-    """The FILE.py:NAME of the Case that a result or control is of."""
+    """The FILE.py:NAME of the Case of a result or control."""
     specs, names = record.options["case"], record.options.get("targets", [])
     named = {tuple(name): spec for name, spec in zip(names, specs, strict=False)}
     return str(named.get((found.component, found.layer), specs[0]))
@@ -154,12 +154,12 @@ def control_command(record: RunRecord, control: Control) -> str:
 
 
 def wall_time_counts(record: RunRecord) -> bool:
-    """Whether wall time says what a degree costs: every rank has a core of its own."""
+    """Whether wall time measures the cost of a degree: every rank has its own core."""
     return record.backend in WALL_TIME_BACKENDS
 
 
 def time_note(record: RunRecord) -> str:
-    """What the times of this run are worth."""
+    """Sentences on what the times of this run measure."""
     if wall_time_counts(record):
         return "Each rank has a NeuronCore of its own: wall time says what a degree costs."
     cpus = record.environment.get("cpus", "unknown")
@@ -183,7 +183,7 @@ _TIME_NOTES = {
 
 
 def seconds(value: float | None) -> str:
-    """A time with its unit, three digits."""
+    """A time in seconds as text, three digits, in s, ms or us; a dash for None."""
     if value is None:
         return "-"
     if value >= 999.5:
@@ -195,7 +195,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """A number of bytes with its binary unit."""
+    """A number of bytes as text, in B, KiB, MiB or GiB; a dash for None."""
     if value is None:
         return "-"
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
@@ -206,17 +206,17 @@ def size(value: float | None) -> str:
 
 
 def ratio(value: float | None, digits: int = 3) -> str:
-    """A ratio, or a dash where there is none."""
+    """A ratio as text with `digits` decimals; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def verified(record: RunRecord) -> str:
-    """The model, or the Cases."""
+    """The name of the model, or the specs of the Cases."""
     return ", ".join(record.options.get("case", ())) or str(record.options.get("model_name", "unknown"))
 
 
 def subject(record: RunRecord) -> str:
-    """What was verified, on what input."""
+    """The model or Cases, rows, tokens and draws of the run, as text."""
     options = record.options
     name = f"{'case' if options.get('case') else 'model'} {verified(record)}"
     sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
@@ -226,17 +226,17 @@ def subject(record: RunRecord) -> str:
 
 
 def started(record: RunRecord) -> str:
-    """When it began, UTC."""
+    """The time when the run began, in UTC, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started))
 
 
 def environment(record: RunRecord) -> list[tuple[str, str]]:
-    """The machine and the versions, one line each."""
+    """(name, value) of the machine, the versions, the backend and the command."""
     return [*_flat(record.environment), ("backend", record.backend), ("command", record.command)]
 
 
 def options(record: RunRecord) -> list[tuple[str, str]]:
-    """The resolved options that the run goes by, one line each; a Case brings its own sizes and inputs."""
+    """(name, value) of the resolved options; of a Case, without sizes and others that it brings itself."""
     own = bool(record.options.get("case"))
     kept = {name: value for name, value in record.options.items() if not (own and name in OF_MODEL)}
     return _flat(kept)
