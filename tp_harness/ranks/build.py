@@ -26,7 +26,7 @@ def build(case: Case, checkpoint: Checkpoint, dtype: torch.dtype, group: Group) 
     Args:
         case: the case that is run.
         checkpoint: full tensors, of any shape and in the stored dtype, under the case's prefix.
-        dtype: that the module's floating-point parameters are cast to; a built-in's stay as they are stored.
+        dtype: that the module's floating-point parameters are cast to; a family's module keeps the stored dtypes.
         group: this rank's.
 
     Returns:

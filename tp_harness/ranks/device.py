@@ -1,7 +1,7 @@
 """The device of a rank's module: what has to be done there around the call `module(*inputs)`.
 
 On the CPU that is nothing. A device that compiles moves parameters and inputs to itself, traces the call instead of
-running it, and can look at the program before it runs; what it finds there is a `GraphFinding`.
+running it, and can check the program before it runs; a program that fails the check is a `GraphFinding`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class GraphFinding(Exception):  # noqa: N818  (a verdict on the module, no failu
 class Device:
     """The CPU, and the base of all others.
 
-    `eager` is False where calling a module only builds a program: that call's time says nothing, and the CPU time of
-    the rank's thread never does.
+    `eager` is False where calling a module only builds a program: then the time of that call, and the CPU time of the
+    rank's thread, do not measure the forward.
     """
 
     eager = True

@@ -116,7 +116,7 @@ class FlopCount(DispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if any(map(is_dtensor_type, types)):
-            return NotImplemented  # DTensor's own dispatch is next: what it does with this rank's data comes back here
+            return NotImplemented  # DTensor's own dispatch is next, whose operations on this rank's data come back here
         if func.namespace == "prim" or any(getattr(kind, "__torch_dispatch__", _PLAIN) is not _PLAIN for kind in types):
             return func(*args, **(kwargs or {}))  # no data: DTensor asks for the output's shape
         formula = _FORMULAS.get(func.overloadpacket)

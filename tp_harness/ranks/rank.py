@@ -52,8 +52,7 @@ def run_job(
         device: where modules run; None is the CPU.
 
     Raises:
-        PlanError: a module that the plan does not fit.
-        Exception: whatever a user's module raises.
+        PlanError: a module that the plan does not fit; a module's own exceptions pass.
     """
     device = device or Device()
     job, config_hash = read_job(path)
@@ -147,10 +146,7 @@ class DtypeRunner:
         )
 
     def locked(self) -> dict[TensorKey, torch.Tensor]:
-        """Run the forward that is judged: this rank's outputs, router tensors (tokens, k or experts) and taps.
-
-        Contiguous; outputs in the dtype that the module returns.
-        """
+        """Run the forward that is judged: outputs as the module returns them, routers' (tokens, k or experts), taps."""
         with (
             tapping(self.module, self.case.watched if self.job.taps else {}, self.read) as taps,
             routing(self.module, self.case.routers, self.locks) as routed,
@@ -161,7 +157,7 @@ class DtypeRunner:
         return self._named("locked", outputs, routed.tensors) | tapped
 
     def unlocked(self) -> dict[TensorKey, torch.Tensor]:
-        """Run a forward with the module's own routing: shapes and dtypes as in `locked`, without taps."""
+        """Run a forward with the module's own routing: tensors of the shapes and dtypes of `locked`, without taps."""
         self.restore()
         with routing(self.module, self.case.routers) as routed:
             outputs = self.call()
