@@ -86,7 +86,7 @@ class XLADevice(Device):
         Raises:
             GraphFinding: on some rank Python needed the value of a tensor meanwhile.
         """
-        self.meeting.exchange(self.rank, None)  # the switch is the process's: nobody executes any more
+        self.meeting.exchange(self.rank, None)  # the switch is the process's: no rank executes now
         private.allow_execution(False)
         private.forget_collectives(str(self.device))
         traced, problem = {}, None
