@@ -68,7 +68,7 @@ class Backend(Protocol):
     """An entry of the registry `BACKENDS`.
 
     `blind_spots`: the mistakes that this backend cannot see, printed with its verdicts. `owns_terminal`: its ranks may
-    use the terminal, as a debugger does, so nothing else is drawn there meanwhile. `process_group`: torch.distributed
+    use the terminal, as a debugger does, so nothing else is drawn there. `process_group`: torch.distributed
     has a default group in its ranks. `weight_copies`: how many copies of its weights a rank holds beside the mapped
     file.
     """

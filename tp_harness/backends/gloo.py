@@ -79,7 +79,6 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
 
     Raises:
         RuntimeError: the group has another rank or size, or a breakpoint() found no terminal.
-        Exception: what `run_job` raises.
     """
     save_memory()
     group = TorchGroup()
@@ -87,7 +86,7 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
         raise RuntimeError(f"launched as rank {rank} of {size}, but the group says {group.rank} of {group.size}")
     try:
         run_job(Path(argument), group, core=f"cpu process {rank}", begin=begin_step)
-    except BdbQuit as error:  # what a debugger raises at the end of its input, which a rank's is from the start
+    except BdbQuit as error:  # a debugger raises it at the end of its input, and a rank has no input
         raise RuntimeError(NO_TERMINAL).with_traceback(error.__traceback__) from None
 
 

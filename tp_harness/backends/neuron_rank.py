@@ -25,7 +25,6 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
 
     Raises:
         RuntimeError: torch-xla sees another number of ranks than torchrun started.
-        Exception: what `run_job` raises.
     """
     store = dist.FileStore(str(Path(os.environ["TMPDIR"]) / "store-xla"), size)  # type: ignore[attr-defined]
     group, device, _ = join_cores(rank, size, store, UNLIMITED)

@@ -54,19 +54,12 @@ class Member:
 
         Raises:
             RuntimeError: gloo lost a rank, or waited for one longer than its timeout.
-            Exception: what `run_job` raises.
         """
         run_job(job, self.group, core=self.core, device=self.device, begin=begin)
         dist.barrier(group=self.end)
 
     def tell(self, message: dict[str, Any] | None) -> dict[str, Any]:
-        """Broadcast rank 0's `message`, which the others pass None for; returns it on all ranks.
-
-        It travels as JSON in a uint8 tensor: nothing is pickled.
-
-        Raises:
-            RuntimeError: gloo lost a rank.
-        """
+        """Broadcast rank 0's `message`, for which the others pass None, as JSON without pickling; returns it."""
         text = json.dumps(message).encode() if message is not None else b""
         length = torch.tensor([len(text)])
         dist.broadcast(length, src=0, group=self.orders)
