@@ -75,13 +75,9 @@ def places_of(
     placed: Mapping[int, Mapping[str, Placement]],
     draws: Sequence[Sequence[torch.Tensor]],
 ) -> Places:
-    """The places of a case.
+    """The places of a user's case with the tensors `specs`, placed as `placed` says at each degree.
 
-    Args:
-        case: the user's.
-        specs: of all tensors that it loads.
-        placed: by degree, the placement of every parameter and buffer.
-        draws: the full inputs of each draw, at least one; any shape and dtype.
+    `draws` are the full inputs of each draw, at least one; any shape and dtype.
     """
     flat, blind = flat_inputs(draws)
     return Places(

@@ -113,7 +113,6 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     Raises:
         UsageError: `inputs` of the case returns no tensors, or nan, or other numbers for the same generator; or the
             reference is no module.
-        Exception: whatever the case's functions raise.
     """
     # nothing here depends on the degree
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}

@@ -23,7 +23,7 @@ GIB = 2**30
 SMALL_FILES = 64 << 20  # inputs, jobs and small outputs
 RANK_BYTES = 40 << 20  # private to a forked rank that has done little; measured 27 MiB
 LEAD_BYTES = 200 << 20
-SPARE = 1.1  # of what is free, over what is needed
+SPARE = 1.1  # free bytes of a folder's place over those needed, at least
 ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
 
 

@@ -77,7 +77,6 @@ def make_reference(case: Case) -> nn.Module:
 
     Raises:
         UsageError: `reference` of the case makes something else than a module.
-        Exception: whatever it raises.
     """
     with doing(f"reference of {case.name}, called without arguments,"):
         module = case.make(case.reference)
@@ -131,7 +130,6 @@ def run_reference(
     Raises:
         UsageError: a router whose choice in float64 is not the top k of its scores.
         TypeError: the reference returns something else than tensors.
-        Exception: whatever the reference raises.
     """
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with doing(called):

@@ -29,7 +29,7 @@ class Checked:
 def check_target(
     options: Resolved, subject: Subject, own: OwnCase | None, task: Task, *, process_group: bool
 ) -> Checked:
-    """Build what a task runs, once, and place every parameter at every degree; arguments as of `prepare_one`.
+    """Build a task's modules once, and place every parameter at every degree; arguments as of `prepare_one`.
 
     Raises:
         UsageError: a case that cannot be built, or a plan that does not divide.

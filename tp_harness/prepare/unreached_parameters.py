@@ -19,7 +19,7 @@ from ..ranks.module_state import remembered
 from ..ranks.rank import as_tuple
 
 MOST_ELEMENTS = 1 << 22  # of all parameters; a module with more is not examined, to save time
-MOST_RUNS = 120  # of the module with something changed; what is not tried by then counts as reached
+MOST_RUNS = 120  # of the changed module; places that are not tried by then count as reached
 NOISE = 1e-10  # relative L2: float64 rounds far below it, even in sums of large numbers that cancel
 MASK = torch.finfo(torch.bfloat16).max  # larger values mask an output, and do not count in the usual size
 SHOWN = 6
@@ -130,7 +130,7 @@ def differ(x: torch.Tensor, rest: torch.Tensor) -> bool:
     other = x != rest  # where both are infinite they are equal, and their difference is nan
     if not other.any():
         return False
-    usual = rest[rest.abs() < MASK].abs()  # an unchanged mask says nothing about the size of the rest
+    usual = rest[rest.abs() < MASK].abs()  # an unchanged mask does not measure the others
     size = torch.maximum(rest[other].norm(), usual.median() * other.sum().sqrt()) if usual.numel() else 0.0
     return not ((x - rest)[other].norm() <= NOISE * size)  # a nan differs
 
