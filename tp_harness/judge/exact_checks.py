@@ -18,12 +18,7 @@ from .schedule_checks import schedule_check
 
 
 def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
-    """All checks without tolerance.
-
-    Args:
-        evidence: the run.
-        joined: by name, each output of all ranks as one tensor; any shape and dtype.
-    """
+    """All checks without tolerance; `joined` is by name each output of all ranks, any shape and dtype."""
     whole = [router for router in evidence.case.routers if not evidence.shared_out(router)]
     taps = [tap for router in whole for tap in router.shown]
     routers = {name: join(Replicate(), evidence.shards(name)) for name in taps}

@@ -30,11 +30,7 @@ SCATTER = (
 
 
 def judge(evidence: Evidence, blank: Result) -> Result:
-    """Fill in `blank` (a Result that names the task) with the verdict on the evidence.
-
-    Raises:
-        Exception: whatever a user's placement or `collectives` raises.
-    """
+    """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
     blank = replace(blank, ranks=tuple(evidence.ranks[r].report.record(evidence.dtype) for r in sorted(evidence.ranks)))
     blank = replace(blank, program=shared_program(evidence))
     found = finding(evidence)
