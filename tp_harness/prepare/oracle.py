@@ -25,9 +25,9 @@ from ..ranks.rank import as_tuple
 class ReferenceRun:
     """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
 
-    Outputs and `taps` have any shape and the run's dtype; in `routing`, scores and logits are (tokens, experts) and a
-    choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its groups;
-    `unlocked`: the routers that continued with another choice than the one they were locked to.
+    Outputs and `taps` have any shape, in the reference's dtypes; in `routing`, scores and logits are (tokens, experts)
+    and a choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its
+    groups; `unlocked`: the routers that continued with another choice than the one they were locked to.
     """
 
     outputs: Tensors
@@ -120,7 +120,7 @@ def run_reference(
 
     Args:
         case: the case of the reference.
-        reference: holds the weights; a copy is cast as the case says.
+        reference: holds the weights; the case's `reference_in` makes of it the module that runs.
         inputs: full, any shape; floating-point ones are cast to `dtype`.
         dtype: of the run.
         locks: what each router shall choose, by tap name; None leaves each its own choice.
@@ -128,7 +128,7 @@ def run_reference(
         within: (cast reference) -> a context that is entered while it runs.
 
     Raises:
-        UsageError: a router whose choice in float64 is not the top k of its scores.
+        UsageError: a router's own choice in float64 is not the top k of its scores.
         TypeError: the reference returns something else than tensors.
     """
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"

@@ -42,7 +42,7 @@ class Task:
 
     @property
     def clean(self) -> Task:
-        """The task without its fault, in every dtype, on all tokens: its Expectation is the task's too."""
+        """The task without its fault, in every dtype, on all tokens: both have the same inputs and oracle."""
         return Task(component=self.component, layer=self.layer, draw=self.draw)
 
 

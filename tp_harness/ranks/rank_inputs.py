@@ -58,7 +58,7 @@ def read_inputs(path: Path) -> RankInputs:
 
 
 def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:
-    """This rank's shard of each full input, as the case places it; floating-point ones are cast to `dtype`."""
+    """This rank's shard of each full input (any shape), as the case places it; floating-point ones cast to `dtype`."""
     shards = (case.input_placement(i).shard(x, group.rank, group.size) for i, x in enumerate(full_inputs))
     return tuple(cast_tensor(x, dtype) for x in shards)
 
