@@ -68,9 +68,8 @@ class Backend(Protocol):
     """An entry of the registry `BACKENDS`.
 
     `blind_spots`: the mistakes that this backend cannot see, printed with its verdicts. `owns_terminal`: its ranks may
-    use the terminal, as a debugger does, so nothing else is drawn there. `process_group`: torch.distributed
-    has a default group in its ranks. `weight_copies`: how many copies of its weights a rank holds beside the mapped
-    file.
+    use the terminal, as a debugger does, so nothing else is drawn there. `process_group`: torch.distributed has a
+    default group in its ranks. `weight_copies`: how many copies of its weights a rank holds beside the mapped file.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Backend(Protocol):
         """The reason why this machine cannot run it; None where it can."""
 
     def open(self, degrees: tuple[int, ...] = ()) -> Session:
-        """Make a session for these degrees (ranks). Called before anything is computed: a fork needs no threads.
+        """Make a session for these degrees (ranks); called before anything is computed, as threads make forks unsafe.
 
         Raises:
             UsageError: a degree that this backend cannot run here.

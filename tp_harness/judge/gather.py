@@ -69,7 +69,7 @@ def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
         shards: in the order of ranks, of the shapes that the placement gives, any dtype.
 
     Returns:
-        The full tensor in the shards' dtype, and which replicas differ.
+        The full tensor in the shards' dtype, and the first replicas that differ.
     """
     try:
         with doing(f"join of {placement}, called with {len(shards)} outputs of shape {list(shards[0].shape)},"):
