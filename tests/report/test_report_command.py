@@ -42,7 +42,7 @@ def test_the_command_asks_for_one_row() -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("{", "Expecting property name"), ("[]", "indices"), ('{"trials": [{}]}', "Trial lacks fault, tp")],
+    [("{", "Expecting property name"), ("[]", "indices"), ('{"trials": [{}]}', "it lacks fault, tp")],
 )
 def test_another_faults_json_is_refused(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "faults.json").write_text(text)

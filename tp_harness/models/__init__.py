@@ -42,6 +42,16 @@ def knowledge() -> tuple[Any, ...]:
     return tuple(known for each in families() if (known := each.knowledge()) is not None)
 
 
+def is_layered(component: str) -> bool:
+    """Whether --layer is for a component of this name, in a family that has one."""
+    return any(component in each.layered for each in families())
+
+
+def is_whole(component: str) -> bool:
+    """Whether a component of this name has all layers, in a family that has one."""
+    return any(component == each.whole for each in families())
+
+
 def real_models() -> dict[str, Any]:
     """The models that are used; those of up to SMALL features only exist to be verified."""
     return {name: model for name, model in presets().items() if model.hidden_size > SMALL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import UsageError
-from ..models import SMALL, families, real_models
+from ..models import SMALL, families, is_whole, real_models
 from ..results.run_record import RunRecord
 from ..trn1 import MODELLED
 from ..trn1.constants import CORE_BYTES
@@ -60,7 +60,7 @@ def _slug(prediction: Prediction) -> str:
 
 def _terms_chart(prediction: Prediction) -> Chart:
     """The chart of the roofline's terms for a decode step of the whole model, in seconds."""
-    rows = [row for row in prediction.components if row.component == "transformer" and row.phase == "decode"]
+    rows = [row for row in prediction.components if is_whole(row.component) and row.phase == "decode"]
     terms = (("compute", "compute_s"), ("HBM", "hbm_s"), ("NeuronLink", "link_s"))
     return Chart(
         id=f"decode-{_slug(prediction)}",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.options import OF_MODEL
+from ..models import is_layered, is_whole
 from ..results.result import Control, Gate, Result, Status
 from ..results.run_record import RunRecord
 from .headline import cell
@@ -104,7 +105,6 @@ _FLAGS = (
     ("timeout", "--timeout"),
 )
 _LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
-_LAYERED = ("attention", "mlp", "transformer_block")
 
 
 def command(record: RunRecord, result: Result) -> str:
@@ -117,7 +117,7 @@ def command(record: RunRecord, result: Result) -> str:
         words += ["--component", result.component, "--model", str(options.get("model_name", "tiny"))]
     if result.extent:
         words += ["--depth", str(options.get("depth"))]
-    if not options.get("case") and result.component in _LAYERED:
+    if not options.get("case") and is_layered(result.component):
         words += ["--layer", str(result.layer)]
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
     for key, flag in _FLAGS:
@@ -148,7 +148,7 @@ def control_command(record: RunRecord, control: Control) -> str:
     for key in ("batch", "seq"):
         if not options.get("case") and key in options:
             words += [f"--{key}", str(options[key])]
-    if options.get("depth") and control.component == "transformer":
+    if options.get("depth") and is_whole(control.component):
         words += ["--depth", str(options["depth"])]
     return shlex.join([*words, "--backend", record.backend])
 
