@@ -1,4 +1,4 @@
-"""A file of Cases is run once in a process, by all of them with the same text, and leaves sys.path as it was."""
+"""A file of Cases is run once by each process and rank, by all with the same text, and leaves sys.path as it was."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 
 from tp_harness import Options, verify
-from tp_harness.case.case_file import forget_files, load_case, run_file
+from tp_harness.case.case_file import forget_files, load_case, run_file, sha256_of
 from tp_harness.errors import UsageError
 from tp_harness.results.result import Status
 
-# Each run of the file leaves a line with the process that ran it; what a Case calls imports a neighbour only then.
+# Each run of the file leaves a line with the process and thread that ran it; what a Case calls imports a neighbour only then.
 FILE = """
 import os
+import threading
 from pathlib import Path
 import torch
 from torch import nn
 from tp_harness import Case, Shard, current_group
 
 with Path(__file__).with_name("runs").open("a") as file:
-    print(os.getpid(), file=file)
+    print(os.getpid(), threading.current_thread().name, file=file)
 
 
 class Up(nn.Module):
@@ -55,12 +56,12 @@ def file_in(folder: Path, rank: str = "pass") -> Path:
 
 
 @pytest.mark.parametrize("backend", ["gloo", "local"])
-def test_a_file_is_run_once_in_each_process(tmp_path: Path, backend: str) -> None:
+def test_a_file_is_run_once_by_this_process_and_by_each_rank(tmp_path: Path, backend: str) -> None:
     path, before = file_in(tmp_path), list(sys.path)
     record = verify(Options(case=f"{path}:CASE", degrees=(1, 2), draws=2, backend=backend, out=tmp_path / "out"))
     assert {result.status for result in record.results} == {Status.PASS} and len(record.results) == 4
-    runs = (tmp_path / "runs").read_text().split()
-    assert len(runs) == len(set(runs)) == (4 if backend == "gloo" else 1)  # this process, and the ranks of tp 1 and 2
+    runs = (tmp_path / "runs").read_text().splitlines()
+    assert len(runs) == len(set(runs)) == 4  # this process, and the ranks of tp 1 and 2
     assert sys.path == before
 
 
@@ -86,3 +87,69 @@ def test_another_text_is_refused_and_the_same_is_not_run_again(tmp_path: Path) -
     forget_files()
     with pytest.raises(UsageError, match=rf"its text has the sha256 .*, and the run was started with {text:.12}"):
         run_file(path, text)
+
+
+RANK_OF_THE_MODULE = """
+import torch
+from torch import nn
+from tp_harness import Case, Shard, current_group
+
+RANK = 0
+
+
+class Reference(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+class Sharded(nn.Module):
+    def __init__(self):
+        global RANK
+        super().__init__()
+        RANK, ranks = current_group().rank, current_group().size
+        self.up, self.down = nn.Linear(16, 32 // ranks, bias=False), nn.Linear(32, 16 // ranks, bias=False)
+
+    def forward(self, x):
+        return whole(self.down(whole(torch.relu(self.up(x)))))
+
+
+def whole(part):
+    columns, group = part.shape[-1], current_group()
+    full = torch.zeros(*part.shape[:-1], columns * group.size, dtype=part.dtype)
+    full[..., RANK * columns : (RANK + 1) * columns] = part
+    return group.all_reduce(full)
+
+
+CASE = Case(
+    name="columns",
+    reference=Reference,
+    sharded=Sharded,
+    plan={"up.weight": Shard(0), "down.weight": Shard(0)},
+    inputs=lambda generator: (torch.randn(2, 8, 16, generator=generator),),
+)
+"""
+
+
+def test_ranks_that_are_threads_share_no_names_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "columns.py"
+    path.write_text(RANK_OF_THE_MODULE)
+    asked = Options(case=f"{path}:CASE", degrees=(2,), dtypes=("float32",), backend="local", out=tmp_path / "out")
+    assert [result.status for result in verify(asked).results] == [Status.PASS]
+
+
+def test_the_text_that_was_asked_for_last_is_the_one_that_ranks_are_told(tmp_path: Path) -> None:
+    path, texts = tmp_path / "counted.py", ("N = 1\n", "N = 2\n")
+    for text in (*texts, texts[0]):
+        path.write_text(text)
+        assert vars(run_file(path))["N"] == int(text[-2])
+        assert sha256_of(path) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_nothing_of_the_harness_is_in_how_a_file_is_compiled(tmp_path: Path) -> None:
+    path = tmp_path / "fields.py"
+    path.write_text("class Point:\n    x: int\n")
+    assert vars(run_file(path))["Point"].__annotations__ == {"x": int}, "its annotations are no text"

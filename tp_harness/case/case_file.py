@@ -1,4 +1,4 @@
-"""A user's file of Cases: read as it would be if it were run itself, once in each process."""
+"""A user's file of Cases: read as it would be if it were run itself, once in each process and by each rank in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +16,17 @@ from ..errors import UnknownNameError, UsageError, described
 from .case import Case
 
 _OURS = __name__.partition(".")[0]
-_LOADED: dict[tuple[Path, str], ModuleType] = {}  # of this process, by file and the sha256 of its text
 _FOLDERS: list[str] = []  # that were put on sys.path, for a file's neighbours
+
+
+class _Loaded(threading.local):
+    """Files as modules, the latest last; a rank that is a thread has its own, as one that is a process does."""
+
+    def __init__(self) -> None:
+        self.modules: dict[tuple[Path, str], ModuleType] = {}  # by file and the sha256 of its text
+
+
+_LOADED = _Loaded()
 
 
 def load_case(spec: str, sha256: str = "") -> Case:
@@ -59,14 +69,14 @@ def split_spec(spec: str) -> tuple[Path, str]:
 
 
 def run_file(path: Path, sha256: str = "") -> ModuleType:
-    """A user's file as a module, which a process runs once however often it asks.
+    """A user's file as a module, which a process, or a rank that is a thread, runs once however often it asks.
 
     Raises:
         UsageError: no such file, it raises when it is run, or its text is not the one of `sha256`.
     """
-    place = path.resolve()
-    if (place, sha256) in _LOADED:
-        return _LOADED[place, sha256]
+    place, loaded = path.resolve(), _LOADED.modules
+    if (place, sha256) in loaded:
+        return loaded[place, sha256]
     if not path.is_file():
         raise UsageError(f"--case names the file {path}, which does not exist.")
     try:
@@ -77,9 +87,8 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
                 f"its text has the sha256 {found:.12}..., and the run was started with {sha256:.12}...: do not change "
                 "it while ranks start; start the run again."
             )
-        if (place, found) not in _LOADED:
-            _LOADED[place, found] = _imported(place, text)
-        return _LOADED[place, found]
+        loaded[place, found] = loaded.pop((place, found), None) or _imported(place, text)
+        return loaded[place, found]
     except KeyboardInterrupt:
         raise
     except UsageError as error:
@@ -89,8 +98,8 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the text that this process has run of a file, the latest where there were several."""
-    return [text for place, text in _LOADED if place == path.resolve()][-1]
+    """Of the text that this thread has asked for of a file, the latest where there were several."""
+    return [text for place, text in _LOADED.modules if place == path.resolve()][-1]
 
 
 @contextmanager
@@ -114,7 +123,7 @@ def imported_anew(specs: Iterable[str]) -> Iterator[None]:
 
 def forget_files() -> None:
     """Run files anew when they are asked for again, and take their folders off sys.path."""
-    _LOADED.clear()
+    _LOADED.modules.clear()
     while _FOLDERS:
         with suppress(ValueError):  # somebody else has taken it off
             sys.path.remove(_FOLDERS.pop())
@@ -154,5 +163,5 @@ def _imported(path: Path, text: bytes) -> ModuleType:
     assert spec  # a .py file always has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    exec(compile(text, str(path), "exec"), vars(module))  # the very text whose sha256 is known
+    exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))  # the very text whose sha256 is known
     return module
