@@ -7,13 +7,13 @@ from ..case.plan import OF_LOCAL
 from ..config.options import Resolved
 from ..faults import find_fault
 from ..libraries.torch_private import NO_PROCESS_GROUP
-from ..models import SMALL, family_of
+from ..models import family_of, presets, real_models
 from ..results.result import Result, Status
 
 
 def run_notes(options: Resolved, backend: Backend, results: list[Result]) -> list[str]:
     """A sentence for each thing that holds of the whole run."""
-    real = not options.case and options.model.hidden_size > SMALL
+    real = not options.case and options.model_name not in presets().keys() - real_models().keys()
     packed = family_of(options.model).weight_notes(options.model, options.degrees) if real else ()
     kernels = _kernel_note() if options.kernels == "nki" else None
     fault = f"fault {options.fault} was put in on purpose: {find_fault(options.fault).cause}" if options.fault else None
