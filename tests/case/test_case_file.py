@@ -13,7 +13,7 @@ from tp_harness.case.case_file import forget_files, load_case, run_file, sha256_
 from tp_harness.errors import UsageError
 from tp_harness.results.result import Status
 
-# Each run of the file leaves a line with the process and thread that ran it; what a Case calls imports a neighbour only then.
+# Each run of the file leaves a line that says in which process and thread; what a Case calls imports a neighbour then.
 FILE = """
 import os
 import threading
