@@ -87,7 +87,8 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
                 f"its text has the sha256 {found:.12}..., and the run was started with {sha256:.12}...: do not change "
                 "it while ranks start; start the run again."
             )
-        loaded[place, found] = loaded.pop((place, found), None) or _imported(place, text)
+        known = (place, found) in loaded
+        loaded[place, found] = loaded.pop((place, found)) if known else _imported(place, text)
         return loaded[place, found]
     except KeyboardInterrupt:
         raise
