@@ -29,7 +29,13 @@ def run(name: str, *args: Any, **kwargs: Any) -> Any:
         args, kwargs: the kernel's arguments; tensors in float32 or bfloat16 on any CPU memory layout.
 
     Returns:
-        A tensor, or a tuple of them; unsigned integers come back as int64.
+        A tensor, or a tuple of them, shaped as the kernel's docstring says; unsigned integers come back as int64.
+
+    Raises:
+        KeyError: no kernel has that name.
+        TypeError: an argument is missing, or the kernel has none of that name.
+        KernelArgumentError: a tensor's shape or dtype is not what the kernel takes.
+        NkiValidationError: the interpreter found an instruction that NKI would refuse.
     """
     item = registry.spec(name)
     bound = bind(item, *args, **kwargs)
@@ -42,14 +48,23 @@ def run(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def bind(item: KernelSpec, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Bind arguments to the kernel's parameters and check the tensors' dimensions."""
+    """Bind arguments to the kernel's parameters and check the tensors' dimensions.
+
+    Raises:
+        TypeError: an argument is missing, or the kernel has none of that name.
+        KernelArgumentError: as `check_dims`.
+    """
     bound = dict(inspect.signature(item.twin).bind(*args, **kwargs).arguments)
     check_dims(item, bound)
     return bound
 
 
 def check_dims(item: KernelSpec, bound: Mapping[str, Any]) -> None:
-    """Hold every tensor against the registry's symbols: equal symbols have equal sizes."""
+    """Hold every tensor against the registry's symbols: equal symbols have equal sizes.
+
+    Raises:
+        KernelArgumentError: a tensor has another number of dimensions, or a symbol two sizes; gives both.
+    """
     sizes: dict[str, tuple[int, str]] = {}
     for operand, symbols in item.dims.items():
         shape = tuple(bound[operand].shape)
@@ -68,7 +83,11 @@ def check_dims(item: KernelSpec, bound: Mapping[str, Any]) -> None:
 
 
 def check_dtypes(item: KernelSpec, bound: Mapping[str, Any]) -> None:
-    """Refuse tensors of types that NeuronCores do not compute in."""
+    """Refuse tensors of types that NeuronCores do not compute in.
+
+    Raises:
+        KernelArgumentError: a tensor is neither float32 nor bfloat16.
+    """
     for operand in item.dims:
         if bound[operand].dtype not in (torch.float32, torch.bfloat16):
             detail = f"{operand} is {bound[operand].dtype}, kernels take float32 and bfloat16"
@@ -76,7 +95,7 @@ def check_dtypes(item: KernelSpec, bound: Mapping[str, Any]) -> None:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Copy a torch tensor to NumPy; NumPy itself has no bfloat16, ml_dtypes does."""
+    """Copy a torch tensor to an array of the same shape and dtype; ml_dtypes gives NumPy bfloat16."""
     plain = tensor.detach().cpu().contiguous()
     if plain.dtype is torch.bfloat16:
         return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -84,7 +103,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Copy a NumPy array to torch."""
+    """Return an array as a tensor of the same shape and dtype; unsigned integers become int64."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind == "u":

@@ -63,7 +63,15 @@ def missing_parts(nki: ModuleType) -> list[str]:
 
 
 def choose(wanted: str | None = None) -> Toolchain:
-    """Return AWS's toolchain if a real one is installed (and not declined), else the interpreter."""
+    """Return AWS's toolchain if a real one is installed, else the interpreter.
+
+    Args:
+        wanted: one of MODES; None or "" for simulate where AWS's wheel is, else the interpreter.
+
+    Raises:
+        ValueError: no mode has that name.
+        ImportError: a mode that needs AWS's wheel is wanted, which is not installed.
+    """
     if wanted not in (None, "", *MODES):
         raise ValueError(f"{_VARIABLE}={wanted!r}: choose from {', '.join(MODES)}")
     if wanted == "interpreter":

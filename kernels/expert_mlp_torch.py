@@ -1,4 +1,4 @@
-"""Torch twin of the expert MLP kernel."""
+"""Torch twin of the expert MLP kernel, whose docstring explains the symbols."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def expert_mlp_torch(
     limit: float,
     bias_share: float,
 ) -> torch.Tensor:
-    """Compute this rank's partial sum of the mixture of experts."""
+    """Compute this rank's partial sum of the mixture of experts.
+
+    x (T, H), affinities (T, E), mlp1_weight (E, 2 * I, H), mlp1_bias (E, 2 * I), mlp2_weight (E, H, I) and mlp2_bias
+    (E, H), to (T, H) in the dtype of x. The numbers as in `expert_mlp`, without its limits of size.
+    """
     t = wide(x)
     y = torch.zeros_like(t)
     for e in range(affinities.shape[1]):

@@ -128,7 +128,11 @@ def names() -> tuple[str, ...]:
 
 
 def spec(name: str) -> KernelSpec:
-    """Return the kernel called `name`, or list the choices and the nearest one."""
+    """Return the kernel called `name`.
+
+    Raises:
+        KeyError: there is none; lists the choices and the nearest one.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
     close = difflib.get_close_matches(name, _BY_NAME, n=1)
@@ -137,7 +141,11 @@ def spec(name: str) -> KernelSpec:
 
 
 def shapes(name: str, model: Any, tp: int, tokens: int) -> dict[str, dict[str, int]]:
-    """Return, for each use of a kernel in the family's model, the sizes of its symbols on one rank."""
+    """Return, for each use of a kernel in the family's model, the sizes (elements) of its symbols on one of `tp` ranks.
+
+    Raises:
+        KeyError: no kernel has that name.
+    """
     rank = model.on_rank(tp)
     hidden, head = model.hidden_size, model.head_dim
     queries = rank.q_heads * head

@@ -6,5 +6,5 @@ import torch
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """Return x in the type a twin computes in: float32, or float64 when that is what came in (an oracle)."""
+    """Return x, of any shape, in the type a twin computes in: float32, or float64 when x is (in an oracle)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

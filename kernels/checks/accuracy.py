@@ -68,7 +68,7 @@ class AccuracyCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a run of a case showed: the worst output's error, the time, the memory."""
+    """What a run of a case showed: the worst output's error, relative and in bfloat16 units; seconds; memory."""
 
     case: AccuracyCase
     error: float
@@ -113,6 +113,13 @@ def oracle(item: KernelSpec, arguments: inputs.Inputs, actual: tuple[torch.Tenso
     """Run the twin in float64; the router's choice is checked against its own (rounded) logits.
 
     Two roundings of nearly equal logits may differ, and then another expert is a right answer.
+
+    Args:
+        item, arguments: the kernel, and what it was called with.
+        actual: what it returned; of the router the fourth, logits (T, E), is looked at.
+
+    Returns:
+        The expected outputs, each of the shape of the kernel's, in float64; expert numbers in int64.
     """
     wide = {
         key: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for key, v in arguments.items()
@@ -126,7 +133,8 @@ def oracle(item: KernelSpec, arguments: inputs.Inputs, actual: tuple[torch.Tenso
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
     """Return max |actual - expected| / max |expected|, and the same in bfloat16 units at max |expected|.
 
-    Of whole numbers, such as those of experts, whether they are equal: 0 or infinite.
+    Both tensors have any shape and dtype. Of whole numbers, such as those of experts, both are 0 if all are equal, else
+    infinite; infinite as well where shapes differ, there are no elements, a NaN occurs, or all of `expected` is 0.
     """
     if actual.shape != expected.shape or actual.numel() == 0:
         return float("inf"), float("inf")

@@ -13,7 +13,7 @@ Inputs = dict[str, Any]
 
 
 class Draw:
-    """A seeded source of tensors of one type."""
+    """A seeded source of random tensors of one dtype."""
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         """Seed a generator of its own: nothing global is touched."""
@@ -21,16 +21,20 @@ class Draw:
         self._dtype = dtype
 
     def normal(self, *shape: int, spread: float = 1.0, mean: float = 0.0) -> torch.Tensor:
-        """Return normal numbers in the draw's type."""
+        """Return normal numbers of that shape, in the draw's dtype; `spread` is their standard deviation."""
         return (torch.randn(*shape, generator=self._generator) * spread + mean).to(self._dtype)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        """Return uniform numbers in float32."""
+        """Return float32 numbers of that shape, uniform from `low` to `high`."""
         return torch.rand(*shape, generator=self._generator) * (high - low) + low
 
 
 def make(name: str, sizes: dict[str, int], model: Any, *, seed: int, dtype: torch.dtype) -> Inputs:
-    """Return the arguments of the kernel `name` for the sizes of its symbols."""
+    """Return the arguments of the kernel `name`, tensors in `dtype`, for the sizes (elements) of its symbols.
+
+    Raises:
+        KeyError: no kernel has that name.
+    """
     draw = Draw(seed, dtype)
     makers = {
         "rmsnorm": _rmsnorm,

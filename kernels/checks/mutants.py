@@ -45,7 +45,11 @@ class Mutant:
 
     @property
     def source(self) -> str:
-        """Return the changed source; the change is in exactly one place."""
+        """Return the changed source.
+
+        Raises:
+            ValueError: the piece to change is not in exactly one place, or spans lines.
+        """
         original = (_FOLDER / f"{self.module}.py").read_text()
         if original.count(self.old) != 1 or "\n" in self.old + self.new:
             raise ValueError(f"{self.id}: found {original.count(self.old)} times, must be one place in one line")
@@ -92,7 +96,7 @@ CASES["tiling"] = (*CASES["rmsnorm"], *CASES["linear"], *CASES["router"], *CASES
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What stopped a mutant, or its error, in the first case that noticed it; None if none did."""
+    """`notice`: the exception or the relative error by which the first case noticed the mutant; None if none did."""
 
     mutant: Mutant
     notice: Exception | float | None
@@ -113,7 +117,10 @@ def judge(mutant: Mutant) -> Verdict:
 
 
 def notices(case: AccuracyCase, kernel: Any) -> Exception | float | None:
-    """Return what stops `kernel` on this case, or its error where that is too large."""
+    """Return the exception that stops `kernel` on this case, or its relative error where that is over FLOAT32_LIMIT.
+
+    None where the case does not notice that `kernel` is another one; the error is `accuracy.relative_error`'s.
+    """
     arguments = bind(registry.spec(case.kernel), **case.arguments())
     arrays = {key: to_numpy(v) if isinstance(v, torch.Tensor) else v for key, v in arguments.items()}
     try:

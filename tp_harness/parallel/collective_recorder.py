@@ -1,7 +1,7 @@
 """Recording the collectives of a user's module, which may call torch.distributed directly.
 
-Built-in modules go through `Group`, which records by itself on every backend. This sees whatever reaches
-torch's dispatcher under c10d, at a cost per tensor operation, and so runs for user cases only.
+Built-in modules go through `Group`, which records by itself on every backend. This sees all that reaches torch's
+dispatcher under c10d. It costs time at every tensor operation, and so runs for user cases only.
 
 Not covered: collectives issued outside the dispatcher (a custom C++ extension).
 """

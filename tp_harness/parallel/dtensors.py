@@ -32,33 +32,36 @@ class Placed:
 
     @staticmethod
     def of(placement: Placement) -> Placed:
-        """What `placement_of` gives."""
+        """A placement that `placement_of` has returned, as JSON values."""
         return Placed(kind=type(placement).__name__, dim=getattr(placement, "dim", 0))
 
     @property
     def placement(self) -> Placement:
-        """The same in the words of placements.py."""
+        """The Placement that this describes."""
         return {"Shard": Shard(self.dim), "Replicate": Replicate(), "Partial": Partial()}[self.kind]
 
 
 def is_dtensor(x: object) -> bool:
-    """Whether it is a DTensor. Nobody has one before torch.distributed.tensor is imported, which takes a second."""
+    """Whether x is a DTensor, without importing torch.distributed.tensor, which takes a second."""
     return is_dtensor_type(type(x))
 
 
 def is_dtensor_type(kind: type) -> bool:
-    """The same of a type."""
+    """Whether a type is DTensor or derived from it; see `is_dtensor`."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and issubclass(kind, module.DTensor)
 
 
 def local(x: Any) -> torch.Tensor:
-    """A DTensor's data on this rank; any other tensor as it is, after it has arrived."""
+    """A DTensor's data on this rank, in the local shape; any other tensor as it is, once its collective is done."""
     return arrived(x.to_local() if is_dtensor(x) else x)
 
 
 def whole(x: Any) -> torch.Tensor:
-    """A DTensor's full data, out of sight of whatever records collectives; any other tensor as `local` gives it."""
+    """A DTensor's full data, gathered unseen by recorders of collectives; any other tensor as `local` gives it.
+
+    All ranks must call it.
+    """
     if not is_dtensor(x):
         return local(x)
     with without_modes():
@@ -67,13 +70,17 @@ def whole(x: Any) -> torch.Tensor:
 
 
 def like(full: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The full tensor in the form of `x`: placed as it, if that is a DTensor."""
+    """A full tensor of any shape in the form of `x`: a DTensor with the placement of `x`, if x is one; else as it is.
+
+    Raises:
+        DTensorError: as `placement_of`.
+    """
     placement = placement_of("", x)
     return full if placement is None else as_placed(placement.shard(full, _rank(x), _size(x)), x)
 
 
 def as_placed(shard: torch.Tensor, x: Any) -> torch.Tensor:
-    """This rank's shard in the form of `x`: the local data of a DTensor placed as it, if that is one."""
+    """This rank's shard, of any shape, in the form of `x`: a DTensor of x's shape and placement, if x is a DTensor."""
     if not is_dtensor(x):
         return shard
     arguments = {"run_check": False, "shape": x.shape, "stride": x.stride()}
@@ -101,7 +108,7 @@ def placement_of(name: str, x: Any) -> Placement | None:
 
 
 class Reader:
-    """Gives a rank's own data of what a module made, and keeps how the DTensors among it were placed, by name."""
+    """Reads a rank's own data of a module's tensors; `placed` has how each DTensor among them is placed, by name."""
 
     def __init__(self) -> None:
         self.placed: dict[str, Placed] = {}

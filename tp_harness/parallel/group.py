@@ -37,19 +37,19 @@ class Group:
         self.calls: list[Collective] = []
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's `x`, on all ranks. `x` may be overwritten."""
+        """The sum of every rank's `x`, on all ranks, of the same shape and dtype. `x` may be overwritten."""
         return self._call("all_reduce", x, lambda: self._all_reduce(x))
 
     def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """Every rank's `x`, joined along `dim` in rank order, on all ranks."""
+        """Every rank's `x`, all of the same shape and dtype, joined along `dim` in rank order, on all ranks."""
         return self._call("all_gather", x, lambda: self._all_gather(x, dim))
 
     def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """This rank's slice along `dim` of the sum of every rank's `x`."""
+        """This rank's slice along `dim` of the sum of every rank's `x`, all of the same shape and dtype."""
         return self._call("reduce_scatter", x, lambda: self._reduce_scatter(x, dim))
 
     def broadcast(self, x: torch.Tensor, src: int) -> torch.Tensor:
-        """Rank `src`'s `x`, on all ranks. `x` may be overwritten."""
+        """Rank `src`'s `x`, on all ranks; every rank gives one of its shape and dtype, which may be overwritten."""
         return self._call("broadcast", x, lambda: self._broadcast(x, src))
 
     def take_calls(self) -> tuple[Collective, ...]:

@@ -21,13 +21,13 @@ NOT_SHARDED = {"tensor_model_parallel": False, "partition_dim": -1, "partition_s
 
 
 def marks(placement: Placement, size: int) -> dict[str, Any]:
-    """The attributes of a parameter placed like that on `size` ranks.
+    """The attributes, by name, of a parameter that is placed like that on `size` ranks.
 
     Where KV heads are replicated (size > num_key_value_heads), num_key_value_heads is the number after replication:
     neuronx-distributed cuts a checkpoint in which a hook has repeated them (see `replicate_kv`).
 
     Raises:
-        TypeError: a placement that parameters do not have.
+        TypeError: partial sums, or a placement of a user's own.
     """
     if isinstance(placement, Replicate) or size == 1:
         return dict(NOT_SHARDED)
@@ -48,7 +48,11 @@ def marks(placement: Placement, size: int) -> dict[str, Any]:
 
 
 def mark(module: nn.Module, plan: Mapping[str, Placement], size: int) -> None:
-    """Set the attributes on every parameter of the module that the plan names."""
+    """Set the attributes on every parameter of the module that the plan names.
+
+    Raises:
+        TypeError: as `marks`.
+    """
     for name, parameter in module.named_parameters():
         if name in plan:
             for attribute, value in marks(plan[name], size).items():
@@ -56,7 +60,7 @@ def mark(module: nn.Module, plan: Mapping[str, Placement], size: int) -> None:
 
 
 def marked(parameter: torch.Tensor, size: int) -> Placement | None:
-    """The placement that a parameter's attributes say, on `size` ranks; None where they say nothing."""
+    """The placement that the attributes of a parameter (any shape) give; None where it has none or is not sharded."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return None
     if getattr(parameter, "fused_qkv", False):
@@ -66,9 +70,13 @@ def marked(parameter: torch.Tensor, size: int) -> Placement | None:
 
 
 def replicate_kv(full: torch.Tensor, placement: QKVHeads | KVHeads, size: int) -> torch.Tensor:
-    """A parameter with every KV head repeated so often that `size` ranks can share them out; itself if they can.
+    """A full parameter with every KV head repeated so often that `size` ranks get one each.
 
-    Neighbouring ranks then hold copies of one head, as `KVHeads` places them.
+    Neighbouring ranks then hold copies of one head, as `KVHeads` places them. Only the length of the placement's
+    dimension grows in the shape, and not where `size` ranks have a head each already.
+
+    Raises:
+        PlacementError: as `KVHeads.replicas`.
     """
     unit = placement.head_dim if isinstance(placement, QKVHeads) else placement.unit
     dim = 0 if isinstance(placement, QKVHeads) else placement.dim

@@ -40,26 +40,34 @@ class ReplicaError(AssertionError):
 
 
 class Placement(ABC):
-    """What every placement can do. `size` is the number of ranks in the group."""
+    """What every placement can do, with tensors of any shape and dtype. `size` is the number of ranks in the group.
+
+    A shard has the dtype of the full tensor, and its shape, but for the dimension that is cut. All placements raise
+    what is said here.
+    """
 
     @abstractmethod
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """Rank `rank`'s shard, a view of `full` where the layout permits.
+        """Rank `rank`'s shard, a view of `full` (any shape) where the layout permits.
 
         Raises:
-            PlacementError: when `full` does not divide over `size` ranks.
+            PlacementError: `full` lacks the dimension, or does not divide over `size` ranks.
         """
 
     @abstractmethod
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The full tensor of one shard per rank.
+        """The full tensor of one shard per rank, in rank order and all of the same shape and dtype.
 
         Raises:
-            ReplicaError: when parts that several ranks hold differ in a bit.
+            ReplicaError: parts that several ranks hold differ in a bit.
         """
 
     def split(self, full: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-        """One shard per rank."""
+        """One shard per rank, in rank order, each as `shard` gives it.
+
+        Raises:
+            PlacementError: as `shard`.
+        """
         return tuple(self.shard(full, rank, size) for rank in range(size))
 
 
@@ -68,11 +76,11 @@ class Replicate(Placement):
     """Every rank holds the full tensor."""
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """`full` itself."""
+        """`full` itself, of any shape."""
         return full
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Rank 0's tensor, after all were found to hold the same bits."""
+        """Rank 0's tensor, after all were found to hold the same bits, as `Placement.join`."""
         for rank, shard in enumerate(shards):
             check_same_bits(shard, shards[0], ranks=(rank, 0))
         return shards[0]
@@ -94,12 +102,12 @@ class Shard(Placement):
             raise PlacementError(f"dim is {self.dim!r:.60}; the number of a dimension is needed.")
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """The rank-th slice, a view."""
+        """The rank-th slice, a view: dimension `dim` of the shape is divided by `size`."""
         step = _share(full, self.dim, size * self.unit, f"{size} ranks", self.unit) * self.unit
         return full.narrow(self.dim, rank * step, step)
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The shards one after the other along `dim`."""
+        """The shards one after the other along `dim`, whose length in the shape is then their sum."""
         return torch.cat(list(shards), dim=self.dim)
 
 
@@ -117,13 +125,13 @@ class StridedShard(Placement):
         _check_positive(stride=self.stride)
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """A copy: the rank's slices of every block, joined."""
+        """A copy: the rank's slices of every block, joined; `dim` of the shape is divided by `size`."""
         step = _share(full, self.dim, size * self.stride, f"{size} ranks with stride {self.stride}", 1)
         starts = ((block * size + rank) * step for block in range(self.stride))
         return torch.cat([full.narrow(self.dim, start, step) for start in starts], dim=self.dim)
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Block by block, the slices of all ranks."""
+        """The slices of all ranks, block by block, in the full shape."""
         pieces = [shard.tensor_split(self.stride, dim=self.dim) for shard in shards]
         return torch.cat([piece[block] for block in range(self.stride) for piece in pieces], dim=self.dim)
 
@@ -147,7 +155,7 @@ class KVHeads(Placement):
         """How many neighbouring ranks hold the same heads.
 
         Raises:
-            PlacementError: when neither number divides the other.
+            PlacementError: neither of `num_heads` and `size` divides the other.
         """
         if self.num_heads % size and size % self.num_heads:
             raise PlacementError(
@@ -156,12 +164,12 @@ class KVHeads(Placement):
         return max(1, size // self.num_heads)
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """A view of `full`; neighbours share one where heads are replicated."""
+        """A view of `full`, cut along `dim` of the shape; neighbours share one where heads are replicated."""
         replicas = self.replicas(size)
         return Shard(self.dim, unit=self.unit).shard(full, rank // replicas, size // replicas)
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Each head once, after all its replicas were found to hold the same bits."""
+        """The full shape, with each head once, after its replicas were found to hold the same bits."""
         replicas = self.replicas(len(shards))
         for rank, shard in enumerate(shards):
             first = rank // replicas * replicas
@@ -185,7 +193,11 @@ class QKVHeads(Placement):
         )
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """A copy, [local query | local key | local value] along dimension 0."""
+        """A copy, [local query | local key | local value] along dimension 0, of full (rows,) or (rows, ...).
+
+        Raises:
+            PlacementError: `full` has other rows than the heads' own, or they do not divide over `size` ranks.
+        """
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         rows = (heads + 2 * kv_heads) * self.head_dim
         if not full.ndim or full.shape[0] != rows:
@@ -196,7 +208,7 @@ class QKVHeads(Placement):
         return torch.cat((local_query, kv.shard(key, rank, size), kv.shard(value, rank, size)))
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[query | key | value] of all heads; replicated KV heads must be equal bit for bit."""
+        """[query | key | value] of all heads, (rows,) or (rows, ...); KV heads as `KVHeads.join`."""
         size = len(shards)
         kv = KVHeads(0, self.num_key_value_heads, unit=self.head_dim)
         local_kv = max(1, self.num_key_value_heads // size)
@@ -216,11 +228,11 @@ class Partial(Placement):
     """
 
     def shard(self, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """`full` on rank 0, negative zeros elsewhere (x + -0.0 is x, bit for bit, also for x = -0.0)."""
+        """`full` on rank 0, elsewhere negative zeros of its shape (x + -0.0 is x, bit for bit, also for x = -0.0)."""
         return full if rank == 0 else torch.full_like(full, -0.0)
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The sum over ranks."""
+        """The sum over ranks, in the same shape and dtype; integers are added in int64."""
         if len(shards) == 1:
             return shards[0]
         wide = torch.float64 if shards[0].is_floating_point() else torch.int64
@@ -237,7 +249,7 @@ def _check_positive(**numbers: int) -> None:
 
 
 def shape_only(shape: Sequence[int]) -> torch.Tensor:
-    """A tensor to try a placement on: never written, so it takes no memory.
+    """A uint8 tensor of that shape to try a placement on: never written, so it takes no memory.
 
     Not on device "meta": torch.cat there imports the whole compiler, 1.5 s in every rank.
     """
@@ -255,7 +267,11 @@ def _share(full: torch.Tensor, dim: int, parts: int, over: str, unit: int) -> in
 
 
 def check_same_bits(actual: torch.Tensor, expected: torch.Tensor, ranks: tuple[int, int]) -> None:
-    """Raise ReplicaError, with the first differing index, unless both ranks hold the same bits."""
+    """Check that two ranks hold the same bits, of any shape and dtype.
+
+    Raises:
+        ReplicaError: they do not; with the first index that differs, or both shapes and dtypes.
+    """
     if actual is expected or same_bits(actual, expected):
         return
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
