@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class UsageError(ValueError):
-    """Bad input: the message holds both values and the next step. `of` is the Case that it names first, if it does."""
+    """Bad input: the message holds both values and the next step. `of`: a Case's name, put before the message."""
 
     def __init__(self, message: str, *, of: str = "") -> None:
         super().__init__(f"{of}: {message}" if of else message)
@@ -28,7 +28,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 class UnknownNameError(UsageError):
-    """A name that no registry holds; the message lists the choices and the nearest one."""
+    """A name that is none of the choices; the message lists them, and the nearest one."""
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
         choices = tuple(choices)
@@ -56,7 +56,7 @@ _MOST_LINES, _MOST_CHARACTERS = 12, 300  # of an exception's message, and of a l
 def described(error: BaseException, *, whole: bool = True) -> str:
     """An exception's type and all lines of its message in one line, `ValueError: no | and why`; never raises.
 
-    Of a long message the first 12 lines, and how many more there are. The first line alone, if it need not be `whole`.
+    A long message is cut after 12 lines, with how many more there are; after the first line, if `whole` is False.
     """
     try:
         text = "\n".join([str(error), *map(str, getattr(error, "__notes__", ()))])
@@ -73,7 +73,7 @@ def described(error: BaseException, *, whole: bool = True) -> str:
 
 @contextmanager
 def failures_of_storage() -> Iterator[None]:
-    """Say a full disk, a folder that cannot be written to, or one that went away, as a UsageError.
+    """Turn an OSError (a full disk, a folder that cannot be written to or is gone) into a UsageError.
 
     Raises:
         UsageError: instead of any OSError.
@@ -89,7 +89,7 @@ def failures_of_storage() -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Let `blamed_on` and `told` say what was being done when something was raised: the innermost tells."""
+    """Attach `what`, the activity, to an exception raised inside, for `blamed_on` and `told`; the innermost stays."""
     try:
         yield
     except BaseException as error:
@@ -111,7 +111,7 @@ def _is_theirs(file: str) -> bool:
 
 
 def own_place(error: BaseException) -> str:
-    """Where in the code of a user it was raised, `model.py:15 in forward`; "" if none of that had a part in it.
+    """Where in a user's code it was raised, `model.py:15 in forward`; "" if no frame of it is the user's.
 
     That is the last frame outside of this package, torch, and Python's library.
     """
@@ -120,12 +120,12 @@ def own_place(error: BaseException) -> str:
 
 
 def is_theirs(error: BaseException) -> bool:
-    """Whether a user's function raised it, of which a `doing` says what for."""
+    """Whether a user's code raised it inside a `doing`."""
     return _DOING in vars(error) and bool(own_place(error))
 
 
 def told(error: BaseException) -> str:
-    """`described`, and in brackets what was being done and where it was raised, if a `doing` says so."""
+    """The error `described`; if a `doing` noted it, also what was being done and where, in brackets."""
     said = described(error)
     what = vars(error).get(_DOING, "").rstrip(",")
     where = own_place(error)
@@ -134,10 +134,10 @@ def told(error: BaseException) -> str:
 
 @contextmanager
 def blamed_on(file: str) -> Iterator[None]:
-    """Say what the code of a user's file raises as a UsageError, with the place in it; with no file, let it pass.
+    """Turn what a user's file raises into a UsageError that names the place in it; without a file, change nothing.
 
     Raises:
-        UsageError: instead of any other exception.
+        UsageError: instead of any other exception but KeyboardInterrupt.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def blamed_on(file: str) -> Iterator[None]:
 
 
 def blame(error: BaseException, file: str = "") -> str:
-    """`model.py:15 in forward: reference of mlp, called without arguments, raised ValueError: no`."""
+    """Where, in what and with what: `model.py:15 in forward: reference of mlp, called ..., raised ValueError: no`."""
     where = own_place(error) or file
     what = vars(error).get(_DOING, "")
     return f"{where}{f': {what}' if what else ''} raised {described(error)}"

@@ -15,7 +15,7 @@ from ..errors import UsageError
 
 
 class MovedPartError(UsageError):
-    """The installed version of a library has not the part that is taken from it."""
+    """The installed version of a library lacks a part that this project uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Library:
     seen: Sequence[str]
 
     def part(self, path: str, of: object = None) -> Any:
-        """The part at `module:name` of the library, or, with `of`, the attribute of this object that a path ends in.
+        """The library's part at the path `module:name`; with `of`, that object's attribute of the path's last name.
 
         Raises:
             MovedPartError: it is not there.
@@ -38,7 +38,7 @@ class Library:
             raise MovedPartError(self.moved(path)) from error
 
     def moved(self, path: str) -> str:
-        """A sentence for a part that is not there, or is not what it was."""
+        """The sentence for a part that is missing or has changed."""
         try:
             installed = version(self.name)
         except PackageNotFoundError:

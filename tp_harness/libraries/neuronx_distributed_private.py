@@ -18,9 +18,12 @@ NXD = Library(name="neuronx-distributed", file="neuronx_distributed_private.py",
 
 @contextmanager
 def as_traced(size: int) -> Iterator[None]:
-    """NxD's parallel state while ModelBuilder makes a module: rank 0 of a world that is not there.
+    """NxD's parallel state while ModelBuilder makes a module: rank 0 of `size` ranks, without the others.
 
-    Without it a module made of NxD's layers would fall back on a world of one, and leave that state behind.
+    Without it a module made of NxD's layers would assume one rank, and leave that state behind.
+
+    Raises:
+        MovedPartError: the installed NxD lacks what this takes from it.
     """
     from neuronx_distributed.parallel_layers import parallel_state  # noqa: PLC0415
 

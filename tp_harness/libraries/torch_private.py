@@ -22,7 +22,7 @@ MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"_buffers", "training"}
 
 
 class DispatchMode(TORCH.part("torch.utils._python_dispatch:TorchDispatchMode")):  # type: ignore[misc]
-    """What sees every operation of torch's dispatcher inside its `with` block, through `__torch_dispatch__`."""
+    """A mode whose `__torch_dispatch__` is called for every operation of torch's dispatcher in its `with` block."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -31,7 +31,7 @@ class DispatchMode(TORCH.part("torch.utils._python_dispatch:TorchDispatchMode"))
 
 
 def without_modes() -> AbstractContextManager[Any]:
-    """Let no DispatchMode see what is called inside the `with` block."""
+    """Keep every DispatchMode from seeing what is called inside the `with` block."""
     disabled: AbstractContextManager[Any] = TORCH.part("torch.utils._python_dispatch:_disable_current_modes")()
     return disabled
 
@@ -42,26 +42,26 @@ def argument_names(operation: Any) -> list[str]:
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
-    """Operations of torch's dispatcher, and what counts the floating-point operations of a call of each."""
+    """By operation of torch's dispatcher, the function that counts a call's floating-point operations."""
     return dict(TORCH.part("torch.utils.flop_counter:flop_registry"))
 
 
 def leaves(tree: object) -> list[Any]:
-    """What nested lists, tuples and dicts hold, in their order."""
+    """The values in nested lists, tuples and dicts, in their order."""
     found: list[Any] = TORCH.part("torch.utils._pytree:tree_leaves")(tree)
     return found
 
 
 def apply_to_tensors(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """Replace every parameter and buffer of a module by what `function` makes of it; returns the module."""
+    """Replace every parameter and buffer (any shape) of a module by `function` of it; returns the module."""
     applied: nn.Module = TORCH.part("torch.nn:Module._apply", module)(function)
     return applied
 
 
 def arrived(x: Any) -> torch.Tensor:
-    """A tensor that a functional collective gave, when it has arrived; any other tensor as it is.
+    """The result of a functional collective, of any shape, once it is complete; any other tensor as it is.
 
-    Its type is known by name: to import it takes a second.
+    The result's type is recognised by its name, because to import it takes a second.
     """
     own: torch.Tensor = x.wait() if type(x).__name__ == "AsyncCollectiveTensor" else x
     return own
@@ -76,8 +76,8 @@ def group_named(name: str) -> dist.ProcessGroup:
 def reduction_of_caller() -> str:
     """The name of the reduction that is being called, `sum`; "" if none is.
 
-    torch cannot turn what its dispatcher is given back into a name; the options that torch's function made of it, a
-    local variable, can.
+    The object that torch's dispatcher is given has no name. The options that torch's calling function made, a local
+    variable, have it.
     """
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
@@ -99,16 +99,16 @@ def _all_groups() -> dict[Any, tuple[str, Any]]:
 
 
 def stands_in() -> bool:
-    """Whether the default group is that of `stand_in_groups`."""
+    """Whether the default group is one that `stand_in_groups` made."""
     return dist.is_initialized() and _all_groups()[dist.group.WORLD][0] == "fake"
 
 
 @contextmanager
 def stand_in_groups(size: int) -> Iterator[None]:
-    """Be rank 0 of a default group of `size` ranks that are not there: its collectives answer and compute nothing.
+    """Be rank 0 of a default group of `size` ranks without the others: its collectives return and compute nothing.
 
-    Groups of backend "gloo", which would wait for the other ranks, are of torch's backend "fake" as well. torch has no
-    other place for it than the function that makes every group; what asks for a backend is told "gloo".
+    A group asked for with backend "gloo" would wait for the other ranks; it gets torch's backend "fake" too. To do so,
+    torch's function that makes every group is replaced; who asks for the group's backend is told "gloo".
     """
     store = TORCH.part("torch.testing._internal.distributed.fake_pg:FakeStore")()  # its module registers "fake"
     make = TORCH.part("torch.distributed.distributed_c10d:_new_process_group_helper")
@@ -132,6 +132,6 @@ def stand_in_groups(size: int) -> Iterator[None]:
 
 
 def give_threads_groups_of_their_own() -> None:
-    """From now on, let every thread of this process have a default group of its own, as in torch's own tests."""
+    """Give every thread of this process a default group of its own from now on, as torch's own tests do."""
     TORCH.part("torch.testing._internal.distributed.multi_threaded_pg:_install_threaded_pg")()
     TORCH.part("torch._C._distributed_c10d:_set_thread_isolation_mode")(True)

@@ -1,6 +1,6 @@
 """What is taken from torch-xla beside its documented interface. Imports torch-xla when a function is called.
 
-The environment has to be right by then. A device is named as torch does, `xla:0`.
+The environment has to be right by then. A device has torch's name, `xla:0`. Tensors are of any shape and dtype.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def run_thread_per_device(rank: Callable[[], None]) -> None:
 
 
 def allow_execution(allowed: bool) -> None:
-    """Let this process run programs, or raise when a tensor's value is asked for."""
+    """Allow this process to run programs; while it may not, asking for a tensor's value raises."""
     XLA.part("torch_xla:_XLAC._set_allow_execution")(allowed)
 
 
 def forget_collectives(device: str) -> None:
-    """Let the next trace begin without the collectives of the one before, on which it would depend."""
+    """Make the next trace independent of the collectives of the one before."""
     XLA.part("torch_xla:_XLAC._set_all_reduce_token")(device, None)
 
 
 @contextmanager
 def python_lines_in_programs() -> Iterator[None]:
-    """Let the programs that this process traces in the `with` block say which Python lines they come from."""
+    """Record in the programs that this process traces in the `with` block which Python lines they come from."""
     switch = XLA.part("torch_xla:_XLAC._set_ir_debug")
     switch(True)
     try:
@@ -45,19 +45,19 @@ def python_lines_in_programs() -> Iterator[None]:
 
 
 def graph_hash(tensors: Sequence[torch.Tensor]) -> str:
-    """The hash, in hexadecimal, of the graph that would compute these tensors."""
+    """The hash, in hexadecimal, of the graph that would compute these tensors (any shape)."""
     hashed: bytes = XLA.part("torch_xla:_XLAC._get_graph_hash")(tensors)
     return hashed.hex()
 
 
 def hlo_text(tensors: Sequence[torch.Tensor]) -> str:
-    """The program that would compute these tensors, as HLO text."""
+    """The program that would compute these tensors (any shape), as HLO text."""
     text: str = XLA.part("torch_xla:_XLAC._get_xla_tensors_hlo")(tensors)
     return text
 
 
 def start_program(tensors: Sequence[torch.Tensor], device: str) -> None:
-    """Compile and start the program that computes these tensors, and do not wait for it."""
+    """Compile and start the program that computes these tensors (any shape), and do not wait for it."""
     XLA.part("torch_xla:_XLAC._xla_sync_multi")(tensors, [device], wait=False, sync_xla_data=True)
 
 

@@ -24,7 +24,7 @@ class OpenAgent(LocalElasticAgent):
         return ids
 
     def monitor_workers(self, group: WorkerGroup) -> RunResult:
-        """What has become of the ranks."""
+        """The state of the ranks: running, succeeded or failed."""
         result: RunResult = ELASTIC.part(
             "torch.distributed.elastic.agent.server.local_elastic_agent:LocalElasticAgent._monitor_workers", super()
         )(group)
