@@ -31,8 +31,8 @@ FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 class TensorSpec:
     """A parameter's full name in the model, its full shape, and the dtype it is stored in.
 
-    `fixed` holds the values of what no initialisation may change: a buffer of a user's module. `drawn_as` is the name
-    that its values are drawn by: of a parameter with several names, the first.
+    `fixed` holds the values of a buffer of a user's module, which no initialisation may change. Random values are drawn
+    by the name `drawn_as`: the first one of a parameter that has several.
     """
 
     name: str
@@ -43,11 +43,11 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
-        """Size in storage."""
+        """Its size in bytes, as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def tile(self, period: Callable[[tuple[int, ...]], int]) -> int:
-        """How many elements a file of tiles stores; fixed values do not repeat."""
+        """How many elements a file of tiles stores: `period(shape)`, or all where the values are fixed."""
         return math.prod(self.shape) if self.fixed is not None else period(self.shape)
 
 
@@ -78,7 +78,7 @@ class Checkpoint:
         return self._where[name].stored_as(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The mapped tensor; it must not be written to."""
+        """The mapped tensor, in its `shape` and stored dtype; it must not be written to."""
         return self._where[name].tensor(name)
 
 
@@ -157,8 +157,15 @@ def write_checkpoint(
 ) -> None:
     """Write one safetensors file without holding a large tensor in memory.
 
-    `values` gives the first elements of a tensor in row order, which are repeated until it is full, or an iterator of
-    its parts in row order. Tensors of whole memory pages begin at one, also where `page` is another size of them.
+    Tensors that fill whole memory pages begin at a page; `page` is its size in bytes.
+
+    Args:
+        path: the file.
+        specs: the tensors.
+        values: spec -> a tensor of its first elements in row order, repeated until the shape is full; or an iterator
+            of tensors that are its parts in row order.
+        metadata: of the file.
+        page: bytes.
 
     Raises:
         UsageError: a dtype that the format lacks; the message names the tensor.
@@ -181,7 +188,7 @@ def write_checkpoint(
 def write_tiles(
     path: Path, specs: Iterable[TensorSpec], values: Values, period: Callable[[tuple[int, ...]], int]
 ) -> None:
-    """Write what `write_checkpoint` would, with of each tensor only the first `period(shape)` elements.
+    """Write what `write_checkpoint` would, but of each tensor only the first `period(shape)` elements.
 
     Raises:
         UsageError: as `write_checkpoint`.

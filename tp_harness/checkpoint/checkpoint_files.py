@@ -42,10 +42,10 @@ def checkpoint_files(path: Path) -> list[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file that can be read; a pipe would be waited for.
+    """Refuse what is not a readable file; opening a pipe would wait for a writer.
 
     Raises:
-        UsageError: says what it is instead.
+        UsageError: it is a folder, a pipe, a link to nothing, or cannot be read; says which.
     """
     try:
         mode = path.stat().st_mode

@@ -34,7 +34,7 @@ TAGS = {
 
 
 class TensorFile(Protocol):
-    """Tensors by name; each is a view of the mapped file."""
+    """Tensors by name, of any shape; each is a view of the mapped file."""
 
     names: tuple[str, ...]
 
@@ -45,7 +45,7 @@ class TensorFile(Protocol):
         """A tensor's dtype in safetensors' words: F32, BF16, ..."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The mapped tensor; it must not be written to."""
+        """The mapped tensor, in its `shape` and stored dtype; it must not be written to."""
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -76,7 +76,7 @@ class SafetensorsFile:
         return str(self._file.get_slice(name).get_dtype())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The mapped tensor; it must not be written to."""
+        """The mapped tensor, in its `shape` and stored dtype; it must not be written to."""
         tensor: torch.Tensor = self._file.get_tensor(name)
         return tensor
 
@@ -113,7 +113,7 @@ class TorchFile:
         return TAGS.get(dtype, str(dtype))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The mapped tensor; it must not be written to."""
+        """The mapped tensor, in its `shape` and stored dtype; it must not be written to."""
         return self._tensors[name]
 
 

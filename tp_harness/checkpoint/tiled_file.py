@@ -1,11 +1,11 @@
 """Tensors that repeat a few values, of which only one period is stored, and mapped again and again.
 
 A generated checkpoint of 20 billion weights is 39 GiB of repeated random numbers; as tiles it is 1.6 GiB. A tensor is
-contiguous all the same, as if the whole were there: the same pages stand behind many addresses. The file is a
-safetensors file of flat tensors, whose whole shapes are in its metadata (`weights.write_tiles`).
+contiguous all the same: the same pages are mapped at many addresses. The file is a safetensors file of flat tensors,
+whose whole shapes are in its metadata (`checkpoint.write_tiles`).
 
 A tile is a whole number of huge pages. 32 ranks that each read some columns of a gigabyte touch every small page of it,
-and finding each of them took longer than what was computed with them.
+and looking these up took longer than the computation with them.
 
 Not covered: systems other than Linux, and memory pages of other sizes than 4096 bytes; see `can_map`.
 """
@@ -44,9 +44,9 @@ def can_map() -> bool:
 
 
 def use_huge_pages(path: Path) -> bool:
-    """Ask the kernel to keep a file in shared memory in huge pages, and say whether it does.
+    """Ask the kernel to keep a file in shared memory in huge pages; True where it does.
 
-    Where it does not (before Linux 6.1, or without memory in pieces of that size) the file is only slower.
+    Where it does not (before Linux 6.1, or without free memory in pieces of 2 MiB) the file is only slower.
     """
     with path.open("r+b") as file:
         size = os.fstat(file.fileno()).st_size // HUGE_BYTES * HUGE_BYTES
@@ -85,7 +85,7 @@ class TiledFile:
         return str(self._entries[name]["dtype"])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor; it must not be written to."""
+        """The whole tensor, in its `shape` and stored dtype; it must not be written to."""
         with self._lock:
             if name not in self._mapped:
                 self._mapped[name] = self._map(name)
@@ -108,7 +108,7 @@ _opening = threading.Lock()
 
 
 def open_tiles(path: Path) -> TiledFile:
-    """The file's tensors, mapped once per process: 32 ranks that are threads would exceed a process's mappings.
+    """The file's tensors, mapped once per process: 32 ranks in threads would exceed its limit of mappings otherwise.
 
     Raises:
         UsageError: it cannot be read.

@@ -16,7 +16,10 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a public tensor is made of: names and shapes in the file, and its pieces along dimension 0, in order."""
+    """How a tensor of the model is made: `sources` are names and shapes in the file.
+
+    `pieces`, a function of these tensors, gives the parts of the model's tensor along dimension 0, in order.
+    """
 
     sources: Mapping[str, Shape]
     pieces: Callable[[Tensors], Iterable[torch.Tensor]]
@@ -24,7 +27,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """A checkpoint under other names; `recipes` has every tensor of the model by public name."""
+    """A checkpoint under other names, `convention` in words; `recipes` has every tensor of the model by public name."""
 
     checkpoint: Checkpoint
     convention: str
@@ -32,16 +35,16 @@ class Translation:
 
     @property
     def note(self) -> str:
-        """What was done, for the record."""
+        """A sentence for run.json: the checkpoint was copied under other names."""
         return f"the checkpoint has {self.convention}; the run used a copy under public names, in bfloat16"
 
     def pieces(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """The tensor `spec.name`, piece by piece along dimension 0."""
+        """The tensor `spec.name`, in pieces that joined along dimension 0 have the shape of `spec`."""
         recipe = self.recipes[spec.name]
         yield from recipe.pieces(tuple(map(self.checkpoint.tensor, recipe.sources)))
 
     def check(self, needed: Iterable[TensorSpec]) -> None:
-        """Refuse what cannot be translated.
+        """Refuse a checkpoint that cannot be translated.
 
         Raises:
             UsageError: a tensor that is missing, unknown, misshapen, or of an odd dtype; the message says which naming
