@@ -28,12 +28,12 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the module with every floating-point parameter and buffer in `dtype`."""
+    """A copy of the module with every floating-point parameter and buffer in `dtype`, in the same shapes."""
     return cast(copy.deepcopy(module), dtype)
 
 
 def leave(module: nn.Module, group: Group) -> None:
-    """Change nothing."""
+    """Change nothing: the default of `Case.edit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +121,14 @@ class Case:
         return sources
 
     def planned(self, tp: int) -> tuple[Collective, ...] | None:
-        """The calls that `collectives` plans at a degree; None where there is no plan."""
+        """The calls that `collectives` plans at degree `tp` (ranks); None where there is no plan."""
         if self.collectives is None:
             return None
         with doing(f"collectives of {self.name}, called with {tp},"):
             return self.collectives(tp)
 
     def input_placement(self, index: int) -> Placement:
-        """The placement of input `index`."""
+        """The placement of input `index`, counted from 0."""
         return self.input_placements[index] if index < len(self.input_placements) else Replicate()
 
     def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -138,7 +138,11 @@ class Case:
             return factory(**arguments)
 
     def reference_in(self, reference: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """A copy of the reference that computes in `dtype`, with the same parameters."""
+        """A copy of the reference that computes in `dtype`, with the same parameters.
+
+        Raises:
+            UsageError: `in_dtype` returns no module.
+        """
         if self.in_dtype is not cast_copy or not takes_dtype(self.reference):
             with doing(f"in_dtype of {self.name}, called with the reference and {dtype},"):
                 module = self.in_dtype(reference, dtype)

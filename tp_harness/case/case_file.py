@@ -56,7 +56,7 @@ def split_spec(spec: str) -> tuple[Path, str]:
     """The file of `FILE.py:NAME` or `FILE.py`, and the name, "" for none.
 
     Raises:
-        UsageError: it is no such text.
+        UsageError: the text has neither form, or its file's name does not end with .py.
     """
     text, separator, name = (spec, ":", "") if spec.endswith(".py") else spec.rpartition(":")
     path = Path(text)
@@ -99,16 +99,15 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the text that this thread has asked for of a file, the latest where there were several."""
+    """The sha256 of a file's text as this thread has last asked for it."""
     return [text for place, text in _LOADED.modules if place == path.resolve()][-1]
 
 
 @contextmanager
 def imported_anew(specs: Iterable[str]) -> Iterator[None]:
-    """Have cases' files and the modules beside them imported again by who needs them, and put back what was there.
+    """Inside, Cases' files and the modules beside them are imported anew when needed; afterwards those before are back.
 
-    What such a module has read from the environment when it was imported would be another run's. sys.path is left as it
-    was.
+    A module that was imported earlier may have read an environment that was another run's. sys.path is left as it was.
     """
     roots = {_place(split_spec(spec)[0].resolve())[0] for spec in specs}
     before = {name: sys.modules.pop(name) for root in roots for name in _beside(root)}
@@ -123,7 +122,7 @@ def imported_anew(specs: Iterable[str]) -> Iterator[None]:
 
 
 def forget_files() -> None:
-    """Run files anew when they are asked for again, and take their folders off sys.path."""
+    """Forget all files that were run: each is run anew when next asked for. Their folders leave sys.path."""
     _LOADED.modules.clear()
     while _FOLDERS:
         with suppress(ValueError):  # somebody else has taken it off

@@ -1,7 +1,7 @@
-"""Placements that only shapes speak for: what is said of them, and which of them nobody should guess.
+"""Placements that are guessed from shapes alone: the note about them, and which of them must not be guessed.
 
-A cut in half along the outputs may be the halves of one matrix, or half of each of several matrices fused into one:
-[gate | up], [query | key | value]. Shapes do not tell them apart, and the wrong one gives other numbers.
+A matrix that is cut in half along its outputs may be one matrix, or several fused ones ([gate | up], [query | key |
+value]) of each of which a rank needs half. Shapes do not tell them apart, and the wrong one gives other numbers.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ class Placed:
 
     @property
     def stem(self) -> str:
-        """What a weight and its bias have in common."""
+        """The part of the name that a weight and its bias have in common."""
         return _OF_ONE_LAYER.sub("", self.name)
 
     @property
     def dim(self) -> int | None:
-        """The dimension that is cut, counted from the last: -1; None where that is not one."""
+        """The dimension that is cut, counted from the end (the last is -1); None where not exactly one is."""
         dim = getattr(self.placement, "dim", None)
         return None if dim is None else dim % len(self.shape) - len(self.shape)
 
     @property
     def cut(self) -> int:
-        """The full length of the dimension that is cut."""
+        """The full length, in elements, of the dimension that is cut."""
         return 0 if self.dim is None else self.shape[self.dim]
 
 
 def by_shapes(full: Sequence[int], local: Sequence[int], size: int) -> Placement | None:
-    """The placement that two shapes leave possible, if every weight is one matrix; None where there is none."""
+    """The placement that two shapes allow over `size` ranks, if every weight is one matrix; None where none is."""
     if tuple(full) == tuple(local):
         return Replicate()
     if len(full) != len(local):

@@ -1,4 +1,4 @@
-"""Which placement a parameter has: what the plan says, or what its shapes say without doubt."""
+"""Which placement a parameter has: the plan's, or the only one that its shapes allow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[
     """The placement of parameter `name`, checked against the local shape of a rank's module.
 
     Raises:
-        PlanError: the plan forgot a parameter that is not plainly replicated, or its shard has another shape.
+        PlanError: the plan lacks a parameter whose local shape is not the full one, or its shard has another shape.
         PlacementError: the parameter has no such dimension, or does not divide.
     """
     if name not in case.plan:
@@ -68,13 +68,13 @@ def module_placement(
     Args:
         plan: parameter name -> placement, possibly empty.
         name: the parameter's name.
-        local: the rank's own parameter; neuronx-distributed marks it with tensor_model_parallel, partition_dim
-            and partition_stride (neuronx_distributed/parallel_layers/utils.py).
+        local: the rank's own parameter, of any shape; neuronx-distributed marks it with tensor_model_parallel,
+            partition_dim and partition_stride (neuronx_distributed/parallel_layers/utils.py).
         full: the full shape.
         size: number of ranks.
 
     Raises:
-        PlanError: nothing says how the parameter is cut, or what says so does not give its local shape.
+        PlanError: neither plan, marks nor shapes say how the parameter is cut, or they give another local shape.
     """
     placement = plan.get(name) or marked(local, size) or by_shapes(full, local.shape, size)
     if placement is None:
@@ -117,10 +117,10 @@ def place_all(
 
 
 def try_placement(placement: Placement, tensor: torch.Tensor, name: str, size: int) -> None:
-    """Cut an input or output, and join it again where the placement is a user's own.
+    """Cut an input or output, of any shape, and join it again where the placement is a user's own.
 
     Raises:
-        PlacementError: it does not divide, or what comes of it is no tensor, or another one.
+        PlacementError: it does not divide over `size` ranks, or `shard` or `join` returns no tensor or a wrong shape.
     """
     _first_shard(placement, name, tensor, size)
     if type(placement).__module__ == Placement.__module__:
@@ -159,7 +159,7 @@ def check_plan(
         case: the case at degree `tp`.
         shapes: full name -> full shape of every tensor of the reference.
         tp: the degree.
-        lingering: a module of another degree made groups in this process, which the case may have kept.
+        lingering: a module of another degree has made groups in this process, which the case may still hold.
 
     Returns:
         The module, and the placement of each of its parameters and buffers.
@@ -167,8 +167,8 @@ def check_plan(
     Raises:
         PlanError: a parameter without placement, with another local shape, or unknown to the reference.
         PlacementError: a parameter that does not divide.
-        UnrehearsedError: it failed in torch.distributed, or after it had been given results of other ranks, who are not
-            there, or with groups of another degree: it may go well in the ranks, which check the same.
+        UnrehearsedError: it failed in torch.distributed, after it used results of other ranks (there are none here), or
+            with groups of another degree. It may succeed in the ranks, which check the same.
     """
     _check_collectives(case, tp)
     local: Mapping[str, torch.Tensor] = {}
@@ -199,11 +199,11 @@ def _placements(
 
 
 def check_names(case: Case, local: Mapping[str, torch.Tensor], known: Iterable[str]) -> None:
-    """Whether plan, sharded module and reference speak of the same parameters.
+    """Check that plan, sharded module and reference name the same parameters.
 
     Args:
         case: whose plan and prefix.
-        local: the state of a rank's module.
+        local: the state of a rank's module, by name; any shapes.
         known: the full names of the reference's.
 
     Raises:
@@ -223,10 +223,10 @@ def check_names(case: Case, local: Mapping[str, torch.Tensor], known: Iterable[s
 
 
 def planned(case: Case, local: Mapping[str, torch.Tensor], size: int) -> dict[str, Placement]:
-    """The plan, with the placement of every DTensor that it does not name.
+    """The plan, with the placement of every DTensor among `local` (any shapes) that it does not name.
 
     Raises:
-        PlanError: it places a DTensor otherwise than that is placed.
+        PlanError: the plan gives a DTensor another placement than it has.
         DTensorError: a DTensor that cannot be read.
     """
     plan = dict(case.plan)
@@ -241,7 +241,7 @@ def planned(case: Case, local: Mapping[str, torch.Tensor], size: int) -> dict[st
 
 
 def check_submodules(case: Case, side: str, module: nn.Module) -> None:
-    """Whether a module has every submodule that the case wants to look at.
+    """Check that a module has every submodule that `taps` and `routing` of the case name.
 
     Raises:
         UnknownNameError: a name of `taps` or `routing` that it lacks.

@@ -1,7 +1,7 @@
-"""The calls by which a module ranks numbers: seen, and their choice replaced where asked.
+"""Observe the calls by which a module ranks numbers, and replace their choice where asked.
 
-A library's router has no submodule that its scores or its choice pass through. But it calls torch.topk or one of its
-kind, and that is seen, whatever form the router has.
+A library's router has no submodule that its scores or its choice pass through. But it calls torch.topk or a similar
+function, which is observed, whatever form the router has.
 
 Not covered: a choice made without such a call, or inside a compiled function or a kernel.
 """
@@ -43,7 +43,7 @@ class Ranked(NamedTuple):
 
 
 class RankingCalls(TorchFunctionMode):
-    """Shows `see` each call in the `with` block; indices (..., k) that it returns take the place of the call's own."""
+    """Calls `see` with each call in the `with` block; indices (..., k) that it returns replace the call's own."""
 
     def __init__(self, see: Callable[[Ranked], torch.Tensor | None]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _parts(name: str, result: Any) -> tuple[torch.Tensor | None, torch.Tensor | 
 
 
 def scores_of(calls: Sequence[Ranked], chosen: torch.Tensor) -> tuple[torch.Tensor, Groups] | None:
-    """By which scores (tokens, experts), before any group is left out, and by which groups a choice was made.
+    """The scores (tokens, experts), before any group was left out, and the groups by which a choice was made.
 
     Args:
         calls: in order.
@@ -103,7 +103,7 @@ def scores_of(calls: Sequence[Ranked], chosen: torch.Tensor) -> tuple[torch.Tens
 
 
 def last_choice(calls: Sequence[Ranked]) -> torch.Tensor | None:
-    """The indices (tokens, k) of the last call that chose among the most, groups being fewer than experts."""
+    """The indices (tokens, k) of the last call that chose among experts, which are more than groups; None if none."""
     made = [call for call in calls if call.indices is not None and call.indices.shape[-1] < call.scores.shape[-1]]
     most = max((call.scores.shape[-1] for call in made), default=0)
     chosen = [call.indices for call in made if call.scores.shape[-1] == most]

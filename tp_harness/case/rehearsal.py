@@ -1,9 +1,9 @@
-"""A rank's module made before any rank starts, by a process alone: what torch.distributed tells it then.
+"""A rank's module made before any rank starts, in one process: what torch.distributed gives it then.
 
-Its groups are of torch's backend "fake", which answers at once and computes nothing. So a constructor that asks other
-ranks for something may fail here and be right there, and so may one that keeps a group for the next degree: all degrees
-are tried in one process, while their ranks are processes of their own. `plan.check_plan` then says nothing of it, and
-the ranks do.
+Its groups are of torch's backend "fake", which returns at once and computes nothing. So a constructor that needs
+results of other ranks may fail here and be right in a rank. So may one that keeps a group for the next degree: all
+degrees are tried in one process, while their ranks are processes of their own. `plan.check_plan` then raises
+`UnrehearsedError`, and the ranks check the module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..results.result import Collective
 
 
 class UnrehearsedError(RuntimeError):
-    """What a module made before any rank starts says nothing of the ranks': it needs the others. See `check_plan`."""
+    """A module could not be made without the other ranks, which says nothing about it. See `check_plan`."""
 
 
 @contextmanager
 def told_by_others() -> Iterator[list[Collective]]:
-    """The collectives of torch.distributed that a constructor calls, whose results are none without other ranks."""
+    """Record the collectives that a constructor calls; without other ranks, their results mean nothing."""
     if not torch.distributed.is_initialized():
         yield []
         return
@@ -35,7 +35,7 @@ def told_by_others() -> Iterator[list[Collective]]:
 
 
 def of_torch_distributed(error: BaseException) -> bool:
-    """Whether it was raised by, or below, a call of torch.distributed."""
+    """Whether the error was raised in torch.distributed or in what it called."""
     if not torch.distributed.is_initialized():
         return False
     folder, trace, files = Path(torch.distributed.__file__).parent, error.__traceback__, []
@@ -46,12 +46,12 @@ def of_torch_distributed(error: BaseException) -> bool:
 
 
 def makes_groups() -> bool:
-    """Whether a module that was made in this stand-in group made groups of its own: libraries keep them for later."""
+    """Whether a module made in this stand-in group has made groups of its own, which libraries keep for later."""
     return torch.distributed.is_initialized() and group_count() > 1
 
 
 def unrehearsed_note(reasons: Mapping[int, str]) -> str:
-    """What a user should know of degrees at which no module could be made before the ranks; `reasons` by degree."""
+    """The note for a user on the degrees at which no module could be made before the ranks; `reasons` by degree."""
     degrees, why = ", ".join(map(str, reasons)), next(iter(reasons.values()))
     return (
         f"the sharded module was not tried before the ranks at tp {degrees} ({why}): it may need the other ranks, or "

@@ -1,6 +1,6 @@
 """Routers of a module: how they are declared, and their choice observed and locked.
 
-A router of one's own has two torch.nn.Identity submodules, through which its logits and its choice pass. One of a
+A router written for this has two torch.nn.Identity submodules, through which its logits and its choice pass. One of a
 library returns them, or at least calls torch.topk. Reference and sharded module have the same form.
 """
 
@@ -64,12 +64,12 @@ class Router:
 
     @property
     def scores(self) -> str:
-        """The tap name of what it sorts."""
+        """The tap name of the scores that it sorts."""
         return tap_name(self.name, SCORES)
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The tap names of what it shows on every rank."""
+        """The tap names of the tensors that it shows on every rank."""
         return (*((self.logits,) if self.logits in self.sources else ()), self.chosen)
 
     @property
@@ -85,16 +85,17 @@ class Router:
 
 
 class Lock(NamedTuple):
-    """What a router shall choose: (tokens, k) of so many experts; `rows` are a rank's tokens, None for all."""
+    """What a router shall choose: `chosen` (tokens, k) of so many experts; `rows` are a rank's tokens, None for all."""
 
     chosen: torch.Tensor
     experts: int
     rows: torch.Tensor | None = None
 
     def of(self, own: torch.Tensor, columns: int | None, seen: int = 0) -> torch.Tensor | None:
-        """The choice in the form and order of a router's own; None where that has another form, as the verdict says.
+        """The choice in shape (..., k), dtype and order of a router's own; None where tokens, k or experts differ.
 
-        `seen` tokens were routed by calls before, where a router is given its tokens in chunks.
+        `columns` are the experts of its scores, None where not known. `seen` tokens were routed by earlier calls, where
+        a router is given its tokens in chunks.
         """
         if columns not in (None, self.experts):
             return None
@@ -108,8 +109,8 @@ class Lock(NamedTuple):
 class Routed:
     """What routers did.
 
-    `tensors` by tap name, tokens flattened, those of a router's calls in order; `groups` those that were recognised,
-    by router; `unlocked` the routers whose choice could not be replaced where it differed.
+    `tensors` by tap name, (tokens, experts) or (tokens, k), those of a router's calls in order; `groups` those that
+    were recognised, by router; `unlocked` the routers whose choice differed and could not be replaced.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class Routed:
     unlocked: list[str] = field(default_factory=list)
 
     def scores(self, router: Router) -> str:
-        """The tap name of the scores by which a router chose; of its logits where no others are known."""
+        """The tap name of the scores by which a router chose; of its logits where no scores are known."""
         return router.scores if router.scores in self.tensors else router.logits
 
     def groups_of(self, router: Router) -> Groups:
@@ -126,7 +127,7 @@ class Routed:
 
 
 def check_choices(of: str, routers: Iterable[Router], routed: Routed) -> None:
-    """Whether the choices of a float64 run follow from the scores that are known.
+    """Check that the choices of a float64 run follow from the scores that are known.
 
     Args:
         of: what has the routers, for the message.
@@ -134,7 +135,7 @@ def check_choices(of: str, routers: Iterable[Router], routed: Routed) -> None:
         routed: what they did.
 
     Raises:
-        UsageError: a choice does not, and so nothing could be said of another choice.
+        UsageError: a choice does not, so that another choice could not be judged; or a router shows no scores.
     """
     for router in routers:
         who = f"router {router.name} of {of}" if router.name else f"the router of {of}"
@@ -164,9 +165,9 @@ def routing(
 ) -> Iterator[Routed]:
     """Record every router's logits [tokens, experts] and own choice [tokens, k]; lock the choice if asked.
 
-    `locks` maps the tap name of a choice to what shall be used in its place. A choice of another number of experts,
-    or from other logits, stays as it is: a lock would hide it, and the verdict says it. With `watch`, the scores that
-    a choice was made by are recorded too, and the groups; that costs a little at every operation.
+    `locks` maps the tap name of a choice to what replaces it. A choice of another number of experts, or from other
+    logits, stays as it is, because a lock would hide it from the verdict. With `watch`, the scores by which a choice
+    was made are recorded too, and the groups; that costs a little time at every operation.
     """
     record = Routed()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What of a state_dict is compared and cut: parameters and buffers. Extra state and other objects stay the module's."""
+"""Which part of a state_dict is compared and cut: parameters and buffers. Other objects in it stay as they are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..libraries.torch_private import EXTRA_STATE
 
 
 def weights_of(module: nn.Module, side: str, *, keep_vars: bool = False) -> dict[str, torch.Tensor]:
-    """The parameters and buffers in the module's state_dict, by name.
+    """The parameters and buffers in the module's state_dict, by name, of any shape and dtype.
 
     Args:
         module: a reference or a rank's module.
         side: how messages call it.
-        keep_vars: the parameters themselves, with what they are marked with.
+        keep_vars: give the parameters themselves, with their attributes.
 
     Raises:
         UsageError: its state_dict is no mapping.
@@ -30,7 +30,7 @@ def weights_of(module: nn.Module, side: str, *, keep_vars: bool = False) -> dict
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], side: str, *, assign: bool = False) -> None:
-    """Load these tensors, and beside them what else the module has in its state_dict, as it is."""
+    """Load these tensors, each of its parameter's shape; what else is in the module's state_dict stays as it is."""
     with doing(f"load_state_dict of {side}"):
         state = module.state_dict()
         others = {name: value for name, value in state.items() if not _is_weight(name, value)}

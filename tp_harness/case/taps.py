@@ -19,7 +19,7 @@ PER_EXPERT = ("gate_up", "activation")  # their rows are (expert, token) pairs r
 
 
 def tap_name(router: str, tap: str) -> str:
-    """`mlp` and `chosen` to `mlp.chosen`; the module itself is ""."""
+    """The tap's full name: `mlp.chosen` of `mlp` and `chosen`; the router "" is the module itself."""
     return f"{router}.{tap}" if router else tap
 
 
@@ -31,11 +31,11 @@ def _as_it_is(name: str, output: torch.Tensor) -> torch.Tensor:
 def tapping(
     module: nn.Module, sources: Mapping[str, Source], read: Callable[[str, torch.Tensor], torch.Tensor] = _as_it_is
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Record tensors by tap name, as `read(name, tensor)`; submodules that the module has not are left out.
+    """Record tensors of any shape by tap name, as `read(name, tensor)`; submodules that are missing are left out.
 
     Yields a dict that is filled when the block ends, in the order of first calls. A submodule called several times
-    gives its outputs joined along dimension 0. Enter it before a lock of routers, which would otherwise be what is
-    seen of a choice.
+    gives its outputs joined along dimension 0. Enter it before a lock of routers: what it records of a choice would
+    otherwise be the lock's.
     """
     calls: dict[str, list[torch.Tensor]] = {}
     record: dict[str, torch.Tensor] = {}
@@ -57,5 +57,5 @@ def tapping(
 
 
 def same_choice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Per token, whether two choices [tokens, k] are the same set of experts."""
+    """Per token, bool (tokens,), whether two choices (tokens, k) are the same set of experts."""
     return (a.sort(dim=-1).values == b.sort(dim=-1).values).all(dim=-1)

@@ -1,4 +1,4 @@
-"""Top-k choices of experts: what follows from scores, and how far scores must move until another choice does.
+"""Top-k choices of experts: which one scores give, and how far scores must move to give another one.
 
 Scores are (tokens, experts), larger ones are chosen. With groups (DeepSeek-V3, arXiv:2412.19437, section 2.1.2), the
 best groups are kept first, and experts of the others cannot be chosen.
@@ -34,9 +34,9 @@ def top_k(scores: torch.Tensor, k: int, groups: Groups = ONE_GROUP) -> torch.Ten
 
 
 def in_order_of(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The experts of `right` where `own` has them, and the others where `own` has experts that are not in `right`.
+    """The experts of `right`, each in the place where `own` has it; the others where `own` has experts not in `right`.
 
-    Weights that a router computed beside its own choice stay with its experts, or with none of them if that is wrong.
+    So the weights that a router computed in the order of its own choice stay with the experts that are right.
 
     Args:
         own: (..., k), integers.
@@ -53,7 +53,7 @@ def in_order_of(own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def margins(scores: torch.Tensor, chosen: torch.Tensor, groups: Groups = ONE_GROUP) -> torch.Tensor:
-    """How far apart scores lie that must change places for `chosen` to follow: 0 where it does.
+    """Per token, the gap between the scores that must change places to give `chosen`: 0 where they give it.
 
     Args:
         scores: float64 (tokens, experts); -inf is what cannot be chosen.
