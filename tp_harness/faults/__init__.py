@@ -2,7 +2,7 @@
 
 A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of the
 families' components, in the order of the data; `GENERIC` two that any module can have; `GRAPH` those of the compiled
-path, to which most backends are blind.
+path, which most backends cannot show.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ def find_fault(name: str) -> Fault:
 
 
 def injected(name: str, case: Case, place: str = "", rank: int = EVERY) -> Case:
-    """The case with the fault in it; with the empty name, the case.
+    """The case with the fault in it; the case itself if the name is "".
 
-    `place` and `rank` say where a fault is put in that any module can have; see `generic.spoilt`.
+    `place` and `rank` say where to put a fault that any module can have; see `generic.spoilt`.
+
+    Raises:
+        UsageError: there is no fault of that name.
     """
     if not name:
         return case

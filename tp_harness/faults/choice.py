@@ -12,7 +12,7 @@ from . import find_fault
 
 
 def config_at(options: Resolved, tp: int, dtype: str = "float32") -> Any:
-    """What decides whether a fault is active at a degree of a run."""
+    """The model and how it is run at degree `tp` (ranks), which decide whether a fault is active there."""
     model = replace(options.model, num_hidden_layers=options.depth or options.model.num_hidden_layers)
     return family_of(model).at(model, batch=options.batch, seq=options.seq, dtype=dtype, tp=tp)
 

@@ -18,12 +18,12 @@ Active = Callable[[Any, int], bool]  # (a model together with how it is run, tp_
 
 
 def always(config: Any, tp: int) -> bool:
-    """At every degree, one rank included."""
+    """True: active at every degree, one rank included."""
     return True
 
 
 def sharded(config: Any, tp: int) -> bool:
-    """Wherever there is more than one rank."""
+    """Active where `tp` is more than one rank."""
     return tp > 1
 
 
@@ -39,12 +39,12 @@ class Fault:
         apply: the component's case -> the same with the mistake in it; see `ways`.
         active: (config of the run, tp_degree) -> whether it changes any bit there. Where it does not, the
             faulty code is the right code; `tp-harness faults` proves it.
-        flags: tapped tensors or outputs that leave their limits; the first is the first one to do so.
+        flags: tapped tensors or outputs that exceed their limits, the first to do so at the front.
         layer: the layer it is put into.
         visible_in: dtypes in which the verdict must reject it wherever it is active.
-        loads: the ranks hold wrong shards, which the reassembly check alone would see; another check must too.
-        heavy: it copies the experts' weights, which a run that is not about faults has no room for.
-        faint: so near to what rounding does that it may pass on few tokens or at other sizes; no control.
+        loads: the ranks hold wrong shards. The reassembly check would see it; another check must see it too.
+        heavy: it copies the experts' weights, for which only a run of faults plans memory.
+        faint: its error is so near to rounding that it may pass on few tokens or at other sizes; never a control.
         signature: the name that diagnosis gives to it, if it has one.
         spoil: of a fault that any module can have: what becomes of one tensor of a rank; see `generic.spoilt`.
     """

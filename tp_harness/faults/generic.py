@@ -1,7 +1,7 @@
-"""Mistakes that any module can have: what the control of a user's case is made of.
+"""Mistakes that any module can have, for the control of a user's case.
 
-They are made in what ranks load, before anything is computed from it, so that they act whatever a module makes of its
-parameters afterwards; or, for a module that loads nothing, in what it is given.
+They change what ranks load, before anything is computed from it, and so act however a module uses its parameters; or,
+for a module that loads nothing, they change its inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case
         case: a user's.
         spoil: a rank's tensor -> the same in another form, of the same shape and dtype.
         place: the name of a parameter or buffer, "input 0" and so on, or "" for every parameter and buffer.
-        rank: whose; EVERY for the ones of all ranks.
+        rank: the rank whose tensors are spoilt; EVERY for all ranks.
     """
 
     def sharded() -> nn.Module:

@@ -38,7 +38,7 @@ def edits(edit: Callable[[Any, Group], None]) -> Apply:
 
 
 def all_of(*ways: Apply) -> Apply:
-    """One after the other."""
+    """Put in several mistakes, one after the other."""
 
     def apply(case: Case) -> Case:
         for way in ways:
@@ -50,7 +50,7 @@ def all_of(*ways: Apply) -> Apply:
 
 @dataclass(frozen=True)
 class Misloaded(Placement):
-    """The right placement, of which a rank loads `load(right, full, rank, size)`."""
+    """A placement whose shards are `load(right, full, rank, size)`, and whose join is the right placement's."""
 
     right: Placement
     load: Load
@@ -60,7 +60,7 @@ class Misloaded(Placement):
         return self.load(self.right, full, rank, size)
 
     def join(self, shards: Any) -> torch.Tensor:
-        """As the right placement does."""
+        """The full tensor, in its shape, as the right placement joins it."""
         return self.right.join(shards)
 
 
@@ -75,7 +75,7 @@ def loads_from(name: str, whose: Callable[[int, int], int]) -> Apply:
 
 
 def loads_parts(name: str, which: tuple[int, ...], load: Load) -> Apply:
-    """The same for the query, key or value rows (parts 0, 1, 2) of the fused projection alone."""
+    """As `loads`, but only for the query, key or value rows (parts 0, 1, 2) of the fused projection."""
 
     def fused(placement: Placement, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         right = _parts(placement, placement.shard(full, rank, size), size)
@@ -93,12 +93,12 @@ def _parts(placement: Placement, local: torch.Tensor, size: int) -> list[torch.T
 
 
 def computes(name: str, wrong: Callable[[torch.Tensor, int, int], torch.Tensor]) -> Apply:
-    """Let a rank compute with `wrong(shard, rank, size)` in the place of the shard it holds."""
+    """Let a rank compute with `wrong(shard, rank, size)`, of any shape, instead of the shard it holds."""
     return edits(lambda module, group: put(module, name, wrong(module.get_parameter(name), group.rank, group.size)))
 
 
 def put(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Replace a parameter."""
+    """Replace the parameter `name` by a value of any shape and dtype, without gradient."""
     owner, _, leaf = name.rpartition(".")
     with suppress(AttributeError):
         delattr(module.get_submodule(owner), leaf)
@@ -122,7 +122,7 @@ def runs(owner: str, method: str, code: Callable[..., object]) -> Apply:
 
 
 def passes(tap: str, wrong: Callable[[torch.Tensor, Group], torch.Tensor]) -> Apply:
-    """Let a tapped tensor go on as `wrong(tensor, group)`."""
+    """Replace a tapped tensor, of any shape, by `wrong(tensor, group)`."""
 
     def edit(module: nn.Module, group: Group) -> None:
         module.get_submodule(tap).register_forward_hook(lambda _module, _inputs, output: wrong(output, group))
@@ -131,18 +131,18 @@ def passes(tap: str, wrong: Callable[[torch.Tensor, Group], torch.Tensor]) -> Ap
 
 
 class Rewired(Group):
-    """A group whose sums, or gathers, are done another way. What is really called is recorded as ever."""
+    """A group with another sum or gather. The collectives that these really call are recorded as usual."""
 
     def __init__(self, inner: Group, total: Sum, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> None:
         super().__init__(inner.rank, inner.size)
         self.inner, self._total, self._gather = inner, total, gather
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The wrong sum."""
+        """The wrong sum over ranks of `x`, any shape."""
         return self._total(self.inner, x)
 
     def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The wrong gather."""
+        """The wrong gather over ranks of `x`, any shape."""
         return self._gather(self.inner, x, dim)
 
 
@@ -152,17 +152,17 @@ def reduces(owner: str, total: Sum) -> Apply:
 
 
 def gathers(owner: str, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> Apply:
-    """Let a submodule gather over ranks by `gather(group, x, dim)`."""
+    """Let a submodule gather over ranks by `gather(group, x, dim)`, x of any shape."""
     return sets(owner, group=lambda submodule, _: Rewired(submodule.group, Group.all_reduce, gather))
 
 
 def everyone(group: Group, x: torch.Tensor) -> list[torch.Tensor]:
-    """Every rank's `x`, out of sight of the recording."""
+    """Every rank's `x`, all of the same shape and dtype, in rank order; not recorded."""
     return list(group._all_gather(x[None].contiguous(), 0).unbind()) if group.size > 1 else [x]
 
 
 def sum_of_pair(group: Group, x: torch.Tensor) -> torch.Tensor:
-    """The sum over groups of two ranks, recorded as such."""
+    """The sum of `x`, any shape, over this rank's pair (0 and 1, 2 and 3, ...), recorded as a sum over two ranks."""
     if group.size > 1:
         group.calls.append(collective("all_reduce", 2, tuple(x.shape), x.dtype))
     first = group.rank // 2 * 2
@@ -170,7 +170,7 @@ def sum_of_pair(group: Group, x: torch.Tensor) -> torch.Tensor:
 
 
 def unseen_sum(group: Group, x: torch.Tensor) -> torch.Tensor:
-    """A sum over ranks that the recording does not see."""
+    """The sum of `x`, any shape, over all ranks; not recorded."""
     return group._all_reduce(x) if group.size > 1 else x
 
 
