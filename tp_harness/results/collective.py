@@ -1,4 +1,4 @@
-"""A collective call of one rank, as it was recorded, and between whom it was. No torch."""
+"""A collective call of one rank, as it was recorded, and the ranks that took part. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESSAGES = ("send", "recv")  # kinds between two ranks; all others concern the w
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Between whom a call was. Ranks are those of the default group, sizes are elements.
+    """The ranks that took part in a call. Ranks are numbered as in the default group, sizes are in elements.
 
     Args:
         members: the ranks of its group; () for all ranks.
@@ -48,8 +48,8 @@ class Collective:
     """One collective call of one rank: `shape` and `bytes` are those of the rank's input.
 
     A recv or a scatter has those of its output. `seconds` is how long the call took, waiting for other ranks included;
-    None where that was not measured. `exchange` says between whom it was, None where that is not known. Neither is a
-    part of what makes two calls equal.
+    None where that was not measured. `exchange` has the ranks that took part, None where that is not known. Both are
+    ignored when two calls are compared.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""The number that a verdict hangs on: what is measured, on which tensor, and its limit."""
+"""A gate: a measured number that must not exceed its limit, and the tensor that it was measured on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ REL_L2, TOKEN, BLOCK, RATIO = "rel_L2", "worst token", "worst block", "R"  # kin
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The number a verdict hangs on: what is measured, on which tensor. `reason` says where the limit comes from.
+    """A measured number and its limit: `kind` is what is measured, `reason` says where the limit comes from.
 
-    `metric` names both in messages, `rel_L2 of output.0`; nothing reads it.
+    `metric` joins kind and tensor for messages, `rel_L2 of output.0`; no code depends on it. Numbers have no unit.
     """
 
     kind: str
@@ -28,17 +28,17 @@ class Gate:
 
     @staticmethod
     def from_older(values: dict[str, Any]) -> dict[str, Any]:
-        """The values of a file that holds the metric alone, with its kind and tensor."""
+        """A Gate's JSON values of an older file, which has the metric alone; kind and tensor are added."""
         metric = values.get("metric")
         return (kind_and_tensor(metric) if isinstance(metric, str) else {}) | values
 
     @property
     def passed(self) -> bool:
-        """True within the limit; a NaN never is."""
+        """True if the value is at most the limit; a NaN is not."""
         return self.value <= self.limit
 
 
 def kind_and_tensor(metric: str) -> dict[str, str]:
-    """The fields of a Gate of which an older file has the metric alone."""
+    """The fields `kind` and `tensor` that a metric of an older file stands for."""
     kind, _, tensor = metric.partition(" of ")
     return {"kind": kind, "tensor": tensor} if kind in (REL_L2, TOKEN, BLOCK, RATIO) else {"kind": metric}

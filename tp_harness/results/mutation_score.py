@@ -1,4 +1,4 @@
-"""Faults and how they fared: the trials of a run, its kill scores, and both as text. No torch."""
+"""Which faults were caught: the trials of a run, its kill scores, and both as text. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CAUGHT, MISSED, INERT, WRONG = "caught", "missed", "inert", "wrong"
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How a fault fared at one degree in one dtype.
+    """The outcome of one fault at one degree in one dtype.
 
     Args:
         fault: its name.
         outcome: "caught"; "missed"; "inert", which is proved: every tensor and collective of every rank is that of the
-            clean run, bit for bit; or "wrong": the fault is not what it says, and `reason` has what.
+            clean run, bit for bit; or "wrong": the fault does not do what it declares, and `reason` says what.
         must: whether the fault is declared to be visible in this dtype.
         status, reason: the verdict's.
         checks, kinds: the names of all checks and gates that rejected it, and their kinds.
@@ -43,7 +43,7 @@ class Trial:
 
     @property
     def bad(self) -> bool:
-        """Whether the harness, or the fault, must be mended."""
+        """Whether this outcome shows a mistake in the harness or in the fault."""
         return self.outcome == WRONG or (self.outcome == MISSED and self.must) or self.misplaced
 
     @property
@@ -53,13 +53,13 @@ class Trial:
 
     @property
     def only_by(self) -> str:
-        """The one check that caught it, if it was one."""
+        """The check that caught it, if only one did; else ""."""
         kinds = {REL_L2 if kind in (TOKEN, BLOCK) else kind for kind in self.kinds}
         return kinds.pop() if len(kinds) == 1 else ""
 
     @staticmethod
     def from_older(values: dict[str, Any]) -> dict[str, Any]:
-        """The values of a file that holds the names of checks alone, with their kinds."""
+        """A Trial's JSON values of an older file, which has the names of checks alone; their kinds are added."""
         checks = values.get("checks")
         names = [name for name in checks if isinstance(name, str)] if isinstance(checks, list) else []
         return {"kinds": list(dict.fromkeys(kind_and_tensor(name)["kind"] for name in names))} | values
@@ -67,7 +67,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Faults caught of those active, at one degree in one dtype."""
+    """How many of the active faults were caught, at one degree in one dtype; numbers are counts of faults."""
 
     tp: int
     dtype: str
@@ -86,7 +86,7 @@ class Score:
 
 
 def scores(trials: Sequence[Trial]) -> list[Score]:
-    """One per dtype and degree, in the order of the trials."""
+    """One score per dtype and degree, float32 first, degrees ascending."""
     return [
         _score(tp, dtype, [t for t in trials if (t.tp, t.dtype) == (tp, dtype)])
         for dtype, tp in dict.fromkeys(
@@ -116,7 +116,7 @@ def _score(tp: int, dtype: str, trials: Iterable[Trial]) -> Score:
 
 
 def score_table(trials: Sequence[Trial]) -> TextTable:
-    """The kill scores."""
+    """The kill scores as a table, one row per dtype and degree."""
     rows = tuple(
         (
             score.dtype,
@@ -163,7 +163,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def remarks(trials: Sequence[Trial]) -> list[str]:
-    """What must be mended, one sentence each; then what one check alone caught."""
+    """One sentence for each bad trial; then, for each check, the faults that it alone caught."""
     lines = [
         f"{t.fault} at tp {t.tp} in {t.dtype}: {t.first or 'no tensor'} was named as the first wrong one, where "
         f"{t.expected} is declared"

@@ -1,4 +1,4 @@
-"""What a run still has to do: its options, less what its record holds already from before it was resumed. No torch."""
+"""What a resumed run still has to do: its options, without what its record holds already. No torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)  # what is run onc
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """Targets are (component, layer), as `Resolved.targets` names them.
+    """The remaining work of a run. Targets are (component, layer), as in `Resolved.targets`.
 
-    `own` is the name and layer that the results of an own Case have, whose only target is OWN; None for all of a run.
+    For one own Case, whose only target is OWN, `own` is the name and layer that its results have; None for a whole run.
     """
 
     options: Resolved
@@ -24,30 +24,30 @@ class Todo:
 
     @property
     def targets(self) -> tuple[tuple[str, int], ...]:
-        """Those that lack something at some degree."""
+        """The targets that lack a result, an explanation or a control at some degree."""
         return tuple(t for t in self.options.targets if any(self._lacks(t, tp) for tp in self.options.degrees))
 
     def lacks_control(self, tp: int) -> bool:
-        """Something passed at that degree, and the run was cut short before a fault was put in beside it."""
+        """True when a result passed at degree `tp` (ranks), and its control is wanted and not there yet."""
         wanted = self.options.fault_control and not self.options.fault
         passed = any(r.tp == tp and r.status is Status.PASS and self.holds(r) for r in self.record.results)
         return wanted and passed and not any(c.tp == tp and self.holds(c) for c in self.record.controls)
 
     def holds(self, found: Result | Control) -> bool:
-        """Whether it is of this Case, or of the run if that is not an own Case's."""
+        """Whether a result or control belongs to this Case; always true for a whole run."""
         return self.own in (None, (found.component, found.layer))
 
     def target_of(self, result: Result) -> tuple[str, int]:
-        """The target that a result is of."""
+        """The target that a result belongs to."""
         return OWN if self.own else (result.component, result.layer)
 
     def dtypes(self, target: tuple[str, int], tp: int) -> tuple[str, ...]:
-        """Those of which the target has no result at that degree."""
+        """The dtypes in which the target has no result at degree `tp` (ranks) yet."""
         held = {result.dtype for result in self._held(target, tp)}
         return tuple(dtype for dtype in self.options.dtypes if dtype not in held)
 
     def unexplained(self, result: Result) -> bool:
-        """It differed, or may have, and nobody has looked yet where first; a program that never ran has no tensors."""
+        """True when a failed or undecided result has no first divergence yet, although its program ran."""
         doubtful = result.status in EXPLAINED or any(gate.undecided for gate in result.gates)
         return self.holds(result) and doubtful and result.first_divergence is None and not result.never_ran
 

@@ -38,7 +38,7 @@ _EXIT_CODES = (
 
 
 def exit_code(statuses: list[Status]) -> int:
-    """0 all passed, 1 some mismatch, 3 a rank crashed, hung or went missing, 4 void (also when nothing passed)."""
+    """The process's exit code: 0 passed, 1 mismatch, 3 a rank crashed, hung or went missing, 4 void or none passed."""
     return next((code for code, group in _EXIT_CODES if group & set(statuses)), 0 if Status.PASS in statuses else 4)
 
 
@@ -74,7 +74,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far a tensor is from the oracle: relative L2 over all, the worst token, the worst rank's block."""
+    """How far a tensor is from the oracle: relative L2 over all, of the worst token, of the worst rank's block."""
 
     rel_l2: float
     token: float
@@ -106,12 +106,12 @@ class Worst:
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """The first tensor, in order of execution, that leaves its limit.
+    """The first tensor, in order of execution, that exceeds its limit.
 
     `kind`: "value" (`gate` says which limit), "replicas" (ranks that must agree differ), "choice" (of experts),
-    "nonfinite" or "shape". `after` is the last tensor found right before it, "" if there is none. `ranks` hold it
-    wrong; a sum over ranks belongs to all of them. `index` is the worst element, `token` its (row, position), None
-    where not known.
+    "nonfinite" or "shape". `after` is the last tensor before it that was right, "" if there is none. `ranks` are those
+    whose part is wrong; all of them for a sum over ranks. `index` is the worst element, `token` its (row, position),
+    None where not known.
     """
 
     tensor: str
@@ -130,8 +130,8 @@ class Divergence:
 class Cause:
     """A known mistake that reproduces the wrong numbers of the first divergent tensor.
 
-    `explained` is the share of the squared error that is gone when compared with what the mistake would give;
-    `residual` what is left, relative, within `limit`, which rounding allows.
+    `explained` is the share of the squared error that vanishes when the tensor is compared with the mistake's result.
+    `residual` is the relative L2 that remains; `limit` is what rounding allows for it.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Cause:
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A token whose own top-k choice differs from the oracle's; `margin` is the oracle's logit gap."""
+    """A token whose top-k choice differs from the oracle's; `margin` is the gap between the oracle's logits."""
 
     layer: str
     token: int
@@ -157,9 +157,9 @@ class Flip:
 class Forwards:
     """Timed forwards of one rank in one dtype, one entry each, in seconds.
 
-    With `warm` False there is one, the forward that was judged and the first of its kind; else it served as the
-    warm-up and these came after it. `collective_s` is the part of `wall_s` inside collectives, waiting for other
-    ranks included. Each is empty where it was not measured, or would say nothing.
+    With `warm` False there is one entry, the first forward, which was judged; with True that was the warm-up, and the
+    entries are the forwards after it. `collective_s` is the part of `wall_s` inside collectives, waiting for other
+    ranks included. A field is empty where it was not measured or has no meaning.
     """
 
     wall_s: tuple[float, ...]
@@ -170,10 +170,10 @@ class Forwards:
 
 @dataclass(frozen=True, kw_only=True)
 class RankRecord:
-    """What one rank did. `wall_s` and `cpu_s` are those of the whole task: building, loading, every dtype.
+    """What one rank did. `wall_s` and `cpu_s` are seconds of the whole task: building, loading, every dtype.
 
-    `begin_bytes` were resident in its process when this dtype began, `peak_bytes` at most until it was done, shared
-    pages included. `flops` are those of one forward (None: not counted).
+    `begin_bytes` is the resident memory of its process when this dtype began, `peak_bytes` its maximum until the dtype
+    was done, both with shared pages. `flops` are floating-point operations of one forward (None: not counted).
     """
 
     rank: int
@@ -190,7 +190,7 @@ class RankRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A fault put in at one degree, on the first `tokens` of each row (0: all); it had to be rejected."""
+    """A fault put in at degree `tp`, on the first `tokens` of each row (0: all), which had to be rejected."""
 
     tp: int
     fault: str
@@ -243,14 +243,14 @@ class Result:
 
     @property
     def never_ran(self) -> bool:
-        """A compiled program was found wrong before it ran, so there are no outputs."""
+        """True when a compiled program was found wrong before it ran, so that there are no outputs."""
         return not self.gates and any(check.name == "program" and not check.passed for check in self.checks)
 
     @property
     def rejections(self) -> dict[str, str]:
-        """Everything that rejects it, by name, and of which kind that is.
+        """What rejects the result: name -> kind.
 
-        That is a status that is decided before any check, or each failed check and gate.
+        A status that is decided before any check (MISSING, SHAPE, NONFINITE), or else each failed check and gate.
         """
         if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
             return {self.status.value.lower(): self.status.value.lower()}

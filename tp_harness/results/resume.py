@@ -22,7 +22,7 @@ _FLAGS = {"components": "component", "degrees": "tp", "layers": "layer", "dtypes
 
 
 def take_up(folder: Path, given: Mapping[str, Any]) -> tuple[RunRecord, Options]:
-    """The unfinished run in a folder, locked, and what it was asked.
+    """The unfinished run in a folder, which is locked, and its options.
 
     Args:
         folder: of the run.
@@ -67,7 +67,7 @@ def asked_of(record: RunRecord) -> Options:
     """The options that a run was started with.
 
     Raises:
-        UsageError: run.json does not hold options that `verify` would accept, or would resolve so.
+        UsageError: run.json holds options that `verify` would refuse, or would resolve to others.
     """
     try:
         stored = from_json(Resolved, record.options)
@@ -111,7 +111,7 @@ def _names(config: type) -> set[str]:
 
 
 def inputs_of(options: Resolved) -> dict[str, str]:
-    """What identifies the files that a run reads: a digest of the case file, size and time of a checkpoint's."""
+    """Identity of each file that a run reads, by path: sha256 of a case file, size and time of a checkpoint's file."""
     found = {}
     for case in map(Path, map(case_file, options.case)):
         if case.is_file():

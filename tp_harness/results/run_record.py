@@ -45,7 +45,7 @@ class RunRecord:
     seconds: float = 0.0  # until the last save
     awaited: bool = False  # other hosts have results of the run, which is not finished before they are here
     paused: float = 0.0  # seconds between being cut short and being resumed
-    lock: int | None = None  # descriptor that holds the folder's lock, see workfolder.lock_folder
+    lock: int | None = None  # descriptor that holds the folder's lock, see scratch_dir.lock_folder
     _texts: list[str] = field(default_factory=list)  # the JSON of each result, made once
 
     def __post_init__(self) -> None:
@@ -58,23 +58,23 @@ class RunRecord:
 
     @property
     def exit_code(self) -> int:
-        """The exit code these results amount to."""
+        """The exit code of these results; see `result.exit_code`."""
         return exit_code([result.status for result in self.results])
 
     def add(self, result: Result) -> None:
-        """Append a result and write the file."""
+        """Append a result and `save`."""
         self.results.append(result)
         self._texts.append(json.dumps(to_json(result), allow_nan=False))
         self.save()
 
     def replace(self, index: int, result: Result) -> None:
-        """Put a result in the place of an earlier one, about which more has become known, and write the file."""
+        """Replace the result at `index` by one that says more of the same, and `save`."""
         self.results[index] = result
         self._texts[index] = json.dumps(to_json(result), allow_nan=False)
         self.save()
 
     def release(self) -> None:
-        """Let others resume the run."""
+        """Give the folder's lock back, so that other processes can resume the run."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
