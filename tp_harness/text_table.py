@@ -12,7 +12,7 @@ from rich.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
-    """A title, headers and rows of text; the first `left` columns are words, the others numbers."""
+    """A title, headers and rows of text; the first `left` columns are words, aligned left, the others numbers."""
 
     title: str
     headers: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""What does not divide, said before any rank starts, with the degrees that would.
+"""Report what does not divide, before any rank starts, with the degrees that would do.
 
-No torch: a plan's arithmetic on the config's numbers alone.
+No torch: arithmetic on the config's numbers alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ MXFP4_BLOCK = 32  # values that share a scale, and cannot be cut apart
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One thing a degree must satisfy: `needed_by` components, and the test on (config, tp)."""
+    """What a degree must satisfy for `needed_by`, names of components.
+
+    `what` gives the words for the message; `fits`: (config, tp) -> whether tp ranks divide it.
+    """
 
     what: Callable[[Any], str]
     fits: Callable[[Any, int], bool]
@@ -44,5 +47,5 @@ def check_degrees(
 
 
 def listed(degrees: Iterable[int]) -> str:
-    """The degrees as text."""
+    """The degrees as text, "1, 2"; "none" without any."""
     return ", ".join(map(str, degrees)) or "none"

@@ -1,4 +1,4 @@
-"""How a model is used in one run, and what a number must be.
+"""How a model is used in one run, and the check of a number.
 
 Nothing here imports torch at module level, so that configs can be read, checked and reported on a machine without it.
 """
@@ -12,10 +12,10 @@ from ..errors import UsageError
 
 
 def check_number(name: str, value: object, *, integral: bool = False) -> None:
-    """Refuse what is no positive number.
+    """Refuse what is not a positive number below 2**40; with `integral`, not an integer.
 
     Raises:
-        UsageError: says the name and the value.
+        UsageError: it is not; gives the name and the value.
     """
     kinds = (int,) if integral else (int, float)
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
@@ -27,7 +27,11 @@ def check_number(name: str, value: object, *, integral: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig:
-    """How one compiled model is used: batch and sequence in tokens, dtype, and tp_degree in ranks."""
+    """How one compiled model is used: batch_size in rows, seq_len in tokens, dtype, and tp_degree in ranks.
+
+    Raises:
+        UsageError: a number is not a positive integer, or torch_dtype is not a floating-point dtype.
+    """
 
     batch_size: int = 1
     seq_len: int = 128

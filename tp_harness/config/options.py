@@ -35,7 +35,7 @@ MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user asked for; None and () mean: choose for me."""
+    """What a user asked for; None and () leave the choice to `resolve`. `timeout` is in seconds, `seq` in tokens."""
 
     components: tuple[str, ...] = ()
     degrees: tuple[int, ...] = (1, 2, 8, 32)
@@ -63,9 +63,9 @@ class Options:
 class Resolved:
     """A run, fully decided. `targets` are (component, layer) in order; `case` is () for built-in components.
 
-    `case` names own Cases as FILE.py:NAME, each with a target of the name and layer that its results have; as long as
-    nobody has looked into their files, they may be FILE.py too, and `targets` is (OWN,). `model` is a whole model of a
-    family; `depth` is how many of its layers the component that has all of them is run with, 0 for all.
+    `case` names own Cases as FILE.py:NAME, each with a target of the name and layer that its results have. Before their
+    files are read, they may be FILE.py too, and `targets` is (OWN,). `model` is a whole model of a family; `depth` is
+    the number of its layers that its whole component is run with, 0 for all.
     """
 
     targets: tuple[tuple[str, int], ...]
@@ -96,7 +96,7 @@ def resolve(options: Options) -> Resolved:
     real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
 
     Raises:
-        UsageError: an option that cannot be; one sentence with the value and the next step.
+        UsageError: an option has a wrong value, or contradicts another; one sentence with the next step.
     """
     case = case_specs(options.case)
     _check_case(options, case)
@@ -156,12 +156,12 @@ def case_specs(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def case_file(spec: str) -> str:
-    """The file of FILE.py:NAME, or of FILE.py."""
+    """The file FILE.py of FILE.py:NAME or FILE.py."""
     return spec if spec.endswith(".py") else spec.rpartition(":")[0]
 
 
 def _check_case(options: Options, case: tuple[str, ...]) -> None:
-    """Refuse what a Case would pass over."""
+    """Refuse options that have no effect on a Case."""
     given = [flag for name, flag in _NOT_OF_A_CASE.items() if getattr(options, name) not in (None, ())]
     if case and given:
         raise UsageError(
@@ -212,7 +212,7 @@ def _check_layers(options: Options, model: Any) -> None:
 
 
 def check_range(name: str, value: int) -> None:
-    """Refuse a size that cannot be meant.
+    """Refuse a size out of range.
 
     Raises:
         UsageError: `value` of option `name` is not between 1 and 2**20 - 1.
@@ -222,10 +222,10 @@ def check_range(name: str, value: int) -> None:
 
 
 def parse_degrees(text: str) -> tuple[int, ...]:
-    """`1,2,8,32` as given to --tp.
+    """The degrees, in ranks, of a text as given to --tp, `1,2,8,32`.
 
     Raises:
-        UsageError: not a list of numbers.
+        UsageError: it is not a list of integers.
     """
     try:
         return tuple(int(tp) for tp in text.split(","))
@@ -234,10 +234,10 @@ def parse_degrees(text: str) -> tuple[int, ...]:
 
 
 def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
-    """Refuse no degree, one given twice, or one that no trn1.32xlarge has.
+    """Check degrees, in ranks.
 
     Raises:
-        UsageError: says which.
+        UsageError: there is none, one is given twice, or one is not between 1 and MAX_DEGREE.
     """
     if not degrees or len(set(degrees)) != len(degrees):
         raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
@@ -249,7 +249,7 @@ def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
 
 
 def _check_dtypes(given: tuple[str, ...]) -> None:
-    """A dtype that is another one is no slip of the pen."""
+    """Refuse dtypes without limits by a sentence that says so; any other unknown name is taken for a mistyped one."""
     for name in given:
         if name in OTHER_DTYPES or name.startswith(("float8_", "int", "uint")):
             raise UsageError(
@@ -267,6 +267,6 @@ def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) 
 
 
 def as_record(resolved: Resolved) -> dict[str, object]:
-    """The resolved options as JSON values, for run.json; of an own Case without those that it passes over."""
+    """The resolved options as JSON values, for run.json; of an own Case without those that have no effect on it."""
     values = dataclasses.asdict(resolved)
     return {name: value for name, value in values.items() if not (resolved.case and name in OF_MODEL)}

@@ -13,7 +13,7 @@ HOW = "docs/trn1.md says how on Trn1, and `make test-xla` makes .venv-xla with i
 def backend_reasons(
     machine: Machine, packages: Mapping[str, Package], environment: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """By backend, None where it can run here, or the reason why not."""
+    """By backend, None if it can run here, or the reason why not."""
     no_torch = None if "torch" in packages else "torch is not installed"
     return {
         "gloo": no_torch,
@@ -24,7 +24,7 @@ def backend_reasons(
 
 
 def automatic(environment: Mapping[str, str]) -> tuple[str, str]:
-    """The backend that "auto" stands for here, and "" or why Neuron devices that are here go unused."""
+    """The backend that "auto" stands for here, and why this machine's Neuron devices are not used, "" if they are."""
     if not on_neuron(environment):
         return "gloo", ""
     reason = neuron_reason(read_machine(), read_python_packages(), environment)
@@ -32,12 +32,12 @@ def automatic(environment: Mapping[str, str]) -> tuple[str, str]:
 
 
 def xla_reason(packages: Mapping[str, Package]) -> str | None:
-    """Why torch-xla cannot run on this machine's CPUs."""
+    """Why torch-xla cannot run on this machine's CPUs; None if it can."""
     return None if "torch-xla" in packages else f"torch-xla is not installed; {HOW}"
 
 
 def neuron_reason(machine: Machine, packages: Mapping[str, Package], environment: Mapping[str, str]) -> str | None:
-    """Why ranks cannot run on NeuronCores; with PJRT_DEVICE=CPU, why the same path cannot run without them."""
+    """Why ranks cannot run on NeuronCores; with PJRT_DEVICE=CPU, why that path cannot run; None if it can."""
     if "torch-xla" not in packages:
         return f"torch-xla is not installed; {HOW}"
     if environment.get("PJRT_DEVICE") == "CPU":

@@ -14,7 +14,7 @@ DEFAULT_ROOT = Path("/var/tmp/neuron-compile-cache")
 
 
 def cache_root(environment: Mapping[str, str]) -> Path | None:
-    """Its root folder; None where it is not a local folder (s3://...). --cache_dir in NEURON_CC_FLAGS comes first."""
+    """The cache's root folder, --cache_dir in NEURON_CC_FLAGS first; None where it is not a local one (s3://...)."""
     place = environment.get("NEURON_COMPILE_CACHE_URL", "")
     try:
         words = shlex.split(environment.get("NEURON_CC_FLAGS", ""))

@@ -25,7 +25,7 @@ def job_environment(user: Mapping[str, str], machine: Machine, degree: int, *, o
         user: the environment the user started with.
         machine: its cores and who holds them; without any device, a whole trn1.32xlarge is assumed.
         degree: number of ranks.
-        option: by which the user chose it.
+        option: the option by which the user chose the degree, for messages.
 
     Raises:
         UsageError: there are no such cores, or the user's environment contradicts a verification.
@@ -67,10 +67,11 @@ def free_block(machine: Machine, visible: str, degree: int) -> int:
 
 
 def enter_environment(machine: Machine, degree: int, *, option: str) -> None:
-    """Return in the environment of a job's rank; where this process has another one, it is started anew in it.
+    """Give this process the environment of a job's rank: return if it has it, else start the process anew in it.
 
     Raises:
-        UsageError: as `job_environment` does; or something that runs when Python starts sets a variable otherwise.
+        UsageError: as `job_environment`; or a variable is wrong again, because something sets it as Python starts.
+        RuntimeError: torch_xla has been imported, and has read the environment.
     """
     if "torch_xla" in sys.modules:
         raise RuntimeError("torch_xla has been imported, and has read the environment")

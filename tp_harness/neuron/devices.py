@@ -25,7 +25,7 @@ _MAJOR_LINE = re.compile(r"^\s*(\d+)\s+neuron\s*$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Roots:
-    """Where the system's files are; tests put recorded ones elsewhere."""
+    """Where the system's files are; tests name folders of recorded ones."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
@@ -47,7 +47,7 @@ class DeviceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronDevice:
-    """One device (chip): `index` is the physical one, whatever its file is called; `cores` as the runtime counts."""
+    """One device (chip): `index` is its physical number, whatever its file is called; `cores` have the runtime's."""
 
     index: int
     file: str
@@ -61,7 +61,7 @@ class NeuronDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What was found. `instance_type` is the product name, such as trn1.32xlarge; "" where nothing tells."""
+    """What was found. `instance_type` is the product name, such as trn1.32xlarge; "" where not known."""
 
     instance_type: str = ""
     driver: str = ""
@@ -75,7 +75,7 @@ class Machine:
 
     @property
     def busy(self) -> dict[int, tuple[Holder, ...]]:
-        """The cores of every device that a process has open: of its two cores one may still be free."""
+        """By core, the processes that have its device open; they may use only one of its two cores."""
         return {core: device.holders for device in self.devices if device.holders for core in device.cores}
 
 
@@ -86,9 +86,9 @@ def neuron_major(proc_devices: str) -> int | None:
 
 
 def neuron_files(proc_devices: str | None, files: tuple[DeviceFile, ...]) -> tuple[DeviceFile, ...]:
-    """The Neuron devices among files, by physical index: by the driver's major number, since names may be changed.
+    """The Neuron devices among files, by physical index. The driver's major number tells them, since names may change.
 
-    Without /proc/devices (None), names decide.
+    Without /proc/devices (None), names tell them.
     """
     if proc_devices is None:
         chosen = [file for file in files if _DEVICE_NAME.fullmatch(file.name)]
@@ -105,7 +105,7 @@ def join_devices(
     sysfs: Mapping[int, Mapping[str, str]],
     open_files: Mapping[str, tuple[Holder, ...]],
 ) -> tuple[NeuronDevice, ...]:
-    """One record per device file, from every source that knows the device.
+    """One record per device file, joined from every source that has the device.
 
     Args:
         files: as `neuron_files` gives them.
@@ -146,7 +146,7 @@ def on_neuron(environment: Mapping[str, str], roots: Roots = SYSTEM) -> bool:
 
 
 def read_machine(roots: Roots = SYSTEM, *, neuron_ls: Callable[[], str | None] = run_neuron_ls) -> Machine:
-    """Read everything; what cannot be read becomes a note, never an exception.
+    """Read everything; what cannot be read becomes one of the machine's notes, never an exception.
 
     Args:
         roots: where the system's files are.

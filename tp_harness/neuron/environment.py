@@ -41,13 +41,13 @@ _OF_OTHER_LAUNCHERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Danger:
-    """A variable that changes what a run computes, so that its verdict would be about something else."""
+    """A variable that changes what a run computes, so that its verdict would not be about the user's module."""
 
     name: str
     effect: str
 
     def sentence(self, value: str) -> str:
-        """Both values, the effect and the next step."""
+        """One sentence for the variable at `value`: both values, the effect and the next step."""
         return f"{self.name} is {value!r}, which {self.effect}; verification needs it off: `unset {self.name}`."
 
 
@@ -62,7 +62,7 @@ DANGERS = (
 
 
 def dangers(environment: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each variable that is on and must not be, --auto-cast in NEURON_CC_FLAGS included."""
+    """A sentence for each variable that is set and must not be, --auto-cast in NEURON_CC_FLAGS included."""
     for danger in DANGERS:
         if is_on(environment.get(danger.name, "")):
             yield danger.sentence(environment[danger.name])
@@ -93,8 +93,8 @@ def neuron_environment(
 ) -> dict[str, str]:
     """The whole environment of a job of `degree` processes, one per NeuronCore, from `first_core` on.
 
-    It is torchrun that gives each process its one core out of NEURON_RT_VISIBLE_CORES (in torch_xla). The result is
-    a fixed point: given it again for the same cores, the function returns it.
+    torch_xla gives each of torchrun's processes its core out of NEURON_RT_VISIBLE_CORES. Given its own result for the
+    same cores, the function returns it unchanged.
 
     Args:
         user: the environment the user started with; where it has NEURON_RT_VISIBLE_CORES, the job stays within
@@ -155,7 +155,7 @@ def check_block(first_core: int, degree: int, cores: int = TRN1_CORES, *, option
 
 
 def core_range(first_core: int, degree: int) -> str:
-    """As NEURON_RT_VISIBLE_CORES has it: "8-15", or "3" for one core."""
+    """A block of cores as NEURON_RT_VISIBLE_CORES has it: "8-15", or "3" for one core."""
     return str(first_core) if degree == 1 else f"{first_core}-{first_core + degree - 1}"
 
 

@@ -24,7 +24,7 @@ class Symptom:
         pattern: searched for in a log; its named groups fill the sentence.
         sentence: what happened, and the remedy.
         fatal: False for what a run usually survives; it explains a timeout and nothing else.
-        general: says no more than that something failed: told only where nothing else is.
+        general: says only that something failed: reported only where no other symptom is.
     """
 
     name: str
@@ -282,13 +282,13 @@ def advice(logs: Mapping[int, str], *, hung: bool) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """What an exception says, and after it what it means and the remedy, where that is known."""
+    """The first line of an exception's message, and after it what it means and the remedy, where that is known."""
     text = str(error)
     return "; ".join((text.partition("\n")[0], *(found.sentence for found in recognise(text))))
 
 
 def read_log(path: Path) -> str:
-    """The beginning and the end of a log, joined; "" where there is none."""
+    """The beginning and the end of a log, joined; "" if there is no such file."""
     try:
         with path.open("rb") as file:
             head = file.read(_MOST_HEAD)

@@ -41,7 +41,7 @@ def parse_neuron_ls(text: str) -> tuple[Listed, ...]:
     """The devices in the output of `neuron-ls --json-output`, of any version.
 
     Raises:
-        ValueError: the text is no such output; the message says why.
+        ValueError: the text is not JSON, or holds no list of devices; the message says which.
     """
     try:
         values = json.loads(text)
@@ -73,7 +73,7 @@ def run_neuron_ls() -> str | None:
     """What `neuron-ls --json-output` prints, or None where it is not installed.
 
     Raises:
-        ValueError: it failed or took too long.
+        ValueError: it could not be run, failed, or took more than LS_SECONDS.
     """
     program = shutil.which("neuron-ls") or shutil.which("neuron-ls", path=_LS_FOLDER)
     if program is None:
@@ -93,7 +93,7 @@ def run_neuron_ls() -> str | None:
 
 
 def number(value: Any) -> int | None:
-    """The whole number that a JSON value or a text stands for, or None."""
+    """The whole number that a JSON value or a text stands for; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     with contextlib.suppress(ValueError, OverflowError):

@@ -56,7 +56,7 @@ class Release:
     versions: Mapping[str, tuple[str, ...]]
 
     def has(self, name: str, version: str) -> bool:
-        """Whether that version belongs to this release."""
+        """Whether that version of the package belongs to this release."""
         return any(fnmatchcase(public_version(version), pin) for pin in self.versions.get(name, ()))
 
 
@@ -129,7 +129,7 @@ class Package:
 
     @property
     def unfit(self) -> str | None:
-        """Why nothing can run on Trn1 with it, and the next step: a placeholder, or TorchNeuron under the same name."""
+        """Why nothing runs on Trn1 with it, and the next step: a placeholder, or TorchNeuron; None if it is neither."""
         if self.stub:
             return (
                 f"{self.name} {self.version} is the public index's placeholder and holds no code; uninstall it and "
@@ -162,7 +162,7 @@ def read_python_packages() -> dict[str, Package]:
 
 
 def is_stub(name: str, version: str, *, has_code: bool) -> bool:
-    """Whether this is the public index's placeholder: no newer than that, or without the module it is named for."""
+    """Whether a package is the public index's placeholder: not newer than that, or without the module of its name."""
     newest = STUBS.get(name)
     return newest is not None and (not has_code or version_numbers(version)[: len(newest)] <= newest)
 
@@ -179,7 +179,7 @@ def parse_dpkg_status(text: str) -> dict[str, Package]:
 
 
 def public_version(version: str) -> str:
-    """Without what AWS adds: 2.23.6484.0+3b612583 in wheels, 2.33.10.0-17e3d3a5b in Debian packages."""
+    """A version without AWS's suffix: 2.23.6484.0+3b612583 in wheels, 2.33.10.0-17e3d3a5b in Debian packages."""
     return re.split("[+-]", version.strip())[0]
 
 

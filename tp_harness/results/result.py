@@ -131,7 +131,7 @@ class Cause:
     """A known mistake that reproduces the wrong numbers of the first divergent tensor.
 
     `explained` is the share of the squared error that vanishes when the tensor is compared with the mistake's result.
-    `residual` is the relative L2 that remains; `limit` is what rounding allows for it.
+    `residual` is the relative error that remains; `limit` is what rounding allows for it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which aligned block of cores each waiting request gets: pure arithmetic, decided anew at every look. No locks.
+"""Which aligned block of cores each waiting request gets: pure arithmetic, done anew at every poll. No locks.
 
 A request for n cores gets a block that starts at a multiple of n, as Trn1 needs. Requests are looked at in the order
 in which they came. One that fits gets its block. One that does not fit *reserves* the block that lacks the fewest
@@ -42,10 +42,10 @@ class Grant:
 
 
 def place(queue: Sequence[CoreRequest], free: Iterable[int]) -> list[Grant]:
-    """One grant per request of the queue, oldest first; no two overlap in what they may take now.
+    """One grant per request of the queue, oldest first; blocks that are ready do not overlap.
 
     Raises:
-        ValueError: a request that no block of its cores can ever serve.
+        ValueError: a request's cores hold no block of its size.
     """
     available = set(free)
     grants = []

@@ -30,7 +30,7 @@ SETTLE_SECONDS = 5.0  # a killed worker's children may keep its place for a mome
 
 
 class CoreTimeoutError(RuntimeError):
-    """Waited in vain for cores; the message says who holds them."""
+    """No cores became free in time; the message says which processes hold them."""
 
 
 @dataclass(kw_only=True)
@@ -76,15 +76,16 @@ class CorePool:
         """Wait for an aligned block of `count` cores.
 
         Args:
-            count: how many.
+            count: how many cores.
             within: only these cores; default: all of the pool.
-            ahead: before every request that is not, however old. For a core that will be kept for good: who waits
-                for all cores waits for the process that keeps it, so that one's run must not wait for them.
+            ahead: served before every request without it, however old. For a core that is kept until the process
+                ends: a request for all cores waits for that process, which must therefore not wait for the request.
             timeout: seconds.
 
         Raises:
             UsageError: no block of that size exists in the pool.
             CoreTimeoutError: none was free in time.
+            RuntimeError: this process holds cores of the pool already.
         """
         if self._held and self._held.fds:
             raise RuntimeError("this process holds cores already: waiting for more could deadlock")
@@ -104,12 +105,12 @@ class CorePool:
                 time.sleep(POLL_SECONDS)
 
     def settle(self) -> int:
-        """A core for this process to call its own until it ends: a place, not yet the right to use the core.
+        """Assign a core to this process until it ends; to use the core, `acquire` it as well. Returns its number.
 
-        Places are never shared: a process that keeps its core for good would be waited for by the other one.
+        No two processes are assigned the same core: one that keeps its core would make the other wait for its end.
 
         Raises:
-            UsageError: every place is taken.
+            UsageError: every core is assigned to another process, and remained so for SETTLE_SECONDS.
         """
         end = time.monotonic() + SETTLE_SECONDS
         while (core := self._vacant()) is None:
@@ -240,7 +241,7 @@ class CorePool:
 
 
 def names(cores: tuple[int, ...]) -> str:
-    """Cores in words of NEURON_RT_VISIBLE_CORES: "0-7,16"."""
+    """Cores as in NEURON_RT_VISIBLE_CORES: "0-7,16"."""
     runs: list[list[int]] = []
     for core in cores:
         if runs and core == runs[-1][1] + 1:

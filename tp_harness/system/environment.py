@@ -1,4 +1,4 @@
-"""Changes to environment variables: for a process that is to be started, or for this one meanwhile."""
+"""Changes to environment variables: for a process that is to be started, or for this one for a while."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def changed(environment: Mapping[str, str], changes: Changes | None) -> dict[str
 
 
 def become(environment: Mapping[str, str]) -> None:
-    """Make it this process's own."""
+    """Replace this process's environment by the given one."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
@@ -40,7 +40,7 @@ def become(environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def changed_here(changes: Changes | None) -> Iterator[None]:
-    """Make the changes to this process's environment, and take them back.
+    """Inside, this process's environment has the changes; afterwards they are undone.
 
     Raises:
         UsageError: as `changed`.

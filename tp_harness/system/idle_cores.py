@@ -1,4 +1,4 @@
-"""More than one thread for a computation that nothing of ours runs beside: the oracle of a large module."""
+"""More than one thread for a computation that runs alone: the oracle of a large module."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LOOK_SECONDS = 0.05
 
 @contextmanager
 def idle_cores(weight_bytes: int) -> Iterator[None]:
-    """Inside, torch computes with as many threads as cores are idle now, if there are that many bytes of weights.
+    """Inside, torch computes with as many threads as cores are idle now, if `weight_bytes` is LARGE_BYTES or more.
 
-    Only what is idle: threads wait for each other after every product, and one that shares its core keeps all waiting.
+    No more than that: threads wait for each other after every product, and one that shares its core delays all.
     """
     before = torch.get_num_threads()
     if weight_bytes >= LARGE_BYTES:

@@ -36,7 +36,7 @@ def one_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM wait. By handlers, not by a mask: another thread, which has none, would take them."""
+    """Inside, SIGINT and SIGTERM wait. Uses handlers: if this thread masked them, another thread would receive them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +55,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """To be called in long loops: an exception from a signal is lost where Python calls back, as in __del__.
+    """Raise what a signal's handler has raised already, for long loops: Python drops an exception raised in a __del__.
 
     Raises:
         KeyboardInterrupt: a signal arrived, or `request_interrupt` was called.
@@ -65,7 +65,7 @@ def check_interrupt() -> None:
 
 
 def request_interrupt(reason: str) -> None:
-    """End the run at its next `check_interrupt`, for this reason. From any thread, in a process that ends then."""
+    """End the run at its next `check_interrupt`, for this reason. Any thread may call it; it cannot be taken back."""
     if not _noted:
         _noted.append(reason)
 

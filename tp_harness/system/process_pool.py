@@ -1,4 +1,4 @@
-"""Work spread over processes that start anew, because torch has threads by now and a fork would hang on them."""
+"""Work spread over new processes. They are spawned: a process in which torch has threads may hang after a fork."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ R = TypeVar("R")
 
 
 def in_processes(run: Callable[[T], R], units: Iterable[T]) -> Iterator[R]:
-    """`run(unit)` of every unit, as they finish, in as many processes as there are cores; an interruption ends them.
+    """Yield `run(unit)` of every unit, as they finish, in as many processes as there are cores.
 
-    `run` must be a function of a module, and units and results must be picklable.
+    `run` must be a function of a module, and units and results must be picklable. If a `run` raises, or this process is
+    interrupted, all processes are ended and the exception is raised.
     """
     units = list(units)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The folder of a run's temporary files, which goes when the run does, however that ends. No torch.
+"""The folder of a run's temporary files, which is removed when the run ends, in whatever way. No torch.
 
 The run holds a lock on its folder, and a small process of its own removes the folder if the run is killed. What a
-killed machine or container leaves is removed by the next run: a folder that nobody holds a lock on is nobody's.
+killed machine or container leaves is removed by the next run: a folder without a lock belongs to no running process.
 
 Not covered: file systems that cannot lock a folder (some network ones); nothing is swept there.
 """
@@ -37,7 +37,7 @@ class WorkFolder:
     """A new folder in `place`. As a context manager it gives its path, and removes it at the end.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
 
     def __init__(self, place: Path) -> None:
@@ -82,7 +82,11 @@ def sweep(places: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """A file descriptor that holds the folder's lock while it, or a copy of it in a child, is open; None if held."""
+    """A descriptor that holds the folder's lock while it, or a copy of it in a child, is open; None if locked already.
+
+    Raises:
+        OSError: it is no folder, or a link, or may not be read.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
