@@ -38,37 +38,37 @@ _FOREIGN_VARIABLES = (
 
 
 class SingleNodeRendezvous(RendezvousHandler):
-    """A meeting of one agent with itself, over a store in its own memory."""
+    """A rendezvous of one agent alone, with a store in its own memory."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
 
     def get_backend(self) -> str:
-        """A name for torch's events."""
+        """The name of this rendezvous in torch's events."""
         return "tp-harness"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Node 0 of 1, at once."""
+        """The facts of node 0 of 1, at once."""
         store = dist.HashStore()  # type: ignore[attr-defined]
         return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_HOST, 0))
 
     def is_closed(self) -> bool:
-        """Never: there is nobody to close it for."""
+        """False: a rendezvous without other nodes is never closed."""
         return False
 
     def set_closed(self) -> None:
-        """Nothing to do."""
+        """Do nothing; see `is_closed`."""
 
     def num_nodes_waiting(self) -> int:
-        """No other node ever comes."""
+        """0: there are no other nodes."""
         return 0
 
     def get_run_id(self) -> str:
-        """The ranks see it as TORCHELASTIC_RUN_ID."""
+        """The run's name, which ranks have in TORCHELASTIC_RUN_ID."""
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Nothing was opened."""
+        """True: there is nothing to close."""
         return True
 
 
@@ -85,7 +85,7 @@ class PlainLogs(LogsSpecs):
         return str(self._folder)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Where each rank's error file goes; its streams stay as they are."""
+        """The path of each rank's error file; its standard output and error stay as they are."""
         files = {rank: str(self._folder / f"error{rank}.json") for rank in envs}
         for rank, env in envs.items():
             env["TORCHELASTIC_ERROR_FILE"] = files[rank]
@@ -96,7 +96,7 @@ class PlainLogs(LogsSpecs):
 class WatchfulAgent(OpenAgent):
     """LocalElasticAgent that notes how a rank died before it kills the others, and does so without delay.
 
-    Left alone, torch reports any one of the ranks that failed within one interval, waits 30 s for stopped
+    torch's own agent reports any one of the ranks that failed within one interval, waits 30 s for stopped
     ones, and waits for ever for a rank that left early with exit code 0.
     """
 
@@ -106,7 +106,11 @@ class WatchfulAgent(OpenAgent):
         self._alive_ns = 0
 
     def start_workers(self, group: WorkerGroup) -> dict[int, Any]:
-        """Start the ranks; returns process ids by local rank."""
+        """Start the ranks; returns process ids by local rank.
+
+        Raises:
+            RuntimeError: this process has several threads, so that a forked rank could inherit a held lock.
+        """
         threads = thread_count()
         if threads not in (None, 1):
             raise RuntimeError(f"the agent has {threads} threads; a rank could inherit a lock one of them holds")
@@ -114,7 +118,7 @@ class WatchfulAgent(OpenAgent):
         return super().start_workers(group)
 
     def monitor_workers(self, group: WorkerGroup) -> RunResult:
-        """What has become of the ranks; ends them all once one has failed."""
+        """The state of the ranks: running, succeeded or failed; kills all of them once one has failed."""
         now = time.monotonic_ns()
         pids = {worker.global_rank: int(worker.id) for worker in group.workers}
         # No rank ends before torch has seen all of them return, so whatever has ended here has failed.
@@ -154,7 +158,7 @@ def run_agent(
     start_gate: Latch,
     end_gate: Latch,
 ) -> None:
-    """Be the agent process of one attempt: start the ranks, see them through, tell the warden.
+    """Run the agent process of one attempt: start the ranks, wait for their end, report it to the warden.
 
     Args:
         warden: process id of the parent. The others are described in `RankTask`.

@@ -1,9 +1,9 @@
-"""In a rank: write where every thread is into the log when the launcher asks. No torch.
+"""In a rank: write the stack of every thread into the log when the launcher asks. No torch.
 
-A thread of its own writes, holding Python's lock, so that no other thread moves meanwhile; it also gets the lock while
-the others wait in C++. faulthandler writes in a signal's handler, whatever the threads do: one dump in a thousand ends
-with a segmentation fault if the interrupted thread runs Python code, and one in a hundred if another thread does. So it
-is asked second, when nothing was written because some C code keeps the lock and no Python code runs.
+A thread of its own writes while it holds Python's lock, so that no other thread runs meanwhile; it gets the lock also
+while the others wait in C++. faulthandler writes in a signal's handler, whatever the threads do: one dump in a thousand
+ends with a segmentation fault if the interrupted thread runs Python code, and one in a hundred if another thread does.
+So it is asked second, when nothing was written because some C code keeps the lock and no Python code runs.
 """
 
 import faulthandler
@@ -19,7 +19,7 @@ MOST_FRAMES = 100  # of a thread, as faulthandler writes
 
 
 def write_stacks_on_request() -> None:
-    """From now on, write all stacks to standard error on `ASK` and `INSIST`; to be called in the main thread."""
+    """Write all stacks to standard error on the signals `ASK` and `INSIST` from now on; call it in the main thread."""
     faulthandler.register(INSIST, all_threads=True)
     exit_, entrance = os.pipe()
     os.set_blocking(entrance, False)

@@ -1,7 +1,7 @@
-"""Seeing to it that torchrun ends soon after its ranks have: a process that outlives them, and ends it if need be.
+"""Make torchrun end soon after its ranks: a process that outlives them kills it if it does not end by itself.
 
-With the c10d rendezvous torchrun asks host 0's store ten times a second, also about ranks that have ended. Behind a
-cable that was cut it waits for the answer until TCP gives up, a quarter of an hour, in C++ where no signal is heard.
+With the c10d rendezvous torchrun asks host 0's store ten times a second, also about ranks that have ended. When the
+connection is cut, it waits in C++ until TCP times out after a quarter of an hour, and handles no signal meanwhile.
 
 Not covered: systems without pidfd (other than Linux).
 """
@@ -22,9 +22,9 @@ if not select.select([fd], [], [], float(sys.argv[2]))[0]:
 
 
 def end_parent_soon(patience: float = PATIENCE) -> None:
-    """Have this process's parent killed if it has not ended within so many seconds; returns at once.
+    """Have this process's parent killed if it has not ended within `patience` seconds; returns at once.
 
-    For a rank of torchrun that is about to leave, and knows that torchrun may not notice.
+    For a rank of torchrun that is about to end, when torchrun may not notice.
     """
     if not hasattr(os, "pidfd_open"):
         return

@@ -31,17 +31,17 @@ class RunningRanks:
 
     @property
     def ended(self) -> bool:
-        """The outcome has been received."""
+        """Whether the outcome has been received."""
         return self._outcome is not None
 
     def wait(self) -> LaunchOutcome:
-        """Block until all ranks have ended or their time is over; nothing of the run is left then.
+        """Block until all ranks have ended or their time is over; no process of the run is left then.
 
         Returns:
             How it ended. Waiting again returns the same.
 
         Raises:
-            KeyboardInterrupt: the ranks go on; call `stop`, or `RankLauncher.close`.
+            KeyboardInterrupt: Ctrl-C; the ranks go on until `stop` or `RankLauncher.close` is called.
         """
         while (outcome := self._receive(None)) is None:
             pass

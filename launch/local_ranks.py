@@ -1,7 +1,7 @@
-"""The ranks that one torchrun has started on this host, as their kernel sees them: ended, or stopped by a signal.
+"""Which of the ranks that one torchrun has started on this host have ended, or were stopped by a signal. No torch.
 
-torchrun tells nobody which rank was lost, waits half a minute for one that is stopped (SIGSTOP), and does not notice
-that rank 0 is, for which the others wait. No torch.
+torchrun does not say which rank was lost, waits half a minute for one that is stopped (SIGSTOP), and does not notice
+when that is rank 0, for which the others wait.
 
 Not covered: systems without /proc, where no rank seems ended or stopped.
 """
@@ -29,18 +29,18 @@ class Siblings:
     pids: Sequence[int]
 
     def stopped(self) -> tuple[int, ...]:
-        """Ranks that a signal has stopped; not those that a debugger has."""
+        """Ranks that a signal has stopped; not those that a debugger has stopped."""
         return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) == "T")
 
     def ended(self) -> tuple[int, ...]:
-        """Ranks whose process is no more, reaped or not."""
+        """Ranks whose process has ended, reaped or not."""
         return tuple(rank for rank, pid in enumerate(self.pids) if process_state(pid) in ENDED)
 
     def lost(self, patience: float = 1.0) -> str:
-        """The first that is seen to be stopped or to have ended, such as "rank 3 has ended"; "" if none is.
+        """The ranks found stopped, or else ended, such as "rank 3 has ended"; "" if there are none.
 
         Args:
-            patience: seconds for it to show: a process that is dying has closed its connections before.
+            patience: seconds to look for them, because a dying process closes its connections before it has ended.
         """
         end = time.monotonic() + patience
         while True:
@@ -53,15 +53,15 @@ class Siblings:
             time.sleep(0.005)
 
     def kill_stopped(self) -> None:
-        """SIGKILL those that no other signal reaches."""
+        """SIGKILL the stopped ranks, which no other signal ends."""
         for rank in self.stopped():
             with suppress(ProcessLookupError):
                 os.kill(self.pids[rank], signal.SIGKILL)
 
     def when_stopped(self, rank: int, seconds: float, act: Callable[[], None]) -> threading.Thread:
-        """In a thread: call `act` once a rank has been stopped for so many seconds on end; never if it has ended.
+        """In a thread: call `act` once `rank` has been stopped for `seconds` without a break; never if it has ended.
 
-        Time in which this process did not run either counts for little: Ctrl-Z and `fg` stop and continue all.
+        Time in which this process itself was stopped hardly counts: Ctrl-Z and `fg` stop and continue all of them.
         """
 
         def watch() -> None:

@@ -1,6 +1,6 @@
-"""What became of a run: facts collected about its ranks, and the one explanation drawn from them. No torch.
+"""How a run ended: facts collected about its ranks, and the one explanation that follows from them. No torch.
 
-The root cause is the failure that came first, except that a lost connection is another rank's doing: of one that failed
+The root cause is the failure that came first, except that a lost connection is caused by another rank: one that failed
 by itself, or that returned without a collective. A rank that raised says when it did. A rank that died silently
 (by a signal or os._exit) counts as failed shortly before it was last seen alive: an exception of another rank
 around that moment may be its consequence, while its death is hardly ever the consequence of an exception.
@@ -106,7 +106,7 @@ class RunFacts:
 
     Args:
         ending: why the attempt is over.
-        pids: process id of each rank that came to life.
+        pids: process id of each rank that was started.
         connected: ranks that joined the process group.
         returned: ranks that returned from the entry function.
         steps, threads: what each rank has begun, in order, and those that are threads; see `rank`.
@@ -135,12 +135,12 @@ class RunFacts:
 
     @property
     def started(self) -> bool:
-        """All ranks joined the group; the entry function runs in none before."""
+        """Whether all ranks have joined the group; before that, the entry function runs in none."""
         return len(self.connected) == self.size
 
     @property
     def common_steps(self) -> int:
-        """How many steps all ranks have begun."""
+        """The number of steps that all ranks have begun."""
         return min(len(self.steps.get(rank, ())) for rank in range(self.size))
 
     def first_failure(self) -> int | None:
@@ -157,7 +157,7 @@ class RunFacts:
 
 
 def outcome_of(record: RunFacts, *, retries: int, start_seconds: float, seconds: float) -> LaunchOutcome:
-    """The outcome that the facts amount to; arguments as in `LaunchOutcome`."""
+    """The outcome that follows from the facts; numbers as in `LaunchOutcome`, times in seconds."""
     common: dict[str, Any] = {
         "size": record.size,
         "threads": tuple(record.threads),
@@ -291,10 +291,10 @@ def _left_message(record: RunFacts, waited: int) -> str:
 
 
 def rank_log(log_dir: Path, rank: int) -> Path:
-    """Where a rank's standard output and error go."""
+    """The file of a rank's standard output and error."""
     return log_dir / f"rank{rank}.log"
 
 
 def report_path(attempt_dir: Path, rank: int) -> Path:
-    """Where a rank that raised leaves its `Report` for the warden, as JSON."""
+    """The file in which a rank that raised leaves its `Report` for the warden, as JSON."""
     return attempt_dir / f"failure{rank}.json"

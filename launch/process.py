@@ -31,8 +31,8 @@ def die_with_parent(parent: int) -> None:
     """Have the kernel SIGKILL this process when the thread that forked it ends.
 
     Args:
-        parent: process id of the expected parent. When it is gone already, this process ends at once: the
-            kernel's promise only holds for deaths that come after it was asked for.
+        parent: process id of the expected parent. When it has ended already, this process ends at once, because the
+            kernel acts only on deaths after the request.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -52,7 +52,7 @@ def thread_count() -> int | None:
 
 
 def process_state(pid: int) -> str:
-    """The kernel's letter for it, such as "R", "T" (stopped), "Z" (ended, not reaped), or "gone"; "" off Linux."""
+    """The kernel's letter for a process's state, such as "R", "T" (stopped), "Z" (not reaped); "gone"; "" off Linux."""
     if not _LINUX:
         return ""
     try:
@@ -102,8 +102,8 @@ def fork_child(run: Callable[[], None]) -> int:
 def detach_from_parent() -> None:
     """Leave the parent's session, timers and standard input and output; standard error stays.
 
-    The `sys.std*` objects are replaced, also where logging uses them: a test runner's stand-ins have no file
-    descriptor, or a wrong one.
+    The `sys.std*` objects are replaced, also where logging uses them, because a test runner's substitutes have no
+    file descriptor, or a wrong one.
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -122,7 +122,7 @@ def detach_from_parent() -> None:
 
 
 def default_signals() -> None:
-    """Give the signals that end a process their default action back, and unblock them."""
+    """Restore the default action of the signals that end a process, and unblock them."""
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING_SIGNALS, signal.SIGUSR1, signal.SIGUSR2))
@@ -137,7 +137,7 @@ def redirect_output(path: str) -> None:
 
 
 class Latch:
-    """Holds processes back until the one that made it lets a number of them pass."""
+    """Blocks processes until the one that made it lets a number of them pass."""
 
     def __init__(self) -> None:
         self._exit, self._entrance = os.pipe()
@@ -147,14 +147,14 @@ class Latch:
         os.write(self._entrance, bytes(count))
 
     def become_waiter(self) -> None:
-        """To be called in a forked child: it, and its children, will only wait."""
+        """Let this forked child, and its children, only `wait` from now on."""
         os.close(self._entrance)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Block until the gate is open, or for so many seconds.
+        """Block until the latch is open, or for so many seconds (None: for ever).
 
         Raises:
-            EOFError: the process that could open it has ended.
+            EOFError: every process that could open it has ended.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self._exit, selectors.EVENT_READ)
@@ -162,18 +162,18 @@ class Latch:
                 raise EOFError("the process that could open the gate has ended")
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the file descriptors."""
         os.close(self._exit)
         os.close(self._entrance)
 
 
 def kill_family(leader: int, is_gone: Callable[[float], bool], patience: float = 5.0) -> None:
-    """SIGKILL the process group of `leader`, until `is_gone` says so, and reap what became our child.
+    """SIGKILL the process group of `leader` until `is_gone` returns True, and reap this process's children.
 
     Args:
         leader: process id of a child of ours that leads a process group, or is about to.
         is_gone: waits up to the given number of seconds for all members to end; True when they have.
-        patience: seconds after which to give up on processes that the kernel cannot kill now.
+        patience: seconds after which to give up on processes that the kernel does not kill.
     """
     end = time.monotonic() + patience
     while True:
@@ -187,7 +187,7 @@ def kill_family(leader: int, is_gone: Callable[[float], bool], patience: float =
 
 
 def reap_all(end: float) -> None:
-    """Wait for every child, adopted ones included, until the monotonic time `end`."""
+    """Wait for every child, adopted ones included, until the monotonic time `end` (seconds)."""
     while True:
         try:
             child, _ = os.waitpid(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""What the ranks of one attempt tell of their progress, and the time that they have left for it.
+"""What the ranks of one attempt report of their progress, and their deadline.
 
 Ranks and the agent write short JSON lines to a pipe (`rank.tell`); who reads it keeps a `Progress`.
 """
@@ -14,7 +14,7 @@ from .stacks import collect_stacks
 
 
 class Progress:
-    """A `RunFacts` in the making.
+    """Collects a `RunFacts` while the ranks run.
 
     Args:
         record: what is known, to which this adds.
@@ -36,20 +36,24 @@ class Progress:
         self._unread = b""
 
     def read(self, data: bytes) -> None:
-        """Take in what arrived on the pipe."""
+        """Record the events in bytes that arrived on the pipe; an unfinished line waits for its rest."""
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             self._note(json.loads(line))
 
     def deadline(self, begin: float) -> float | None:
-        """The monotonic time by which more must have happened, None for never. `begin`: when the attempt began."""
+        """The monotonic time, in seconds, by which the next step is due; None for never.
+
+        Args:
+            begin: monotonic time, in seconds, at which the attempt began.
+        """
         record = self.record
         if self.connected_at is None:
             return begin + record.start_timeout
         return None if record.timeout is None else self._step_at + record.timeout
 
     def expire(self) -> None:
-        """The deadline has passed: note which it was, and where the ranks are. Ends them if any is stopped."""
+        """Record which deadline has passed, and the ranks' stacks; kills the ranks if any is stopped."""
         record = self.record
         record.ending = "timeout" if record.started else "start timeout"
         pids = {rank: pid for rank, pid in record.pids.items() if rank not in record.returned}

@@ -28,14 +28,14 @@ _told: tuple[int, int] | None = None  # in a rank: where it tells its progress, 
 
 
 class Holds(Protocol):
-    """What holds a rank back, such as a `process.Gate`."""
+    """What blocks a rank, such as a `process.Latch`."""
 
     def wait(self, seconds: float | None = None) -> None:
-        """Block until the rank may go on, or for so many seconds."""
+        """Block until the rank may go on, or for so many seconds (None: for ever)."""
 
 
 class ThreadError(RuntimeError):
-    """One of the ranks failed that an entry function holds as threads: number `rank` of `size`, with `error`."""
+    """Rank `rank` of `size`, which is a thread of the entry function, failed with `error`."""
 
     def __init__(self, rank: int, size: int, error: Exception) -> None:
         super().__init__(f"rank {rank} of {size} failed with {told(error)}")
@@ -44,7 +44,7 @@ class ThreadError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class RankTask:
-    """What all ranks of one attempt are told.
+    """The arguments that all ranks of one attempt get.
 
     Args:
         entry: called as `entry(argument, rank, size)` when all ranks are connected.
@@ -52,7 +52,7 @@ class RankTask:
         size: number of ranks.
         attempt_dir: folder of this attempt, removed when it is over.
         log_dir: folder for `rank{r}.log`.
-        group_timeout: of the process group; None for as good as unlimited.
+        group_timeout: of the process group's collectives; None for a year.
         agent: process id of the agent, the ranks' parent.
         status_fd: pipe on which ranks tell the warden their progress, one short JSON line at a time.
         start_gate: opened when all are connected.
@@ -72,7 +72,7 @@ class RankTask:
 
 
 def run_rank(task: RankTask, rank: int) -> None:
-    """Be rank `rank`: join the group, wait for all, call the entry function, leave the group.
+    """Run as rank `rank`: join the group, wait for all, call the entry function, leave the group.
 
     Raises:
         Exception: whatever the entry function raised, after it was written to the log and reported.
@@ -104,12 +104,12 @@ def run_rank(task: RankTask, rank: int) -> None:
 
 
 def begin_step(name: str) -> None:
-    """Say in a rank that it begins a step of its work, such as one case; elsewhere, do nothing.
+    """Report that this rank begins a step of its work, such as one case; does nothing in a process that is no rank.
 
     The run's timeout then holds for each step: it starts anew whenever all ranks have begun another one.
 
     Args:
-        name: how messages call the step.
+        name: the step's name in messages.
     """
     if _told is not None:
         status_fd, rank = _told
@@ -117,13 +117,13 @@ def begin_step(name: str) -> None:
 
 
 def be_thread(number: int) -> None:
-    """Say in a process that holds several ranks as threads that this one is rank `number`; elsewhere, do nothing."""
+    """Report that this thread is rank `number`, in a process that has several; does nothing in one that is no rank."""
     if _told is not None:
         tell(_told[0], event="thread", number=number, ident=threading.get_ident())
 
 
 def tell(status_fd: int, **event: Any) -> None:
-    """Write one line to the warden; atomic, because it is shorter than PIPE_BUF."""
+    """Write an event to the warden's pipe as one line of JSON; atomic, because it is shorter than PIPE_BUF."""
     os.write(status_fd, json.dumps(event).encode() + b"\n")
 
 

@@ -43,7 +43,7 @@ class Request:
 
     @property
     def group_timeout(self) -> timedelta | None:
-        """Of the process group: longer than ours, which is the one that should speak."""
+        """The process group's timeout: longer than the run's, which is the one to be reported; None for no timeout."""
         return None if self.timeout is None else timedelta(seconds=self.timeout + self.start_timeout)
 
 
@@ -140,7 +140,7 @@ class Attempt:
 
 
 def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]) -> None:
-    """Be the warden of one run: read the request, run it, answer with its outcome.
+    """Run as the warden of one run: read the request, run it, answer with its outcome.
 
     Args:
         connection: to the main process; closing it there stops the run.

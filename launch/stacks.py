@@ -1,7 +1,7 @@
-"""Where the ranks of a hanging run are: their Python stacks, asked for by a signal, and what these tell. No torch.
+"""Python stacks of the ranks of a hanging run, requested by a signal, and which ranks the others wait for. No torch.
 
-Every rank writes its stack into its log when it gets a signal (`dump`, also inside a C++ collective). A
-stopped process cannot; it is made to go on for that once, when the others are dead: with them it might finish.
+Every rank writes its stack into its log when it gets a signal (`dump`, also inside a C++ collective). A stopped process
+cannot; it is continued for that, after the others were killed: with them it might finish its work.
 """
 
 import os
@@ -38,13 +38,13 @@ class Stack:
 
     @property
     def waits(self) -> bool:
-        """It is inside a collective, waiting for its peers."""
+        """Whether the rank is inside a collective, waiting for its peers."""
         files = (match["file"] for line in self.frames if (match := _FRAME.match(line)))
         return not self.stopped and any(part in file for file in files for part in WAITING)
 
 
 def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[int, Stack]:
-    """Make ranks write their stacks into their logs, and read them from there. Ends them if any was stopped.
+    """Make ranks write their stacks into their logs, and read them from there. Kills all ranks if any was stopped.
 
     Args:
         pids: process id by rank.
@@ -70,7 +70,7 @@ def collect_stacks(pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[in
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process; False where the system does not tell."""
+    """Whether a signal or a debugger has stopped the process; False off Linux."""
     return process_state(pid) in ("T", "t")
 
 
@@ -82,7 +82,7 @@ def suspects(stacks: Mapping[int, Stack]) -> tuple[int, ...]:
 
 
 def places(stacks: Mapping[int, Stack]) -> dict[str, list[int]]:
-    """The calls that ranks wait in, and which do."""
+    """The collective calls that ranks wait in -> these ranks."""
     found: dict[str, list[int]] = {}
     for rank in sorted(stacks):
         if stacks[rank].waits:
@@ -99,7 +99,7 @@ def render(stacks: Mapping[int, Stack]) -> str:
 
 
 def name_ranks(ranks: Iterable[int]) -> str:
-    """Such as "rank 3", or "ranks 0, 2"."""
+    """The ranks in words: "rank 3", or "ranks 0, 2"."""
     ranks = tuple(ranks)
     return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
 
@@ -147,7 +147,7 @@ def _frames(log: Path, start: int) -> tuple[str, ...]:
 
 
 def frames_by_thread(text: str) -> dict[int, tuple[str, ...]]:
-    """The stacks in what was written: by thread, the innermost call first; of two of a thread, the later."""
+    """The stacks in a log's text, by thread, the innermost call first; of several of a thread, the last."""
     frames: list[str] = []
     found = {0: frames}  # 0: no thread is named, as where there is one alone
     for line in text.splitlines():

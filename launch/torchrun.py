@@ -1,4 +1,4 @@
-"""Ranks that are programs of their own under torchrun, for devices that read the environment when a process starts.
+"""Ranks that are new programs under torchrun, for devices that read the environment when a process starts.
 
     running = TorchrunRanks.start("package.rank_module", "text", size=8, environment=env, work_dir=w, log_dir=l)
     outcome = running.poll()  # None while it goes on; then a LaunchOutcome, as `RankLauncher` gives it
@@ -70,11 +70,14 @@ class TorchrunRanks:
             module: run as a program on every rank; calls `torchrun_rank.be_rank(entry)`.
             argument: what the entry function is given.
             size: number of ranks.
-            environment: theirs, complete.
+            environment: all variables of the ranks.
             work_dir: an existing folder for files that live as long as the run.
             log_dir: folder for `rank{r}.log` and torchrun's `agent.log`; made if missing.
             timeout: seconds in which ranks must return, or begin another step together (`begin_step`).
             start_timeout: seconds in which all must be connected.
+
+        Raises:
+            OSError: a folder cannot be made, or the process cannot be started.
         """
         log_dir = log_dir.absolute()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,7 @@ class TorchrunRanks:
             )
 
     def poll(self) -> LaunchOutcome | None:
-        """How it ended, or None while it goes on; does not block."""
+        """How the run ended, or None while it goes on; does not block."""
         if self._outcome is None and self._agent is not None:
             ended = self._agent.poll() is not None
             self._read_events()  # after the poll, so that none of an ended run is missed
@@ -125,7 +128,7 @@ class TorchrunRanks:
         return self._outcome
 
     def stop(self) -> LaunchOutcome:
-        """End it now, leaving nothing behind; the outcome of a run that had ended before stays."""
+        """Kill all processes of the run; the outcome is of kind "stopped", or that of a run that had ended before."""
         if self._outcome is None:
             self.record.ending = "stopped"
             self._end()

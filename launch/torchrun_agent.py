@@ -26,7 +26,7 @@ _MONITOR_SECONDS = "0.05"
 
 
 def main(text: str) -> int:
-    """Start the ranks, see them through, tell the main process; returns the exit code."""
+    """Start the ranks, wait for their end, report it to the main process; returns the exit code, 0 or 1."""
     task: dict[str, Any] = json.loads(text)
     die_with_parent(task["parent"])
     status_fd = os.open(task["status"], os.O_WRONLY)
@@ -49,7 +49,7 @@ def main(text: str) -> int:
 
 
 def arguments(task: dict[str, Any]) -> list[str]:
-    """What a user would type after `torchrun`."""
+    """torchrun's command line for a task."""
     return [
         "--nnodes=1",
         f"--nproc-per-node={task['size']}",

@@ -16,23 +16,23 @@ from .torchrun_agent import AGENT_PID, TASK
 
 
 class Barrier:
-    """Holds every rank back until all have come."""
+    """Blocks every rank until all are here, by a collective."""
 
     def wait(self, seconds: float | None = None) -> None:
-        """Block until all ranks are here; the process group's timeout ends it."""
+        """Block until all ranks are here, or until the process group's timeout; `seconds` has no effect."""
         dist.barrier()
 
 
 @dataclass(frozen=True)
 class FilesGate:
-    """Open when every rank has left a file in the folder: no collective, because a peer may never come."""
+    """Blocks every rank until all have left a file in the folder; no collective, which a missing rank would block."""
 
     folder: Path
     rank: int
     size: int
 
     def wait(self, seconds: float | None = None) -> None:
-        """Leave this rank's file; block until all are there, or for so many seconds."""
+        """Leave this rank's file; block until all are there, or for so many seconds (None: for ever)."""
         (self.folder / f"returned{self.rank}").touch()
         end = time.monotonic() + (float("inf") if seconds is None else seconds)
         while time.monotonic() < end and len(list(self.folder.glob("returned*"))) < self.size:

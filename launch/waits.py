@@ -1,4 +1,4 @@
-"""In which call ranks wait for others, as tracebacks and stacks say, and whether an error is only another's absence.
+"""The call in which a rank waits for others, from its traceback or stack, and whether an error only says that one left.
 
 No torch.
 """
@@ -14,15 +14,15 @@ _LOST = re.compile(r"gloo.*(connection (closed|reset)|broken pipe|timed out|time
 
 
 def is_loss(error: str) -> bool:
-    """Whether an error says no more than that a peer is gone: another rank is the cause."""
+    """Whether an error only says that a peer is gone, so that another rank is the cause."""
     return bool(_LOST.search(error))
 
 
 def waiting_call(frames: Iterable[str]) -> str:
-    """The call that a rank waits in and whose line it is, `all_reduce (model.py:15 in forward)`; "" if none is found.
+    """The collective call that a rank waits in, and its caller: `all_reduce (model.py:15 in forward)`; "" if none.
 
     Args:
-        frames: lines of a traceback or a stack, the innermost call first; those that are no frames are passed over.
+        frames: lines of a traceback or a stack, the innermost call first; lines that are no frames are ignored.
     """
     kind = ""
     for frame in filter(None, map(_FRAME.match, frames)):
