@@ -129,7 +129,7 @@ class WatchfulAgent(OpenAgent):
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
             self._tell_deaths(codes)
             return result
-        # A killed process closes its sockets before it counts as dead: its peers may seem to end first.
+        # A killed process closes its sockets before it has ended, so that its peers may end first.
         end = time.monotonic() + _SETTLE_SECONDS
         while len(codes) < len(pids) and time.monotonic() < end:
             time.sleep(MONITOR_SECONDS)
@@ -213,11 +213,11 @@ def _exit_codes(pids: dict[int, int]) -> dict[int, int]:
 
 
 def _exit_code(pid: int) -> int | None:
-    """How a child ended, in the manner of subprocess, leaving it to be waited for; None while it lives."""
+    """A child's exit code as subprocess gives it, without reaping the child; None while it runs."""
     try:
         info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return 0  # torch has reaped it, and went on, as it does only after an exit with 0
+        return 0  # torch has reaped it and continued, which it does only after an exit with 0
     if info is None:
         return None
     return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status

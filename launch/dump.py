@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-ASK, INSIST = signal.SIGUSR1, signal.SIGUSR2  # to the thread here, and to faulthandler
+ASK, INSIST = signal.SIGUSR1, signal.SIGUSR2  # the signals for the thread here, and for faulthandler
 MOST_FRAMES = 100  # of a thread, as faulthandler writes
 
 
@@ -24,7 +24,7 @@ def write_stacks_on_request() -> None:
     exit_, entrance = os.pipe()
     os.set_blocking(entrance, False)
     signal.signal(ASK, lambda _number, _frame: None)
-    signal.siginterrupt(ASK, False)  # C code that reads, say, goes on reading
+    signal.siginterrupt(ASK, False)  # C code in a system call, such as a read, is not interrupted
     signal.set_wakeup_fd(entrance, warn_on_full_buffer=False)  # written to at once, whatever the main thread does
     threading.Thread(target=_serve, args=(exit_,), name="stacks", daemon=True).start()
 

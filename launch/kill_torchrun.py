@@ -28,7 +28,7 @@ def end_parent_soon(patience: float = PATIENCE) -> None:
     """
     if not hasattr(os, "pidfd_open"):
         return
-    fd = os.pidfd_open(os.getppid())  # and not a number, which another process may have by then
+    fd = os.pidfd_open(os.getppid())  # not the process id, which another process may have by then
     try:
         subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _USHER, str(fd), str(patience)],

@@ -130,7 +130,7 @@ class RankLauncher:
         """
         importlib.import_module("tp_harness.launch.agent")
         ours, theirs = socket.socketpair()
-        # The kernel's death signal is about the forking thread: of no use if that may end before the process.
+        # The kernel sends the death signal when the forking thread ends, which may be before the process does.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
         zygote = fork_child(partial(_be_zygote, ours, theirs, parent, entry))
         theirs.close()
@@ -196,7 +196,7 @@ class RankLauncher:
 
     def close(self) -> None:
         """Kill all ranks of all runs, end the zygote and wait for it; may be called again."""
-        if os.getpid() != self._owner:  # a fork of the main process: none of this is its own
+        if os.getpid() != self._owner:  # a fork of the main process owns none of this
             self._control.close()
             return
         while self._runs:
@@ -206,7 +206,7 @@ class RankLauncher:
             return
         self._control.close()
         with suppress(ProcessLookupError, ChildProcessError):  # a program may have waited for all of its children
-            os.kill(self._zygote, signal.SIGKILL)  # its runs have ended; it holds nothing
+            os.kill(self._zygote, signal.SIGKILL)  # its runs have ended
             os.waitpid(self._zygote, 0)
 
     def __enter__(self) -> "RankLauncher":

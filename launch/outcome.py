@@ -210,7 +210,7 @@ def _step(record: RunFacts) -> str:
 
 
 def _odd_ones(record: RunFacts) -> tuple[int, ...]:
-    """Of ranks that all wait for others: those that have returned, or else that wait in another call than most."""
+    """Of ranks that all wait for others: those that have returned, or else those in another call than most."""
     if record.returned and all(stack.waits for stack in record.stacks.values()):
         return tuple(sorted(record.returned))
     groups = sorted(places(record.stacks).values(), key=len)
@@ -235,7 +235,7 @@ def _awaited(record: RunFacts, ranks: tuple[int, ...]) -> str:
 
 def _details(record: RunFacts, rank: int) -> dict[str, Any]:
     death, report = record.deaths.get(rank), record.reports.get(rank)
-    if gone := record.left_early():  # the traceback is of the rank that waited: it shows for what
+    if gone := record.left_early():  # the traceback is that of the rank that waited, and shows in which call
         assert report is not None
         log = rank_log(record.log_dir, gone[0])
         return {"failed_rank": gone[0], "traceback": report.traceback, "log_path": log}
@@ -281,7 +281,7 @@ def _crash_message(record: RunFacts) -> str:
 
 
 def _left_message(record: RunFacts, waited: int) -> str:
-    """Of ranks that returned while others waited for them; `waited` is one of these."""
+    """The message about ranks that returned while others, of which `waited` is one, waited for them."""
     gone = record.left_early()
     rest = tuple(rank for rank in range(record.size) if rank not in record.returned)
     call = waiting_call(reversed(record.reports[waited].traceback.splitlines())) or "a collective"

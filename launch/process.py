@@ -21,10 +21,10 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-ENDED = ("Z", "X", "gone")  # the states, as `process_state` gives them, of a process that is no more
+ENDED = ("Z", "X", "gone")  # the states, as `process_state` gives them, of a process that has ended
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)
 _LINUX = sys.platform.startswith("linux")
-_LIBC = ctypes.CDLL(None, use_errno=True) if _LINUX else None  # loaded here: children only call it
+_LIBC = ctypes.CDLL(None, use_errno=True) if _LINUX else None  # loaded here, because a forked child should only call it
 
 
 def die_with_parent(parent: int) -> None:
@@ -177,7 +177,7 @@ def kill_family(leader: int, is_gone: Callable[[float], bool], patience: float =
     """
     end = time.monotonic() + patience
     while True:
-        # The id cannot be another's by now: the leader is our child and not yet waited for.
+        # No other process can have the id: the leader is our child and not yet reaped.
         for kill in (os.killpg, os.kill):  # the second for a leader that has not become one yet
             with suppress(ProcessLookupError, PermissionError):  # no such group; macOS: only a zombie is left
                 kill(leader, signal.SIGKILL)

@@ -69,7 +69,7 @@ class Progress:
     def _note(self, event: dict[str, Any]) -> None:
         record = self.record
         if record.ending != "ended" and event["event"] != "result":
-            return  # what happens while the attempt is being ended changes nothing; above all it opens no gate
+            return  # events while the attempt is being ended are ignored, so that they open no latch
         match event["event"]:
             case "alive":
                 record.pids[event["rank"]] = event["pid"]

@@ -79,7 +79,7 @@ def run_rank(task: RankTask, rank: int) -> None:
     """
     global _told  # noqa: PLW0603 - one process is one rank
     die_with_parent(task.agent)
-    default_signals()  # torch's agent bequeaths handlers that a rank inside a collective would not get to run
+    default_signals()  # handlers inherited from torch's agent would not run in a rank inside a collective
     redirect_output(str(rank_log(task.log_dir, rank)))
     faulthandler.enable()
     write_stacks_on_request()
@@ -98,7 +98,7 @@ def run_rank(task: RankTask, rank: int) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
     except BaseException as error:
-        moment = time.monotonic_ns()  # first of all: the order of failures tells the cause
+        moment = time.monotonic_ns()  # taken first: the order of failures tells the cause
         _report(report_path(task.attempt_dir, rank), error, moment)
         raise
 
@@ -143,7 +143,7 @@ def _call_entry(task: RankTask, rank: int) -> None:
 
 def _report(path: Path, error: BaseException, moment: int) -> None:
     frames = error.__traceback__
-    while frames and frames.tb_frame.f_code.co_filename == __file__:  # they only distract
+    while frames and frames.tb_frame.f_code.co_filename == __file__:  # the launcher's own frames say nothing
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     print(text, file=sys.stderr, flush=True)
@@ -151,4 +151,4 @@ def _report(path: Path, error: BaseException, moment: int) -> None:
     report = Report(time_ns=moment, error=told(cause), traceback=text[-_MOST_TRACEBACK:], thread=thread)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(report)))
-    part.rename(path)  # a rank that is killed while it writes leaves no half report
+    part.rename(path)  # so that a rank killed while it writes leaves no incomplete report

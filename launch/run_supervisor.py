@@ -110,7 +110,7 @@ class Attempt:
                 ready = {key.fd for key, _ in selector.select(left)}
                 if self._status in ready:
                     self._read_events()
-                elif stop.fileno() in ready:  # nothing but its end can arrive
+                elif stop.fileno() in ready:  # readable only when the other end was closed
                     self.record.ending = "stopped"
                 elif end is not None and time.monotonic() >= end:
                     self.progress.expire()
@@ -150,7 +150,7 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
     begin = time.monotonic()
     line = _read_line(connection)
     if not line.endswith(b"\n"):
-        return  # stopped before it was asked for in full
+        return  # stopped before the whole request arrived
     request = Request.from_json(json.loads(line))
     retries = 0
     attempt = Attempt(request, entry)
@@ -168,7 +168,7 @@ def run_warden(connection: socket.socket, entry: Callable[[str, int, int], None]
         start_seconds=round((attempt.progress.connected_at or time.monotonic()) - begin, 4),
         seconds=round(time.monotonic() - begin, 4),
     )
-    with suppress(BrokenPipeError, ConnectionResetError):  # perhaps nobody waits for it
+    with suppress(BrokenPipeError, ConnectionResetError):  # the main process may have gone
         connection.sendall(json.dumps(outcome.to_json()).encode() + b"\n")
 
 

@@ -20,7 +20,7 @@ from .waits import WAITING, waiting_call
 _PATIENCE = 2.0  # seconds, at most, for ranks to write their stacks once they were asked
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line \d+ in (?P<function>.*)$')
 _THREAD = re.compile(r"^(?:Current thread|Thread) (?P<ident>0x[0-9a-f]+)")
-_LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # from here on a stack is the launcher's
+_LAUNCHER = re.compile(r'rank\.py", line \d+ in _call_entry$')  # frames from here on are the launcher's
 _WHOLE = re.compile(r'rank\.py", line \d+ in run_rank$|^  \.\.\.$', re.MULTILINE)  # or faulthandler's hundred frames
 
 
@@ -121,7 +121,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _silent(ranks: Iterable[int], logs: Mapping[int, Path], before: Mapping[int, int]) -> set[int]:
-    """Ranks whose log does not have the whole of a main thread's stack soon; it is written line by line."""
+    """Ranks whose log does not get a complete stack of the main thread within _PATIENCE; it is written line by line."""
     silent, end = set(ranks), time.monotonic() + _PATIENCE
     while silent and time.monotonic() < end:
         silent = {rank for rank in silent if not _WHOLE.search(_read(logs[rank], before[rank]))}
@@ -130,7 +130,7 @@ def _silent(ranks: Iterable[int], logs: Mapping[int, Path], before: Mapping[int,
 
 
 def _read(log: Path, start: int) -> str:
-    """What is in the log after so many bytes."""
+    """The text of the log after `start` bytes."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
@@ -149,11 +149,11 @@ def _frames(log: Path, start: int) -> tuple[str, ...]:
 def frames_by_thread(text: str) -> dict[int, tuple[str, ...]]:
     """The stacks in a log's text, by thread, the innermost call first; of several of a thread, the last."""
     frames: list[str] = []
-    found = {0: frames}  # 0: no thread is named, as where there is one alone
+    found = {0: frames}  # 0: where the text names no thread, because there is only one
     for line in text.splitlines():
         if thread := _THREAD.match(line):
             ident = int(thread["ident"], 16)
-            found.pop(ident, None)  # so that the order is that of the last ones
+            found.pop(ident, None)  # so that threads are in the order of their last stacks
             frames = found[ident] = []
         elif _FRAME.match(line):
             frames.append(line)

@@ -45,7 +45,7 @@ class TorchrunRanks:
         self._folder = folder
         self._status = folder / "status"
         os.mkfifo(self._status)
-        # Read and write: so that it neither waits for a first rank nor ends with the last one.
+        # Opened to read and write, so that it neither waits for the first rank nor ends with the last one.
         self._status_fd = os.open(self._status, os.O_RDWR | os.O_NONBLOCK)
         self._begin = time.monotonic()
         self._outcome: LaunchOutcome | None = None
@@ -112,7 +112,7 @@ class TorchrunRanks:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is the main process's business
+                start_new_session=True,  # the main process handles Ctrl-C
             )
 
     def poll(self) -> LaunchOutcome | None:
@@ -165,9 +165,9 @@ class TorchrunRanks:
             time.sleep(0.01)
 
     def _kill_ranks(self) -> bool:
-        """SIGKILL every rank that is there, stopped ones included; whether there was any, or one that is dying."""
+        """SIGKILL every rank's process, stopped ones included; True if there was any, or one that is still ending."""
         there = {pid: _environment(pid) for pid in self.record.pids.values() if process_state(pid) not in ENDED}
-        # A later process of the same number has another environment.
+        # A later process with the same id has another environment.
         ours = [pid for pid, environment in there.items() if f"TMPDIR={self._folder}\0".encode() in environment]
         for pid in ours:
             with suppress(ProcessLookupError):
@@ -176,7 +176,7 @@ class TorchrunRanks:
 
 
 def _environment(pid: int) -> bytes:
-    """Empty once the process has given its memory back, which is before it has ended."""
+    """A process's environment; empty once its memory is freed, which is before it has ended."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except PermissionError:

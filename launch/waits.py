@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 
 _FRAME = re.compile(r'^ *File "(?P<file>.*)", line (?P<line>\d+),? in (?P<function>.*)$')
-# Code of collectives and of meetings; a frame in it waits for peers.
+# Files of collectives and of the rendezvous; a frame in one of them waits for peers.
 WAITING = ("/torch/distributed/", "/tp_harness/parallel/group.py", "/tp_harness/xla/rendezvous.py")
-# What gloo says when a peer has gone, or does not come.
+# gloo's messages when a peer has gone, or does not come.
 _LOST = re.compile(r"gloo.*(connection (closed|reset)|broken pipe|timed out|timeout)", re.IGNORECASE)
 
 

@@ -143,7 +143,7 @@ def blamed_on(file: str) -> Iterator[None]:
         yield
     except (UsageError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # sys.exit and what a user made up included
+    except BaseException as error:  # sys.exit and a user's own exceptions included
         if not file:
             raise
         raise UsageError(f"{blame(error, file)} (before any rank started).") from error

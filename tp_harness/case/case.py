@@ -160,7 +160,7 @@ class Case:
 
 
 def _check_fields(case: Case) -> None:
-    """What is wrong here would only be stumbled over in a rank, or in the verdict."""
+    """Refuse fields of the wrong type, which would otherwise fail in a rank, or falsify the verdict."""
     functions = [
         name for name in ("reference", "sharded", "inputs", "in_dtype", "edit") if not callable(getattr(case, name))
     ]
@@ -169,7 +169,7 @@ def _check_fields(case: Case) -> None:
     for name in functions:
         raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
     for name in ("reference", "sharded"):
-        if isinstance(getattr(case, name), nn.Module):  # callable too, but what it gives is no module
+        if isinstance(getattr(case, name), nn.Module):  # a module is callable too, but returns no module
             cls = type(getattr(case, name)).__name__
             raise UsageError(
                 f"{name} of a Case is a module, an instance of {cls}; what makes one is needed: the class {cls} "

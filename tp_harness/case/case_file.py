@@ -94,7 +94,7 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
         raise
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    except BaseException as error:  # whatever the user's file does, the answer is a sentence
+    except BaseException as error:  # whatever a user's file raises becomes one sentence
         raise UsageError(f"{path} could not be imported: {described(error)}.") from error
 
 
@@ -125,12 +125,12 @@ def forget_files() -> None:
     """Forget all files that were run: each is run anew when next asked for. Their folders leave sys.path."""
     _LOADED.modules.clear()
     while _FOLDERS:
-        with suppress(ValueError):  # somebody else has taken it off
+        with suppress(ValueError):  # someone else has removed it
             sys.path.remove(_FOLDERS.pop())
 
 
 def _beside(root: Path) -> list[str]:
-    """The modules that Python files of this folder are: not those of an environment that is below it."""
+    """The imported modules whose files are below this folder, except those of an environment in it."""
     found = []
     for name, module in list(sys.modules.items()):
         top, file = name.partition(".")[0], getattr(module, "__file__", None)
@@ -152,7 +152,7 @@ def _imported(path: Path, text: bytes) -> ModuleType:
     """The file as a module: of its package if it is in one, or else beside its neighbours, as when it is run itself."""
     root, name = _place(path)
     if sys.path[:1] != [str(root)]:
-        sys.path.insert(0, str(root))  # and stays: what the Case calls may import neighbours as well
+        sys.path.insert(0, str(root))  # and stays: functions of the Case may import neighbours later
         _FOLDERS.append(str(root))
     if "." in name:
         module = importlib.import_module(name)

@@ -87,7 +87,7 @@ def check_guesses(module: nn.Module, placed: Sequence[Placed], size: int) -> Non
 
 
 def _why_fused(module: nn.Module, p: Placed, placed: Sequence[Placed], size: int) -> str:
-    """What speaks for several matrices in `p`; "" if nothing does."""
+    """The reason why `p` may be several matrices; "" if there is none."""
     for other in placed:
         if other.stem == p.stem and not isinstance(other.placement, (Shard, Replicate)):
             return f"{other.name} is placed as {other.placement}"
@@ -116,7 +116,7 @@ def _takes(giver: Placed, taker: Placed) -> bool:
 
 
 def _nearest(p: Placed, others: Sequence[Placed]) -> list[Placed]:
-    """Those that share the innermost submodule with `p`."""
+    """Parameters that share the innermost submodule with `p`."""
     depths = [_common(p.name, other.name) for other in others]
     return [other for other, depth in zip(others, depths, strict=True) if depth == max(depths)]
 

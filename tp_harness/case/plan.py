@@ -257,7 +257,7 @@ def check_submodules(case: Case, side: str, module: nn.Module) -> None:
 
 
 def _check_collectives(case: Case, tp: int) -> None:
-    """What is no record of a call would only be found to differ from every recorded one."""
+    """Refuse planned calls that are not Collectives: they would differ from every recorded call."""
     planned = () if case.collectives is None else case.planned(tp)
     if not isinstance(planned, (tuple, list)) or not all(isinstance(call, Collective) for call in planned):
         raise PlanError(
@@ -277,7 +277,7 @@ def stand_in_group(tp: int, *, real: bool) -> Iterator[None]:
         PlanError: without `real`, for a module that asks torch.distributed.
     """
     with use_group(Group(0, tp)):
-        if not real or torch.distributed.is_initialized():  # under torchrun the group of this degree stands already
+        if not real or torch.distributed.is_initialized():  # under torchrun the group of this degree exists already
             with _asking_refused():
                 yield
             return

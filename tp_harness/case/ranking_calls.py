@@ -27,7 +27,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {  # in order
     "argmax": _REDUCED,
 }
 _LAST = {"topk": -1, "sort": -1, "argsort": -1}  # the dimension that is ranked where none is given
-_ASCENDING = {"sort": "descending", "argsort": "descending", "topk": "largest"}  # False turns the order round
+_ASCENDING = {"sort": "descending", "argsort": "descending", "topk": "largest"}  # False reverses the order
 
 
 class Ranked(NamedTuple):
@@ -118,7 +118,7 @@ def beginning_with(chosen: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _deciding(calls: Sequence[Ranked], chosen: torch.Tensor) -> int | None:
-    """The last call whose best are the chosen ones."""
+    """The index of the last call whose best are the chosen ones."""
     tokens, k = chosen.shape
     for at in reversed(range(len(calls))):
         scores, _, indices = calls[at]

@@ -210,7 +210,7 @@ class _Observer:
     def _chosen(self, output: Any, flat: torch.Tensor, *, inside: bool) -> Any:
         """Note the router's own choice; the locked one, if there is one and it can be put here.
 
-        A choice that was replaced inside a call and is returned as another one is what the router makes of it.
+        Where the choice was replaced inside a call and the router returns another one, the returned one counts.
         """
         seen = self._tokens(self.router.chosen)
         locked = self.lock.of(flat, None, seen) if self.lock else None
@@ -224,7 +224,7 @@ class _Observer:
         return None if locked is None else like(locked, output)
 
     def _own(self, returned: torch.Tensor | None = None) -> torch.Tensor:
-        """Its choice in the replaced call that gave `returned`, or in the last: others may serve statistics."""
+        """Its own choice in the replaced call that gave `returned`, else in the last; others may be for statistics."""
         at = None if returned is None else returned.untyped_storage().data_ptr()
         made = [own for given, own in self.replaced if given.untyped_storage().data_ptr() == at]
         return made[0] if made else self.replaced[-1][1]
@@ -242,17 +242,17 @@ class _Observer:
                 self.record.groups[self.router.name] = found[1]
 
     def _forget(self, _module: nn.Module, _inputs: object) -> None:
-        """A further forward of the whole module is recorded in the place of the one before."""
+        """Forget the record of an earlier forward when the whole module runs again."""
         for tap in (self.router.logits, self.router.scores, self.router.chosen):
             self.record.tensors.pop(tap, None)
 
     def _add(self, tap: str, flat: torch.Tensor) -> None:
-        """What a call of the router gives, behind what its calls before gave."""
+        """Append what a call of the router gives to what its earlier calls gave."""
         before = self.record.tensors.get(tap)
         self.record.tensors[tap] = flat if before is None else torch.cat((before, flat))
 
     def _tokens(self, tap: str) -> int:
-        """Of how many tokens it was seen in this forward."""
+        """How many tokens the router was given in this forward so far."""
         return len(self.record.tensors.get(tap, ()))
 
     def _begin(self, _module: nn.Module, _inputs: object) -> None:
@@ -270,7 +270,7 @@ class _Observer:
                 self._note(chosen)
 
     def _see(self, call: Ranked) -> torch.Tensor | None:
-        """Keep a call of the reference's; replace the choice of a router that has no tap for it."""
+        """Record a ranking call; replace its choice if the router has no tap for it."""
         if self.watch or self.router.chosen not in self.router.sources:
             self.calls.append(Ranked(*(None if x is None else x.detach().clone() for x in call)))  # type: ignore[arg-type]
         if self.lock is None or not self.router.outputs or call.indices is None:

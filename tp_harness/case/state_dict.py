@@ -38,5 +38,5 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], side: s
 
 
 def _is_weight(name: str, value: object) -> bool:
-    """Extra state may be a tensor too, of pickled bytes."""
+    """Whether an entry is a weight: extra state may be a tensor too, of pickled bytes."""
     return isinstance(value, torch.Tensor) and name.rpartition(".")[2] != EXTRA_STATE

@@ -103,5 +103,5 @@ def _margins_in_groups(scores: torch.Tensor, picked: torch.Tensor, groups: Group
 
 
 def _difference(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-    """How far one lies above another, at least 0; of two that are infinite alike, 0."""
+    """How far one lies above another, at least 0; 0 for two equal infinities."""
     return torch.where(upper == lower, 0.0, upper - lower).clamp(min=0.0)

@@ -23,7 +23,7 @@ from .tiled_file import HUGE_BYTES, open_tiles, use_huge_pages
 from .tiled_file import SUFFIX as TILES_SUFFIX
 
 PAGE_BYTES = 4096
-_FILLER = ".filler"  # a tensor that nobody reads
+_FILLER = ".filler"  # a tensor that only fills space
 FLOATS = ("F64", "F32", "BF16", "F16")  # what a weight may be stored as
 
 
@@ -135,7 +135,7 @@ def check_checkpoint(
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Row by row, so that no second copy of a large tensor is made."""
+    """Refuse a tensor that is not finite; row by row, so that a large one is not copied."""
     for index, row in enumerate(tensor if tensor.ndim > 1 else tensor[None]):
         if not torch.isfinite(row).all():
             bad = (~torch.isfinite(row)).nonzero()[0].tolist()
@@ -204,7 +204,7 @@ def write_tiles(
 
 
 def _head(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], page: int) -> bytes:
-    """What comes before the tensors, of whole pages: the header, and where these are larger than its own a filler."""
+    """The bytes before the tensors, in whole pages: the header, and a filler where pages are larger than PAGE_BYTES."""
     filler = 0
     while (len(header := _header(specs, metadata, filler)) + filler) % page:
         filler = -len(header) % page

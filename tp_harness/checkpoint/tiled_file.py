@@ -35,7 +35,7 @@ HUGE_BYTES = 1 << 21
 _DTYPES = {tag: dtype for dtype, tag in TAGS.items()}
 _MAP_FIXED, _MAP_NORESERVE, _MADV_COLLAPSE = 0x10, 0x4000, 25  # Linux's mman.h; Python's mmap lacks these
 _PRIVATE = mmap.MAP_PRIVATE | _MAP_NORESERVE
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE  # pages are private: what is written is the writer's own
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE  # pages are private: only the writer sees what it writes
 
 
 def can_map() -> bool:
@@ -126,7 +126,7 @@ def open_tiles(path: Path) -> TiledFile:
 
 
 def _repeated(descriptor: int, offset: int, tile: int, size: int) -> ctypes.Array[ctypes.c_char]:
-    """`size` bytes of memory that repeat `tile` bytes of the file from `offset` on; all but `size` in whole pages."""
+    """`size` bytes of memory that repeat `tile` bytes of the file from `offset` on; tile and offset are whole pages."""
     reserved, base = _reserve(size)
     buffer = (ctypes.c_char * size).from_address(base)
     # a thread may still read when Python ends
@@ -137,7 +137,7 @@ def _repeated(descriptor: int, offset: int, tile: int, size: int) -> ctypes.Arra
 
 
 def _reserve(size: int) -> tuple[int, int]:
-    """Addresses to be mapped over: where `size + HUGE_BYTES` of them begin, and the first that may be a huge page's."""
+    """Reserve `size + HUGE_BYTES` bytes of addresses: the first one, and the first that begins a huge page."""
     reserved = _mmap(None, size + HUGE_BYTES, _PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     return reserved, reserved + -reserved % HUGE_BYTES
 

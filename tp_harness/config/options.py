@@ -19,7 +19,7 @@ INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
 MODEL = "tiny"  # by default
 OWN = ("case", 0)  # the target of an own Case, within the run of that Case alone
-OF_MODEL = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that an own Case passes over
+OF_MODEL = ("model", "model_name", "batch", "seq", "depth")  # fields of `Resolved` that have no effect on an own Case
 _NOT_OF_A_CASE = {
     "components": "--component",
     "layers": "--layer",
@@ -29,7 +29,7 @@ _NOT_OF_A_CASE = {
     "seq": "--seq",
 }
 TIMEOUT = 300.0  # seconds
-SECONDS_PER_WEIGHT = 1e-7  # and forward, in all dtypes; measured with 32 ranks on two busy cores: 2e-8
+SECONDS_PER_WEIGHT = 1e-7  # per weight and forward, in all dtypes; 2e-8 measured with 32 ranks on two busy cores
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
 
 
@@ -193,7 +193,7 @@ def _check_depth(options: Options, model: Any, components: tuple[str, ...]) -> N
 
 
 def _timeout(model: Any, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
-    """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes where cores are few."""
+    """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes on few cores."""
     family = family_of(model)
     layers = depth if any(name == family.whole for name, _ in targets) else 1
     weights = layers * family.layer_weights(model)

@@ -29,7 +29,7 @@ __all__ = ["BY_NAME", "EVERY", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_faul
 
 @cache
 def _registry() -> dict[str, Any]:
-    """Made at the first use: the families' faults are made of what is in this room."""
+    """Made at the first use, because the families' faults import this package."""
     faults: tuple[Fault, ...] = tuple(fault for family in families() for fault in family.faults())
     graph: tuple[Fault, ...] = tuple(fault for family in families() for fault in family.graph_faults())
     return {"FAULTS": faults, "GRAPH": graph, "BY_NAME": {fault.name: fault for fault in (*faults, *GENERIC, *graph)}}

@@ -12,7 +12,7 @@ from ..case.case import Case
 from ..errors import UsageError
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]
-EVERY = -1  # in the place of a rank: all of them
+EVERY = -1  # as a rank: all of them
 
 Active = Callable[[Any, int], bool]  # (a model together with how it is run, tp_degree)
 

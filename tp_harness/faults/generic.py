@@ -18,7 +18,7 @@ from ..parallel.dtensors import as_placed, local
 from ..parallel.group import current_group
 from .fault import EVERY, Fault, Spoil, always
 
-INPUT = "input "  # and its number: what a place is called that is no parameter
+INPUT = "input "  # and its number: the place of a fault in an input instead of a parameter
 
 
 def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case:
@@ -41,7 +41,7 @@ def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case
 
 
 def _spoil_loaded(module: Any, place: str, spoil: Spoil) -> None:
-    """A parameter with several names is spoilt under each, or else loading the next name would mend it."""
+    """Spoil a parameter under each of its names, because loading the next name would overwrite it."""
     owners = dict(module.named_parameters(remove_duplicate=False))
     names = {name for name, owner in owners.items() if owner is owners.get(place)} | {place}
     load = module.load_state_dict

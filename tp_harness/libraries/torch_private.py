@@ -26,7 +26,7 @@ class DispatchMode(TORCH.part("torch.utils._python_dispatch:TorchDispatchMode"))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch 2.13, not by 2.9: True, its default, would import torch._dynamo, a second per rank."""
+        """False, for torch 2.13: its default, True, imports torch._dynamo, which takes a second per rank."""
         return False
 
 

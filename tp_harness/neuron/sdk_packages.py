@@ -102,7 +102,7 @@ RELEASES = (
     Release(
         name="2.33.0",
         remark="torch-neuronx is that of 2.31.1, and NxD is not part of it",
-        python=("3.11", "3.12", "3.13"),  # those that this torch-neuronx was built for in 2.31.1
+        python=("3.11", "3.12", "3.13"),  # the versions that this torch-neuronx was built for in 2.31.1
         versions={
             "torch": ("2.9.*",),
             "torch-xla": ("2.9.*",),

@@ -55,7 +55,7 @@ class CollectiveRecorder(DispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if any(map(is_dtensor_type, types)):
-            return NotImplemented  # DTensor's own dispatch is next: what it calls comes back here
+            return NotImplemented  # DTensor's own dispatch is next, and its calls arrive here again
         name = func.overloadpacket.__name__.strip("_")
         if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
             self.calls.extend(_calls(name, dict(zip(argument_names(func), args, strict=False)) | (kwargs or {})))
@@ -121,7 +121,7 @@ def _flat(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _shares(tensors: Sequence[torch.Tensor], splits: Sequence[int] | None, size: int) -> tuple[int, ...]:
-    """Elements for each member: of a tensor each, or of one that is split along dimension 0, equally if not said."""
+    """Elements for each member: a tensor each, or one tensor split along dimension 0, equally without `splits`."""
     if len(tensors) == size > 1:
         return tuple(tensor.numel() for tensor in tensors)
     row = tensors[0].shape[1:].numel()
@@ -131,5 +131,5 @@ def _shares(tensors: Sequence[torch.Tensor], splits: Sequence[int] | None, size:
 def _received(
     outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], given: Arguments, size: int
 ) -> tuple[int, ...]:
-    """As `_shares`; a functional call has no output yet, but its input's rows are as long."""
+    """As `_shares` of the outputs; of the inputs in a functional call, whose output does not exist yet."""
     return _shares(outputs or inputs, given.get("output_split_sizes"), size)

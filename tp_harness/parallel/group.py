@@ -66,7 +66,7 @@ class Group:
         if self.size == 1:
             return x
         call = collective(kind, self.size, tuple(x.shape), x.dtype)
-        self.calls.append(call)  # before it runs: one that never returns is on record
+        self.calls.append(call)  # before it runs, so that a call that never returns is recorded
         began = time.perf_counter()
         result = run()
         if self.timed:

@@ -40,7 +40,7 @@ class Exchange:
     receives: tuple[int, ...] = ()
 
 
-EVERYWHERE = Exchange()  # of a call that says no more: all ranks take part alike
+EVERYWHERE = Exchange()  # of a call without details: all ranks take part
 
 
 @dataclass(frozen=True, kw_only=True)

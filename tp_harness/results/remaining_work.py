@@ -8,7 +8,7 @@ from ..config.options import OWN, Resolved
 from .result import Control, Result, Status
 from .run_record import RunRecord
 
-EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)  # what is run once more, to say where it went wrong
+EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)  # are run once more, to find the first wrong tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Todo:
         return self.holds(result) and doubtful and result.first_divergence is None and not result.never_ran
 
     def _lacks(self, target: tuple[str, int], tp: int) -> bool:
-        """A result, the explanation of a mismatch, or the control of its degree."""
+        """Whether a result, the explanation of a mismatch, or the control of the degree is missing."""
         return (
             self.lacks_control(tp)
             or bool(self.dtypes(target, tp))

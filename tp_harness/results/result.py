@@ -29,7 +29,7 @@ class Status(str, Enum):
     SKIPPED = "SKIPPED"
 
 
-# What each status means for the process: an incomplete run (3) says so before a mismatch (1), a mismatch before a void.
+# Exit code -> its statuses, the first that occurs counts: an incomplete run (3), a mismatch (1), a void run (4).
 _EXIT_CODES = (
     (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
     (1, {Status.FAILED, Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
@@ -234,7 +234,7 @@ class Result:
     traceback: str = ""
     first_divergence: Divergence | None = None
     diagnosis: tuple[Cause, ...] = ()
-    fault: str = ""  # the mistake that was put in on purpose
+    fault: str = ""  # name of the fault that was put in, "" for none
     hypotheses: int = 0  # known mistakes that were tried on the first divergence
     extent: str = ""  # what of the model the component was run with, "" for all: "2 of 24 layers"
     alternatives: tuple[Cause, ...] = ()  # others that reproduce the numbers, and say less of them

@@ -17,7 +17,7 @@ from ..system.scratch_dir import lock_folder
 from .from_json import from_json
 from .run_record import RunRecord, describe_environment, read_run
 
-FREE = ("timeout",)  # options that may be given anew: they decide no verdict
+FREE = ("timeout",)  # options that may change when resuming, because no verdict depends on them
 _FLAGS = {"components": "component", "degrees": "tp", "layers": "layer", "dtypes": "dtype"}
 
 
@@ -126,12 +126,12 @@ def inputs_of(options: Resolved) -> dict[str, str]:
 def _entries(checkpoint: Path) -> list[Path]:
     try:
         return sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
-    except OSError:  # said when it is opened
+    except OSError:  # reported when it is opened
         return []
 
 
 def _identity(path: Path) -> str:
-    """Size and time of a file; of what is none, such as a link to nothing, why."""
+    """Size and time of a file; the error of one that cannot be read, such as a link to nothing."""
     try:
         return f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns}"
     except OSError as error:
@@ -153,7 +153,7 @@ def _check_given(folder: Path, asked: Options, given: Mapping[str, Any]) -> None
 
 
 def _check_world(record: RunRecord, asked: Options) -> None:
-    """The same program, packages and files: results of two of them belong in no one table."""
+    """Refuse another program, other packages or files: their results cannot stand in one record."""
     now = describe_environment() | {"inputs": inputs_of(resolve(asked))}
     for part in ("tp_harness", "packages", "inputs"):
         old, new = record.environment.get(part) or {}, now[part]

@@ -204,10 +204,10 @@ def read_run(path: Path) -> RunRecord:
         started = calendar.timegm(time.strptime(stored.started, _TIME))
     except ValueError as error:
         raise UsageError(f"{file} does not hold a run: {error}.") from None
-    if isinstance(case := stored.options.get("case"), str):  # of a version that knew one Case a run
+    if isinstance(case := stored.options.get("case"), str):  # of a version with one Case per run
         stored.options["case"] = [case] if case else []
     fields = {name: value for name, value in vars(stored).items() if name != "started"}
-    texts = [json.dumps(result) for result in values["results"]]  # with what this version does not know
+    texts = [json.dumps(result) for result in values["results"]]  # with fields that this version lacks
     return RunRecord(folder=file.parent, started=started, _texts=texts, **fields)
 
 

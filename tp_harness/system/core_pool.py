@@ -123,7 +123,7 @@ class CorePool:
         return core
 
     def _vacant(self) -> int | None:
-        """A core that no process called its own until now, when this one does: the descriptor is never closed."""
+        """A core that was not assigned to any process, and now is to this one: the descriptor is never closed."""
         for core in self.cores:
             fd = self._open(f"home-{core}")
             if _locks(fd):
@@ -153,7 +153,7 @@ class CorePool:
 
     def _turn(self, number: int) -> int | None:
         """The first core of the block that is this ticket's now, or None. Under the mutex."""
-        queue = self._queue()  # another run's pool may be of other cores
+        queue = self._queue()  # another run's pool may have other cores
         free = self._free({core for request in queue.values() for core in request.cores})
         grant = place(list(queue.values()), free)[list(queue).index(number)]
         return grant.first if grant.ready else None
@@ -175,7 +175,7 @@ class CorePool:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if _locks(fd):
-                    with contextlib.suppress(OSError):  # another user's: it stays, and is passed over again
+                    with contextlib.suppress(OSError):  # another user's: it cannot be removed, and is skipped each time
                         path.unlink()
                     continue
                 count, cores, ahead = json.loads(os.read(fd, 65536))
@@ -212,7 +212,7 @@ class CorePool:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
 
     def _open(self, name: str) -> int:
-        """A descriptor of its own, so a lock of its own. Read-only is enough to lock another user's file."""
+        """A new descriptor of a file, with a lock of its own. Read-only is enough to lock another user's file."""
         path = self.folder / name
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -252,7 +252,7 @@ def names(cores: tuple[int, ...]) -> str:
 
 
 def _locks(fd: int) -> bool:
-    """Lock it if nobody has; True when it is ours now."""
+    """Lock the file if it is unlocked; True when this process has the lock now."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

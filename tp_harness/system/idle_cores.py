@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
-MOST = 16  # beyond it a product of a few tokens gains nothing
-LARGE_BYTES = 1 << 28  # of weights; the products of smaller modules are too short to be shared out
+MOST = 16  # threads; more do not speed up a product of a few tokens
+LARGE_BYTES = 1 << 28  # of weights; the products of smaller modules are too short for several threads
 LOOK_SECONDS = 0.05
 
 
@@ -31,7 +31,7 @@ def idle_cores(weight_bytes: int) -> Iterator[None]:
 
 
 def _idle(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use, less those that anything else uses at the moment; no more than its container's.
+    """The number of cores that this process may use and no other process uses now, at most its container's.
 
     `quota`: the file in which a control group says so, as CPU time per period, or "max" for no limit.
     """

@@ -19,7 +19,7 @@ def one_interrupt() -> Iterator[None]:
     Cleaning up takes a bounded time; SIGKILL ends it. Signals that were ignored before (a job in the background)
     stay ignored.
     """
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
+    if threading.current_thread() is not threading.main_thread():  # where Python does not allow signal handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}

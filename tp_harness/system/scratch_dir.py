@@ -43,7 +43,7 @@ class WorkFolder:
     def __init__(self, place: Path) -> None:
         self._janitor: subprocess.Popen[bytes] | None = None
         self._lock: int | None
-        with deferred_interrupts():  # once the janitor is there, an interruption leaves nothing
+        with deferred_interrupts():  # once the janitor runs, an interruption leaves no folder
             self.path, self._lock = _make_locked(place)
             self._start_janitor()
 
@@ -55,7 +55,7 @@ class WorkFolder:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is not for it
+                start_new_session=True,  # so that Ctrl-C does not reach it
             )
 
     def remove(self) -> None:
@@ -93,7 +93,7 @@ def lock_folder(folder: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    except OSError:  # a file system that cannot: nobody else can either
+    except OSError:  # a file system without locks: no other process can lock it either
         pass
     return descriptor
 
@@ -112,13 +112,13 @@ def _remove_dead(folder: Path) -> bool:
         if folder.lstat().st_uid != os.getuid():
             return False
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # gone meanwhile, or no folder
+    except OSError:  # removed meanwhile, or no folder
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
         return not folder.exists()
-    except OSError:  # its run lives, or nobody can tell
+    except OSError:  # its run goes on, or the file system has no locks
         return False
     finally:
         os.close(descriptor)
