@@ -1,10 +1,11 @@
 """gpt-oss on one core, in plain torch: the function that every tensor-parallel module is compared with.
 
 Parameter names, layouts, shapes and default dtypes are those of the public torch model (openai/gpt-oss): its
-state dict loads unchanged. Beyond it, every class takes a batch and explicit positions, and computes in the
-dtype of its input, to which parameters are cast one matrix at a time: bf16 weights and a float64 input make a
-float64 oracle. Intermediate tensors pass through named `torch.nn.Identity` taps: a forward hook on a tap sees
-its tensor or, by returning another one, replaces it.
+state dict loads unchanged. Beyond it, every class takes a batch and explicit positions, and computes and returns in
+the dtype of its input, to which parameters are cast one matrix at a time: bf16 weights and a float64 input make a
+float64 oracle. Positions that are neither (n_tokens,) nor of the tokens' shape raise ValueError. Intermediate tensors
+pass through named `torch.nn.Identity` taps: a forward hook on a tap sees its tensor or, by returning another one,
+replaces it.
 
 Not covered: KV cache, padding, dropout, distributed execution, MXFP4 decoding.
 
@@ -87,7 +88,7 @@ def _positions_of(x: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def visible(positions: Tensor, window: int) -> Tensor:
-    """Map (*L,) to (*L, n_tokens): True where 0 <= query - key and, if window > 0, query - key < window."""
+    """Map (*L,) to bool (*L, n_tokens): True where 0 <= query - key and, if window > 0, query - key < window."""
     distance = positions[..., :, None] - positions[..., None, :]
     return (distance >= 0) & (distance < window) if window > 0 else distance >= 0
 
@@ -149,7 +150,7 @@ class AttentionBlock(torch.nn.Module):
 
 
 def swiglu(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
-    """Map interleaved gate, up, ... (..., 2 I) to (..., I); the gate is clamped from above only."""
+    """Map interleaved gate, up, ... (..., 2 I) to (..., I); clamped to `limit`, the gate from above only (gpt-oss)."""
     gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(min=-limit, max=limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
 
@@ -259,7 +260,7 @@ class Embedding(torch.nn.Embedding):
         self.partial, self.total = Identity(), Identity()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ids (*L,) to (*L, hidden)."""
+        """Map integer ids (*L,) to bfloat16 (*L, hidden), or the dtype that the table was cast to."""
         rows: Tensor = self.total(self.partial(super().forward(input)))
         return rows
 
@@ -290,7 +291,7 @@ class Transformer(torch.nn.Module):
         self.unembedding = Unembedding(hidden, vocab, device)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Map tokens (*L,) and positions (n_tokens,) or (*L,), default 0, 1, ..., to logits (*L, vocab)."""
+        """Map integer tokens (*L,) and positions (n_tokens,) or (*L,), default 0, 1, ..., to logits (*L, vocab)."""
         x = self.embedding(tokens)
         for block in self.block:
             x = block(x, positions)

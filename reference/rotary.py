@@ -14,6 +14,9 @@ class RotaryEmbedding(torch.nn.Module):
 
     A scaling_factor <= 1 is plain RoPE. `dtype` belongs to the public signature and has no effect: angles are
     float64, and cos and sin take the dtype of what they rotate.
+
+    Raises:
+        ValueError: the scaling's bounds do not lie within the head's pairs; gives all numbers.
     """
 
     def __init__(  # noqa: PLR0917 - the public signature
@@ -41,7 +44,7 @@ class RotaryEmbedding(torch.nn.Module):
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Map integer positions of any shape to float64 tables (*positions.shape, head_dim / 2)."""
         # A float32 angle is off by about angle * 6e-8: at position 100,000 that is 6e-3, more than bf16
-        # resolves, and it would be the reference that is wrong.
+        # resolves, and the reference would be wrong.
         angle = positions.to(torch.float64)[..., None] * self.inv_freq.to(positions.device)
         return angle.cos() * self.concentration, angle.sin() * self.concentration
 
@@ -50,6 +53,9 @@ class RotaryEmbedding(torch.nn.Module):
 
         The shape of `positions` is L, which tells token dimensions from head dimensions (any number). Without
         positions L is (n_tokens,), as in the public model, and they are 0, 1, ...
+
+        Raises:
+            ValueError: the first dimensions of query or key are not L.
         """
         if positions is None:
             positions = torch.arange(query.shape[0], device=query.device)

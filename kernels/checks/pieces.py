@@ -31,12 +31,12 @@ def give(tile: Any, dtype: Any = None) -> Any:
 
 
 def sbuf(*shape: int, dtype: Any = nl.float32) -> Any:
-    """Return a new SBUF tile."""
+    """Return a new SBUF tile of that shape."""
     return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
 
 
 def psum(*shape: int, dtype: Any = nl.float32) -> Any:
-    """Return a new PSUM tile."""
+    """Return a new PSUM tile of that shape."""
     return nl.ndarray(shape, dtype=dtype, buffer=nl.psum)
 
 
@@ -46,5 +46,5 @@ def run(kernel: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
 
 
 def random(*shape: int, seed: int = 0) -> Array:
-    """Return normal numbers in float32."""
+    """Return normal float32 numbers of that shape."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

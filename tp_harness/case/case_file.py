@@ -108,6 +108,9 @@ def imported_anew(specs: Iterable[str]) -> Iterator[None]:
     """Inside, Cases' files and the modules beside them are imported anew when needed; afterwards those before are back.
 
     A module that was imported earlier may have read an environment that was another run's. sys.path is left as it was.
+
+    Raises:
+        UsageError: as `split_spec`.
     """
     roots = {_place(split_spec(spec)[0].resolve())[0] for spec in specs}
     before = {name: sys.modules.pop(name) for root in roots for name in _beside(root)}

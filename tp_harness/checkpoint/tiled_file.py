@@ -47,6 +47,9 @@ def use_huge_pages(path: Path) -> bool:
     """Ask the kernel to keep a file in shared memory in huge pages; True where it does.
 
     Where it does not (before Linux 6.1, or without free memory in pieces of 2 MiB) the file is only slower.
+
+    Raises:
+        OSError: the file cannot be opened or mapped.
     """
     with path.open("r+b") as file:
         size = os.fstat(file.fileno()).st_size // HUGE_BYTES * HUGE_BYTES
@@ -85,7 +88,11 @@ class TiledFile:
         return str(self._entries[name]["dtype"])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor, in its `shape` and stored dtype; it must not be written to."""
+        """The whole tensor, in its `shape` and stored dtype; it must not be written to.
+
+        Raises:
+            OSError: the system refused the mapping.
+        """
         with self._lock:
             if name not in self._mapped:
                 self._mapped[name] = self._map(name)

@@ -62,13 +62,13 @@ class RunRecord:
         return exit_code([result.status for result in self.results])
 
     def add(self, result: Result) -> None:
-        """Append a result and `save`."""
+        """Append a result and `save`, which may raise UsageError."""
         self.results.append(result)
         self._texts.append(json.dumps(to_json(result), allow_nan=False))
         self.save()
 
     def replace(self, index: int, result: Result) -> None:
-        """Replace the result at `index` by one that says more of the same, and `save`."""
+        """Replace the result at `index` by one that says more of the same, and `save`, which may raise UsageError."""
         self.results[index] = result
         self._texts[index] = json.dumps(to_json(result), allow_nan=False)
         self.save()

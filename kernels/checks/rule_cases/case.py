@@ -67,14 +67,14 @@ def tile(
     buffer: MemoryRegion = nl.sbuf,
     value: float = 1,
 ) -> NkiTensor:
-    """Return a tile full of `value`."""
+    """Return a tile (partitions, *free) full of `value`."""
     made = nl.ndarray((partitions, *free), dtype=dtype, buffer=buffer)
     nisa.memset(dst=made, value=value)
     return made
 
 
 def empty(partitions: int, *free: int, dtype: DType = nl.float32, buffer: MemoryRegion = nl.sbuf) -> NkiTensor:
-    """Return a tile that nothing was written to."""
+    """Return a tile (partitions, *free) that nothing was written to."""
     return nl.ndarray((partitions, *free), dtype=dtype, buffer=buffer)
 
 
@@ -93,7 +93,7 @@ def filled_output() -> NkiTensor:
 
 
 def product(rows: int, columns: int) -> NkiTensor:
-    """Return a PSUM tile that a matmul has written."""
+    """Return a PSUM tile (rows, columns) that a matmul has written."""
     made = empty(rows, columns, buffer=nl.psum)
     nisa.nc_matmul(dst=made, stationary=tile(1, rows), moving=tile(1, columns), accumulate=False)
     return made
