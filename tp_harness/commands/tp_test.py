@@ -34,11 +34,11 @@ from .verify import add_verify_options, options_of
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
 _BACKENDS = ("auto", "gloo", "neuron")
 _OF_THEIR_OWN = ("local", "xla")
-_LEAD_SECONDS = 60.0  # for rank 0 to say what is wrong, before others may
+_LEAD_SECONDS = 60.0  # for rank 0 to report a usage error before another rank ends
 
 
 def main() -> int:
-    """Be one rank; returns the exit code."""
+    """Run as one rank; returns the exit code: 0 passed, 1 mismatch, 2 usage, 3 crash, 4 void."""
     leads = os.environ.get("RANK", "0") == "0"
     try:
         given = options_of(_arguments())
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _backend(name: str) -> tuple[str, str]:
-    """gloo or neuron, and why NeuronCores that are here go unused.
+    """gloo or neuron, and why this machine's NeuronCores are not used, "" if they are.
 
     Raises:
         UsageError: another backend, or one that this machine cannot run.
@@ -83,7 +83,7 @@ def _prepare(host: Host) -> None:
     """Have this process run in the environment of a rank on NeuronCores.
 
     Raises:
-        UsageError: what torchrun made cannot be one world of NeuronCores.
+        UsageError: the ranks are on several hosts, or as `enter_environment`.
     """
     if host.count > 1:
         raise UsageError(
@@ -94,7 +94,7 @@ def _prepare(host: Host) -> None:
 
 
 def _chosen(backend: str, unused: str, host: Host) -> str:
-    """Where this run's ranks are."""
+    """A sentence on where this run's ranks are."""
     ranks = f"{host.count * host.ranks} process{'es' if host.count * host.ranks > 1 else ''}"
     if backend == "gloo":
         left = f"; this machine's NeuronCores are not used: {unused}" if unused else ""
@@ -126,12 +126,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """One line for people, on standard error."""
+    """Print one line for people on standard error."""
     print(f"tp_test: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def script() -> NoReturn:
-    """Leave without tearing the group down: ranks that are gone would be waited for."""
+    """Run `main` and exit without destroying the process group, which would wait for ranks that are gone."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
