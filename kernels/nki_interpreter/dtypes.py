@@ -57,7 +57,7 @@ _BY_NUMPY = {dtype.numpy: dtype for dtype in SUPPORTED}
 
 
 def of_array(array: np.ndarray[Any, Any]) -> DType:
-    """Return the element type of a host array, or say which ones are known."""
+    """Return the element type of a host array of any shape; raise NotImplementedError for one that is not covered."""
     if array.dtype not in _BY_NUMPY:
         names = ", ".join(str(dtype) for dtype in _BY_NUMPY)
         raise NotImplementedError(f"arrays of {array.dtype} are not covered; pass one of {names}")

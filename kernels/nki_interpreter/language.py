@@ -107,7 +107,12 @@ def ndarray(
     name: str = "",
     address: tuple[int, int] | None = None,
 ) -> NkiTensor:
-    """Allocate a tensor; nothing is written to it yet."""
+    """Allocate a tensor; nothing is written to it yet.
+
+    Raises:
+        NotImplementedError: an address is given.
+        TypeError: dtype is no type of nl.
+    """
     running = session.current()
     if running is None:
         violate("outside-kernel", instruction="nl.ndarray", operand="-", detail="no simulation is running")

@@ -112,7 +112,7 @@ RULES: dict[str, Rule] = {
 
 
 def violate(rule: str, *, instruction: str, operand: str, detail: str) -> NoReturn:
-    """Raise the error of `rule`, at the kernel's own line."""
+    """Raise a NkiValidationError of `rule`, at the kernel's own line."""
     raise NkiValidationError(
         rule=rule,
         sentence=RULES[rule].sentence,

@@ -71,7 +71,7 @@ TARGETS = {"gen2": GEN2, "trn1": GEN2, "inf2": GEN2, "gen3": GEN3, "trn2": GEN3}
 
 
 def target_named(name: str) -> NeuronTarget:
-    """Return the target called `name` (gen2, trn1, inf2, gen3, trn2)."""
+    """Return the target called `name` (gen2, trn1, inf2, gen3, trn2); raise ValueError for another."""
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}; choose from {', '.join(TARGETS)}")
     return TARGETS[name]

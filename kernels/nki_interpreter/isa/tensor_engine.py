@@ -39,7 +39,7 @@ def nc_matmul(
     perf_mode: matmul_perf_mode = matmul_perf_mode.none,
     name: str | None = None,
 ) -> None:
-    """Write or add stationary.T @ moving to a PSUM tile, in float32."""
+    """Write or add stationary.T @ moving to a PSUM tile, in float32; NotImplementedError for hints not covered."""
     running = begin("nc_matmul")
     if is_stationary_onezero or is_moving_onezero or is_transpose:
         raise NotImplementedError("nc_matmul: onezero hints and is_transpose are not covered")
