@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -20,6 +24,10 @@ OF_OBJECTS = {  # parts that no class has, but its objects
     "torch._ops:OpOverload._schema": lambda _request: torch.ops.aten.add.Tensor,
     "pytest:Function._fixtureinfo": lambda request: request.node,
 }
+
+# torch_xla changes the environment of a process that imports it, so that its parts are looked at in one of their own.
+OWN_PROCESS = "PARTS_OF_TORCH_XLA"
+HERE = [path for path in PARTS if path.startswith("torch_xla") == (OWN_PROCESS in os.environ)]
 
 
 def library_of(path: str) -> Library:
@@ -40,14 +48,14 @@ def test_every_part_is_known_to_these_tests() -> None:
     assert {path.strip("'") for path in taken} == set(PARTS)
 
 
-@pytest.mark.parametrize("path", PARTS)
+@pytest.mark.parametrize("path", HERE)
 def test_a_part_is_where_it_was(path: str, request: pytest.FixtureRequest) -> None:
     """Mend the file that the sentence names, and add the version to what it has seen."""
     found = OF_OBJECTS[path](request) if path in OF_OBJECTS else None
     assert library_of(path).part(path, found) is not None
 
 
-@pytest.mark.parametrize("path", PARTS)
+@pytest.mark.parametrize("path", HERE)
 def test_a_part_that_has_gone_is_named(
     path: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +74,17 @@ def test_a_part_that_has_gone_is_named(
         f"{library.file} takes as {library.name} {' and '.join(library.seen)} have it: install one of these, or mend "
         "that file."
     )
+
+
+@pytest.mark.skipif(find_spec("torch_xla") is None, reason="torch-xla is not installed here: `make test-xla`")
+@pytest.mark.skipif(OWN_PROCESS in os.environ, reason="this is the process of their own")
+def test_the_parts_of_torch_xla() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_a_part_"]
+    env = os.environ | {OWN_PROCESS: "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=250)
+    count = sum(path.startswith("torch_xla") for path in PARTS)
+    assert done.returncode == 0, done.stdout
+    assert count > 5 and f"{2 * count} passed" in done.stdout
 
 
 def test_a_library_that_is_not_there_is_named() -> None:

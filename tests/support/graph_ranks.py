@@ -25,7 +25,7 @@ def entry(argument: str, rank: int, size: int) -> None:
         finding = ""
     except GraphFinding as found:
         finding = str(found)
-    seen = {"same": same["y"].tolist(), "fingerprint": program["fingerprint"], "finding": finding}
+    seen = {"same": same["y"].tolist(), "fingerprint": program.fingerprint, "finding": finding}
     Path(argument, f"{rank}.json").write_text(json.dumps(seen))
 
 
