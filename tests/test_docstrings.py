@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from sources import SOURCES
+from sources import broken
 
 DIMENSION = r"(?:\d+ |[A-Z] )?\*?[\w.]+(?: ?[*/+-] ?[\w.]+)*"
 SHAPE = re.compile(
@@ -62,9 +62,8 @@ def unsaid(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_docstrings_give_shapes_and_errors(name: str) -> None:
-    assert unsaid(SOURCES[name].text) == []
+def test_docstrings_give_shapes_and_errors() -> None:
+    assert broken(lambda source: unsaid(source.text)) == {}
 
 
 @pytest.mark.parametrize(

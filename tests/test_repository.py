@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 
-import pytest
-from sources import MODULES, ROOT, SOURCES, Source
+from sources import ROOT, Source, broken
 
 MAX_LINES = 300
 
@@ -17,9 +16,8 @@ def unfit(text: str) -> list[str]:
     return long + (["no docstring"] if lines and not ast.get_docstring(ast.parse(text)) else [])
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
-    assert unfit(SOURCES[name].text) == []
+def test_a_module_is_short_and_says_what_it_is_for() -> None:
+    assert broken(lambda source: unfit(source.text)) == {}
 
 
 def test_a_file_of_tests_is_short_and_says_what_it_is_for() -> None:
@@ -49,9 +47,8 @@ def undocumented(source: Source) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_everything_public_has_a_docstring(name: str) -> None:
-    assert undocumented(SOURCES[name]) == []
+def test_everything_public_has_a_docstring() -> None:
+    assert broken(undocumented) == {}
 
 
 def test_a_missing_docstring_would_be_found() -> None:
@@ -66,10 +63,9 @@ def tensor_splits(text: str) -> list[str]:
     return [ast.unparse(node) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in names]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if ".modules." in name])
-def test_no_sharded_module_splits_a_tensor(name: str) -> None:
+def test_no_sharded_module_splits_a_tensor() -> None:
     """torch-xla without functionalisation has split wrongly along dimension 1 (pytorch/xla#8640): take slices."""
-    assert tensor_splits(SOURCES[name].text) == []
+    assert broken(lambda source: tensor_splits(source.text) if ".modules." in source.name else []) == {}
 
 
 def test_a_split_would_be_found() -> None:
@@ -84,10 +80,13 @@ def broadcasts(text: str) -> list[str]:
     return [ast.unparse(node) for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in names]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if ".modules." in name or name.startswith(("xla", "nxd"))])
-def test_nothing_that_runs_on_a_device_broadcasts(name: str) -> None:
+def test_nothing_that_runs_on_a_device_broadcasts() -> None:
     """torch-neuronx 2.7 to 2.9 gave zeros on rank 1 (aws-neuron-sdk#1240): gather, and take the source's part."""
-    assert broadcasts(SOURCES[name].text) == []
+
+    def on_device(name: str) -> bool:
+        return ".modules." in name or name.startswith(("xla", "nxd"))
+
+    assert broken(lambda source: broadcasts(source.text) if on_device(source.name) else []) == {}
 
 
 def test_a_broadcast_would_be_found() -> None:

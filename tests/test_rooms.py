@@ -7,7 +7,7 @@ from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from sources import FOLDERS, MODULES, ROOT, SOURCES, Source, own
+from sources import FOLDERS, MODULES, ROOT, SOURCES, Source, broken, own
 
 # A room imports only from rooms to its left; within a room no modules import each other in a circle.
 ROOMS = (
@@ -64,9 +64,9 @@ def test_rooms_are_small_and_few_modules_stand_beside_them() -> None:
     assert folders[ROOT / "tp_harness"] <= MOST_BESIDE + 1, "and __init__.py: put the new module into a room"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_from_its_left(name: str) -> None:
-    assert backward_imports(SOURCES[name]) == [], f"{name} imports from its right in ROOMS: move code, not the order"
+def test_a_module_imports_only_from_its_left() -> None:
+    found = broken(lambda source: backward_imports(source) if source.name else [])
+    assert found == {}, "these import from their right in ROOMS: move code, not the order"
 
 
 @pytest.mark.parametrize(
