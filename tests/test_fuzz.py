@@ -11,8 +11,7 @@ import pytest
 from fuzz_attempt import attempt, no_ranks
 from fuzz_files import fuzz_config
 
-from tp_harness import cli
-from tp_harness.models.gpt_oss.config import huggingface
+from tp_harness import cli, models
 
 
 @pytest.mark.parametrize(("kind", "count"), [("config", 60), ("case", 12), ("header", 60), ("cli", 15), ("resume", 40)])
@@ -36,7 +35,7 @@ def test_a_failure_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         print({"two_lines": "tp-harness: a\nb", "escape": "tp-harness: \x1b[2J"}.get(broken, ""), file=sys.stderr)
         raise SystemExit(3 if broken == "wrong_code" else 2)
 
-    monkeypatch.setattr(huggingface, "_read_json_object", wrong)
+    monkeypatch.setattr(models, "read_json_object", wrong)
     with pytest.raises(AssertionError):
         fuzz_config(tmp_path, random.Random(1))
     tally = fuzz.fuzz("config", 3)

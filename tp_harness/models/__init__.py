@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownNameError
+from ..errors import UnknownNameError, UsageError
+from .config_file import read_json_object
 from .family import Family
 
 NAMES = ("gpt_oss",)
-_MOST_BYTES = 1 << 24  # a config.json has a few kilobytes
 SMALL = 512  # features up to which a model only exists to be verified
 
 
@@ -68,20 +67,9 @@ def load_model(name_or_path: str) -> Any:
         return presets()[name_or_path]
     if not name_or_path.endswith(".json"):
         raise UnknownNameError("model", name_or_path, (*presets(), "path/to/config.json"))
-    return _of_type(_model_type(Path(name_or_path))).read_config(name_or_path)
-
-
-def _of_type(model_type: object) -> Family:
-    """The family whose files say this; the first one refuses what is none's."""
-    return next((each for each in families() if each.model_type == model_type), families()[0])
-
-
-def _model_type(path: Path) -> object:
+    values = read_json_object(Path(name_or_path))
+    said = (each for each in families() if each.model_type == values.get("model_type"))
     try:
-        if not path.is_file():  # a pipe would be waited for
-            return None
-        with path.open("rb") as file:
-            values = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):  # said by who reads it
-        return None
-    return values.get("model_type") if isinstance(values, dict) else None
+        return next(said, families()[0]).read_config(values)  # the first one refuses what is none's
+    except UsageError as error:
+        raise UsageError(f"{name_or_path}: {error}") from None

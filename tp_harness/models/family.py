@@ -36,8 +36,8 @@ class Family(Protocol):
     requirements: tuple[Any, ...] = ()
     work: Mapping[str, Callable[[Any, int], Any]] = {}
 
-    def read_config(self, path: str) -> Any:
-        """The model of a config.json; raises UsageError where it is another kind of model."""
+    def read_config(self, values: Mapping[str, Any]) -> Any:
+        """The model of a config.json, given its JSON values; raises UsageError for another kind of model."""
 
     def at(self, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> Any:
         """The model run with `batch` rows of `seq` tokens in `dtype` on `tp` ranks: what `case` and faults take."""

@@ -7,17 +7,13 @@ ModelConfig's own names. No torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ....errors import UsageError
 from . import RMS_NORM_EPS, SWIGLU_ALPHA, ModelConfig
 from .rope_parameters import NO_OTHER, read_rope
 
-_MOST_BYTES = 1 << 24  # a config.json has a few kilobytes
 _LAYER_TYPES = ("sliding_attention", "full_attention")  # of even and of odd layers
 
 # transformers' name -> ours
@@ -74,21 +70,12 @@ _FIXED_ELSEWHERE = {
 }
 
 
-def read_config(path: str) -> ModelConfig:
-    """The gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json.
+def read_config(values: Mapping[str, Any]) -> ModelConfig:
+    """The gpt-oss numbers of a Hugging Face (or original gpt-oss) config.json, whose JSON values are given.
 
     Raises:
-        UsageError: the file cannot be read, is no JSON object, lacks a dimension, gives one twice with different
-            values, or describes another kind of model.
+        UsageError: a dimension is missing, or given twice with different values, or it is another kind of model.
     """
-    values = _read_json_object(Path(path))
-    try:
-        return _model(values)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
-def _model(values: dict[str, Any]) -> ModelConfig:
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
     read = values if values.keys() <= ours else _read_hugging_face(values)
     missing = [name for name in _MUST_BE_GIVEN if name not in read]
@@ -175,33 +162,3 @@ def _check_layer_types(types: object, layers: int) -> None:
                 f"layer_types says that layer {layer} has {kind!r:.60}; gpt-oss has {_LAYER_TYPES[layer % 2]!r} there, "
                 f"{NO_OTHER}."
             )
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(f"cannot read {path}: not a regular file.")  # a pipe would be waited for
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise UsageError(f"{path} is longer than {_MOST_BYTES} bytes; a config.json has a few thousand.")
-        values = json.loads(content.decode("utf-8"), object_pairs_hook=partial(_unique, path))
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON, or a number of 5000 digits
-        raise UsageError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} holds a JSON {type(values).__name__}; an object is needed.")
-    return values
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object in which no name stands twice: JSON's readers would silently take the last."""
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise UsageError(f"{path}: {name} is given twice, as {values[name]!r:.60} and {value!r:.60}; keep one.")
-        values[name] = value
-    return values
