@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tp_harness import Options, verify
-from tp_harness.case.case_file import forget_files, load_case, run_file, sha256_of
+from tp_harness.case.case_file import forget_files, load_case, run_file
 from tp_harness.errors import UsageError
 from tp_harness.results.result import Status
 
@@ -145,11 +145,12 @@ def test_the_text_that_was_asked_for_last_is_the_one_that_ranks_are_told(tmp_pat
     path, texts = tmp_path / "counted.py", ("N = 1\n", "N = 2\n")
     for text in (*texts, texts[0]):
         path.write_text(text)
-        assert vars(run_file(path))["N"] == int(text[-2])
-        assert sha256_of(path) == hashlib.sha256(text.encode()).hexdigest()
+        file = run_file(path)
+        assert file.names["N"] == int(text[-2])
+        assert file.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_nothing_of_the_harness_is_in_how_a_file_is_compiled(tmp_path: Path) -> None:
     path = tmp_path / "fields.py"
     path.write_text("class Point:\n    x: int\n")
-    assert vars(run_file(path))["Point"].__annotations__ == {"x": int}, "its annotations are no text"
+    assert run_file(path).names["Point"].__annotations__ == {"x": int}, "its annotations are no text"

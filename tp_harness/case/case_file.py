@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,11 +20,19 @@ _OURS = __name__.partition(".")[0]
 _FOLDERS: list[str] = []  # that were put on sys.path, for a file's neighbours
 
 
+@dataclass(frozen=True, kw_only=True)
+class UserFile:
+    """A file that was run: its names, and the sha256 of the text that was run."""
+
+    names: Mapping[str, object]
+    sha256: str
+
+
 class _Loaded(threading.local):
-    """Files as modules, the latest last; a rank that is a thread has its own, as one that is a process does."""
+    """The files that were run; a rank that is a thread has its own, as one that is a process does."""
 
     def __init__(self) -> None:
-        self.modules: dict[tuple[Path, str], ModuleType] = {}  # by file and the sha256 of its text
+        self.files: dict[tuple[Path, str], UserFile] = {}  # by path and sha256
 
 
 _LOADED = _Loaded()
@@ -40,7 +49,7 @@ def load_case(spec: str, sha256: str = "") -> Case:
         UsageError: no such file or name, the file raises when run or has another text, or the object is no Case.
     """
     path, name = split_spec(spec)
-    names = vars(run_file(path, sha256))
+    names = run_file(path, sha256).names
     cases = {key: value for key, value in names.items() if isinstance(value, Case)}
     if name not in names:
         if not cases:
@@ -68,13 +77,15 @@ def split_spec(spec: str) -> tuple[Path, str]:
     return path, name
 
 
-def run_file(path: Path, sha256: str = "") -> ModuleType:
-    """A user's file as a module, which a process, or a rank that is a thread, runs once however often it asks.
+def run_file(path: Path, sha256: str = "") -> UserFile:
+    """Run a user's file: once in a process, or in a rank that is a thread, however often it asks.
+
+    `sha256` is as in `load_case`.
 
     Raises:
         UsageError: no such file, it raises when it is run, or its text is not the one of `sha256`.
     """
-    place, loaded = path.resolve(), _LOADED.modules
+    place, loaded = path.resolve(), _LOADED.files
     if (place, sha256) in loaded:
         return loaded[place, sha256]
     if not path.is_file():
@@ -87,8 +98,8 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
                 f"its text has the sha256 {found:.12}..., and the run was started with {sha256:.12}...: do not change "
                 "it while ranks start; start the run again."
             )
-        known = (place, found) in loaded
-        loaded[place, found] = loaded.pop((place, found)) if known else _imported(place, text)
+        if (place, found) not in loaded:
+            loaded[place, found] = UserFile(names=vars(_imported(place, text)), sha256=found)
         return loaded[place, found]
     except KeyboardInterrupt:
         raise
@@ -96,11 +107,6 @@ def run_file(path: Path, sha256: str = "") -> ModuleType:
         raise UsageError(f"{path}: {error}") from error
     except BaseException as error:  # whatever a user's file raises becomes one sentence
         raise UsageError(f"{path} could not be imported: {described(error)}.") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's text as this thread has last asked for it."""
-    return [text for place, text in _LOADED.modules if place == path.resolve()][-1]
 
 
 @contextmanager
@@ -126,7 +132,7 @@ def imported_anew(specs: Iterable[str]) -> Iterator[None]:
 
 def forget_files() -> None:
     """Forget all files that were run: each is run anew when next asked for. Their folders leave sys.path."""
-    _LOADED.modules.clear()
+    _LOADED.files.clear()
     while _FOLDERS:
         with suppress(ValueError):  # someone else has removed it
             sys.path.remove(_FOLDERS.pop())

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..case.case import Case
-from ..case.case_file import load_case, run_file, sha256_of, split_spec
+from ..case.case_file import load_case, run_file, split_spec
 from ..checkpoint.checkpoint import TensorSpec
 from ..config.options import Resolved
 from ..errors import UsageError
@@ -66,19 +66,20 @@ def own_cases(specs: Sequence[str]) -> tuple[OwnCase, ...]:
             different modules of one name.
     """
     found: dict[str, Case] = {}
+    texts: dict[str, str] = {}  # the sha256 of each one's file
     for spec in specs:
         path, name = split_spec(spec)
         _refuse_strangers(path)
-        for of_file, case in ({name: load_case(spec)} if name else _cases_of(path)).items():
+        text = run_file(path).sha256
+        for of_file, case in ({name: load_case(spec, text)} if name else _cases_of(path, text)).items():
             if f"{path}:{of_file}" in found:
                 raise UsageError(f"--case names {path}:{of_file} twice; leave one out.")
-            found[f"{path}:{of_file}"] = case
+            found[f"{path}:{of_file}"], texts[f"{path}:{of_file}"] = case, text
     labels = {spec: case.name for spec, case in found.items()}
     for own_name in (lambda spec: spec.rpartition(":")[2], lambda spec: spec):
         counts = Counter((labels[spec], case.layer) for spec, case in found.items())
         twice = [spec for spec, case in found.items() if counts[labels[spec], case.layer] > 1]
         labels |= {spec: f"{found[spec].name} ({own_name(spec)})" for spec in twice}
-    texts = {spec: sha256_of(split_spec(spec)[0]) for spec in found}
     return tuple(
         OwnCase(spec=spec, sha256=texts[spec], label=labels[spec], layer=case.layer) for spec, case in found.items()
     )
@@ -108,14 +109,14 @@ def log_suffix(specs: Sequence[str], spec: str) -> str:
     return f"-{name}" if names.count(name) == 1 else f"-{name}-{specs.index(spec)}"
 
 
-def _cases_of(path: Path) -> dict[str, Case]:
+def _cases_of(path: Path, text: str) -> dict[str, Case]:
     """The Cases of a file by their first names, without names that begin with an underscore.
 
     Raises:
         UsageError: the file has no Case, or cannot be run.
     """
     cases: dict[str, Case] = {}
-    for name, value in vars(run_file(path)).items():
+    for name, value in run_file(path, text).names.items():
         if isinstance(value, Case) and not name.startswith("_") and all(value is not case for case in cases.values()):
             cases[name] = value
     if not cases:
