@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from command import Harness
+from own_mlp import MLP
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -114,23 +115,9 @@ def test_what_fails_by_itself_is_refused() -> None:
         check_plan(mistaken, SHAPES, TP)
 
 
-CASES = '''
-import torch
-import torch.distributed as dist
-from torch import nn
-from tp_harness import Case, Shard
-
-class MLP(nn.Module):
-    def __init__(self, ranks=1):
-        super().__init__()
-        self.up, self.down = nn.Linear(12, 64 // ranks), nn.Linear(64 // ranks, 20, bias=False)
-
-    def forward(self, x):
-        return self.reduce(self.down(torch.relu(self.up(x))))
-
-    def reduce(self, x):
-        return x
-
+CASES = (
+    MLP
+    + '''
 class Sharded(MLP):
     """It makes sure that all ranks are here, and sums in a group of its own."""
 
@@ -172,6 +159,7 @@ def case(sharded, plan=("up.weight", "up.bias"), **fields):
 KEEPS, RIGHT, WRONG, FORGOTTEN = case(Keeps), case(Sharded), case(Forgetful), case(Sharded, ("up.weight",))
 MISNAMED, MISTAPPED = case(Sharded, ("up.weight", "up.bais")), case(Sharded, taps={"upp": Shard(-1)})
 '''
+)
 LIBRARY = """
 import functools
 import torch.distributed as dist

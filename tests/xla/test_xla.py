@@ -12,6 +12,7 @@ from typing import Any
 import command
 import pytest
 from command import Harness
+from own_mlp import MLP
 
 from tp_harness.faults import GRAPH
 
@@ -22,24 +23,11 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-CASES = """
+CASES = (
+    MLP
+    + """
 import time
-import torch
-import torch.distributed as dist
-from torch import nn
-from tp_harness import Case, Shard
 from tp_harness.parallel.group import current_group
-
-class MLP(nn.Module):
-    def __init__(self, ranks=1):
-        super().__init__()
-        self.up, self.down = nn.Linear(12, 64 // ranks), nn.Linear(64 // ranks, 20, bias=False)
-
-    def forward(self, x):
-        return self.reduce(self.down(torch.relu(self.up(x))))
-
-    def reduce(self, x):
-        return x
 
 class Grouped(MLP):
     def __init__(self):
@@ -76,6 +64,7 @@ def case(sharded):
 
 GROUPED, DISTRIBUTED, RAISING, SLEEPY = (case(c) for c in (Grouped, Distributed, Raising, Sleepy))
 """
+)
 
 
 @pytest.fixture

@@ -102,12 +102,10 @@ def asked_of(record: RunRecord) -> Options:
 
 def _model(values: Any) -> Any:
     """The model that a record holds as JSON values."""
-    families_ = [each for each in families() if not isinstance(values, dict) or set(values) <= _names(each.config)]
-    return from_json((families_ or families())[0].config, values) if isinstance(values, dict) else values
-
-
-def _names(config: type) -> set[str]:
-    return {spec.name for spec in dataclasses.fields(config)}
+    if not isinstance(values, dict):  # the default's: a record of a user's Case holds none
+        return values
+    named = (each for each in families() if values.keys() <= {spec.name for spec in dataclasses.fields(each.config)})
+    return from_json(next(named, families()[0]).config, values)
 
 
 def inputs_of(options: Resolved) -> dict[str, str]:
