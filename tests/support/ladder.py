@@ -116,7 +116,7 @@ class Ladder:
                 patch.setitem(faults.BY_NAME, fault.name, fault)  # type: ignore[arg-type]  # a dict
             ranks = self.bench.run(job)
         spoil(ranks)
-        return self.bench.evidence(job, dtype, ranks)
+        return self.bench.evidence(task, tp, dtype, ranks)
 
 
 def own_ladder(folder: Path, patch: pytest.MonkeyPatch, case: Case, **changes: Any) -> Ladder:

@@ -150,8 +150,8 @@ def test_first_tokens_alone_are_right_without_a_fault_and_wrong_with_one(tp: int
     with open_bench(run) as bench:
         for fault in faults:
             task = Task(component="mlp", layer=0, draw=0, fault=fault, dtype="float32", tokens=tokens)
-            job = bench.job(task, tp)
-            result = judge(bench.evidence(job, "float32", bench.run(job)), bench.blank(task, tp, "float32"))
+            ranks = bench.run(bench.job(task, tp))
+            result = judge(bench.evidence(task, tp, "float32", ranks), bench.blank(task, tp, "float32"))
             assert result.gates[0].metric == "rel_L2 of output.0"
             assert bool(set(result.rejections) - {"reassembly"}) == bool(fault), (fault, result.reason)
 

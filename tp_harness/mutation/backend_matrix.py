@@ -73,7 +73,7 @@ def _at_degree(bench: Bench, session: Session, backend: str, *, faults: Sequence
     if not outcome.ok:
         raise UsageError(f"a fault must leave outputs or a finding, but {outcome.message}.")
     for task, name in names.items():
-        evidence = bench.evidence(replace(job, tasks=(task,)), "float32", read_outputs(job, task))
+        evidence = bench.evidence(task, tp, "float32", read_outputs(job, task))
         result = judge(evidence, bench.blank(task, tp, "float32"))
         remove_outputs(job, task)
         yield Sighting(

@@ -76,9 +76,9 @@ class Bench:
             raise RanksFailedError(outcome)
         return outputs
 
-    def evidence(self, job: Job, dtype: str, ranks: dict[int, RankOutput]) -> Evidence:
-        """What a verdict on the job's task in `dtype` rests on; `ranks` is what each rank left."""
-        return Evidence.of(self.material, job.tasks[0], job.tp, dtype, ranks)
+    def evidence(self, task: Task, tp: int, dtype: str, ranks: dict[int, RankOutput]) -> Evidence:
+        """What a verdict on the task on `tp` ranks in `dtype` rests on; `ranks` is what each rank left."""
+        return Evidence.of(self.material, task, tp, dtype, ranks)
 
     def blank(self, task: Task, tp: int, dtype: str) -> Result:
         """A Result of the task on `tp` ranks, to be filled in."""

@@ -80,9 +80,8 @@ def run_part(part: tuple[Unit, int]) -> list[Entry]:
 def _run(benches: Benches, task: Task, tp: int) -> Left:
     found: Left = {}
     for init, bench in benches.items():
-        job = replace(bench.job(task, tp), unlocked=True)
-        ranks = bench.run(job)
-        found |= {(init, dtype): bench.evidence(job, dtype, ranks) for dtype in DTYPES}
+        ranks = bench.run(replace(bench.job(task, tp), unlocked=True))
+        found |= {(init, dtype): bench.evidence(task, tp, dtype, ranks) for dtype in DTYPES}
     return found
 
 

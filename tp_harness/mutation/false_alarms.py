@@ -89,10 +89,10 @@ def run_draws(draws: Iterable[Resolved]) -> list[CleanRun]:
 def _run(options: Resolved) -> list[CleanRun]:
     ((component, layer),), (tp,) = options.targets, options.degrees
     with open_bench(options) as bench:
-        job = bench.job(Task(component=component, layer=layer, draw=0), tp)
+        task = Task(component=component, layer=layer, draw=0)
         try:
-            ranks = bench.run(job)
-            found = [judge(bench.evidence(job, d, ranks), bench.blank(job.tasks[0], tp, d)) for d in options.dtypes]
+            ranks = bench.run(bench.job(task, tp))
+            found = [judge(bench.evidence(task, tp, d, ranks), bench.blank(task, tp, d)) for d in options.dtypes]
             alarms = ["" if r.status is Status.PASS else f"{r.status.value}: {r.reason}" for r in found]
         except RanksFailedError as error:
             alarms = [str(error)] * len(options.dtypes)

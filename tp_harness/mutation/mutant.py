@@ -32,14 +32,14 @@ def try_faults(bench: Bench, faults: Iterable[Fault], tp: int) -> list[Trial]:
 
 
 def _try(bench: Bench, fault: Fault, tp: int, clean: Ranks) -> list[Trial]:
-    job = bench.job(Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name), tp, taps=True)
+    task = Task(component=fault.component, layer=fault.layer, draw=0, fault=fault.name)
     try:
-        ranks = bench.run(job)
+        ranks = bench.run(bench.job(task, tp, taps=True))
     except RanksFailedError as error:
         reason = f"a fault must leave outputs to judge, but {error}"
         return [_trial(fault, tp, dtype, WRONG, reason=reason) for dtype in bench.options.dtypes]
     return [
-        _judge(bench.evidence(job, dtype, ranks), bench.blank(job.tasks[0], tp, dtype), fault, clean, bench)
+        _judge(bench.evidence(task, tp, dtype, ranks), bench.blank(task, tp, dtype), fault, clean, bench)
         for dtype in bench.options.dtypes
     ]
 
