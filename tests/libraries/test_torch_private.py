@@ -156,6 +156,49 @@ print(sorted(found.items()), dist.is_initialized())
     assert done.stdout == "[(0, 0), (1, 1)] False\n", done.stderr
 
 
+def storages() -> None:
+    x = torch.zeros(4)
+    reference, view = private.storage_reference(x), x[1:]
+    assert private.storage_id(view) == private.storage_id(x) != private.storage_id(x.clone())
+    del x
+    assert not reference.expired()
+    del view
+    assert reference.expired()
+
+
+def tree_map() -> None:
+    assert private.tree_map(lambda x: x + 1, {"a": [1, (2,)]}) == {"a": [2, (3,)]}
+
+
+def kinds_of_operations() -> None:
+    aten = torch.ops.aten
+    assert private.is_composite(aten.linear.default)
+    assert not private.is_composite(aten.mm.default)
+    assert private.operation_name(aten.add_.Tensor) == "add_"
+    x = torch.ones(2)
+    assert private.written(aten.add_.Tensor, (x, 1), {}) == [x]
+    assert private.writes(aten.add_.Tensor)
+    assert not private.writes(aten.add.Tensor)
+    assert private.gives_views(aten.view.default)
+    assert not private.gives_views(aten.add.Tensor)
+
+
+def decompositions() -> None:
+    of_silu = private.decomposition(torch.ops.aten.silu.default)
+    assert of_silu is not None
+    torch.testing.assert_close(of_silu(torch.ones(2)), torch.ones(2) * torch.ones(2).sigmoid())
+    assert private.decomposition(torch.ops.aten.mm.default) is None
+
+
+def works() -> None:
+    with stand_in_groups(2):
+        work = dist.all_reduce(torch.ones(2), async_op=True)
+        private.wait_for(work)
+        boxed = dist.group.WORLD.boxed()
+        assert private.process_group(boxed).size() == private.process_group(dist.group.WORLD).size() == 2
+        private.wait_for(torch.ops.c10d.broadcast_([torch.ones(1)], boxed, 0, 0)[1])  # a boxed one
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "torch.nn.modules.module:_EXTRA_STATE_KEY_SUFFIX": extra_state,
     "torch.nn:Module.__dict__": module_internals,
@@ -164,6 +207,11 @@ CHECKS: dict[str, Callable[[], None]] = {
     "torch._ops:OpOverload._schema": argument_names,
     "torch.utils.flop_counter:flop_registry": flop_formulas,
     "torch.utils._pytree:tree_leaves": leaves,
+    "torch.utils._pytree:tree_map": tree_map,
+    "torch.multiprocessing.reductions:StorageWeakRef": storages,
+    "torch._C:_dispatch_has_kernel_for_dispatch_key": kinds_of_operations,
+    "torch._decomp:decomposition_table": decompositions,
+    "torch.distributed:Work": works,
     "torch.nn:Module._apply": apply_to_tensors,
     "torch.distributed._functional_collectives:AsyncCollectiveTensor": arrived,
     f"{_C10D}:_resolve_process_group": group_named,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,9 +37,72 @@ def without_modes() -> AbstractContextManager[Any]:
     return disabled
 
 
+def storage_reference(x: torch.Tensor) -> Any:
+    """A weak reference to a tensor's storage: while it lives, no other storage gets the same address.
+
+    `expired()` says whether nothing else holds the storage.
+    """
+    return TORCH.part("torch.multiprocessing.reductions:StorageWeakRef")(x.untyped_storage())
+
+
+def storage_id(x: torch.Tensor) -> int:
+    """The address of a tensor's storage, which views share."""
+    return int(x.untyped_storage()._cdata)  # asked for at every operation: without the time that `part` takes
+
+
 def argument_names(operation: Any) -> list[str]:
     """The names of the arguments of an operation of torch's dispatcher, in their order."""
     return [argument.name for argument in TORCH.part("torch._ops:OpOverload._schema", operation).arguments]
+
+
+@cache
+def operation_name(operation: Any) -> str:
+    """The name of an operation of the dispatcher without its namespace and overload: `add_`."""
+    name: str = TORCH.part("torch._ops:OpOverload._schema", operation).name
+    return name.partition("::")[2]
+
+
+def arrived_now(x: torch.Tensor) -> torch.Tensor:
+    """A result of a functional collective, of any shape, that was taken below its own type; complete."""
+    done: torch.Tensor = torch.ops._c10d_functional.wait_tensor(x)
+    return done
+
+
+@cache
+def is_composite(operation: Any) -> bool:
+    """Whether an operation is made of others, which torch names by itself (`decompose`)."""
+    has: Any = TORCH.part("torch._C:_dispatch_has_kernel_for_dispatch_key")
+    return bool(has(operation.name(), "CompositeImplicitAutograd"))
+
+
+@cache
+def writes(operation: Any) -> bool:
+    """Whether an operation writes to a tensor that it is given."""
+    return bool(TORCH.part("torch._ops:OpOverload._schema", operation).is_mutable)
+
+
+@cache
+def gives_views(operation: Any) -> bool:
+    """Whether an operation that writes nothing may return a view of a tensor that it is given."""
+    schema = TORCH.part("torch._ops:OpOverload._schema", operation)
+    return any(argument.alias_info for argument in schema.arguments)
+
+
+def written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors of a call that the operation writes to."""
+    schema = TORCH.part("torch._ops:OpOverload._schema", operation)
+    given = dict(zip(argument_names(operation), args, strict=False)) | kwargs
+    names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [x for name in names for x in leaves(given.get(name)) if isinstance(x, torch.Tensor)]
+
+
+def decomposition(operation: Any) -> Callable[..., Any] | None:
+    """What computes an operation by others, by torch's own table; None where it has no such entry.
+
+    The table takes a second to import, so that it is asked for last.
+    """
+    table: dict[Any, Callable[..., Any]] = TORCH.part("torch._decomp:decomposition_table")
+    return table.get(operation)
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
@@ -50,6 +114,11 @@ def leaves(tree: object) -> list[Any]:
     """The values in nested lists, tuples and dicts, in their order."""
     found: list[Any] = TORCH.part("torch.utils._pytree:tree_leaves")(tree)
     return found
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same nested lists, tuples and dicts with `function` of each value."""
+    return TORCH.part("torch.utils._pytree:tree_map")(function, tree)
 
 
 def apply_to_tensors(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -71,6 +140,20 @@ def group_named(name: str) -> dist.ProcessGroup:
     """The process group that the dispatcher calls by this name."""
     group: dist.ProcessGroup = TORCH.part("torch.distributed.distributed_c10d:_resolve_process_group")(name)
     return group
+
+
+def process_group(group: Any) -> dist.ProcessGroup:
+    """A process group that an operation of the dispatcher is given: boxed, by name, or itself."""
+    if isinstance(group, torch.ScriptObject):
+        group = dist.ProcessGroup.unbox(group)
+    return group_named(group) if isinstance(group, str) else group
+
+
+def wait_for(work: Any) -> None:
+    """Wait until a collective is complete, whose handle an operation of the dispatcher returned."""
+    if isinstance(work, torch.ScriptObject):
+        work = TORCH.part("torch.distributed:Work").unbox(work)
+    work.wait()
 
 
 def reduction_of_caller() -> str:

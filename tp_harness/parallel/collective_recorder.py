@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..libraries.torch_private import DispatchMode, argument_names, group_named, reduction_of_caller
+from ..libraries.torch_private import DispatchMode, argument_names, process_group, reduction_of_caller
 from ..results.collective import Collective, Exchange
 from .dtensors import is_dtensor_type
 from .group import collective
@@ -90,10 +90,7 @@ def _calls(name: str, given: Arguments) -> Iterator[Collective]:
 
 def _group(given: Arguments) -> dist.ProcessGroup:
     """The process group among the arguments, boxed, by name or itself."""
-    group: Any = given["process_group"] if "process_group" in given else given["group_name"]
-    if isinstance(group, torch.ScriptObject):
-        group = dist.ProcessGroup.unbox(group)
-    return group_named(group) if isinstance(group, str) else group
+    return process_group(given["process_group"] if "process_group" in given else given["group_name"])
 
 
 def _peer(given: Arguments, members: Sequence[int]) -> int | None:

@@ -1,0 +1,63 @@
+"""Exact arithmetic as the rest of the project uses it: one run of a module, on variables, in `computing()`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import collectives, composed, decisions, elementwise, moving, products  # noqa: F401  (they register their rules)
+from .escapes import watching
+from .field import Field
+from .memory import Memory
+from .mode import ExactMode
+from .seen import Seen
+
+NOMINAL = torch.float32  # the dtype that modules see: rotary tables are made in it on one side or the other
+
+
+class Exact:
+    """One run of one side: its variables, and the numbers of its tensors.
+
+    Args:
+        field: the primes and keys of the run, the same on both sides.
+        shared: names a memory that all ranks of this process share; "" makes one.
+    """
+
+    def __init__(self, field: Field, shared: str = "") -> None:
+        self.field = field
+        self.memory = _shared_memory(field, shared) if shared else Memory(field)
+
+    @property
+    def seen(self) -> Seen:
+        """What the run went through."""
+        self.memory.seen.zeros = self.field.zeros
+        return self.memory.seen
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute exactly in this thread while the block runs."""
+        with watching(self.memory), ExactMode(self.memory):
+            yield
+
+    def draw(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Make a contiguous tensor of any shape the variable `name`, unless it holds whole numbers; returns it."""
+        if x.is_floating_point():
+            self.memory.draw(x, name)
+        return x
+
+    def taken(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The numbers of a result, (rows, *shape); None where it is not floating-point, or has none."""
+        return self.memory.read(x).clone() if self.memory.holds(x) else None
+
+
+_memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()
+
+
+def _shared_memory(field: Field, name: str) -> Memory:
+    found = _memories.get(name)
+    if found is None:
+        found = _memories[name] = Memory(field)
+    return found

@@ -1,0 +1,299 @@
+"""Numbers that are computed with exactly: a float64 shadow, and residues modulo primes, which have no rounding.
+
+A tensor of such numbers is a tensor of rows: row 0 the shadow, then for each pair of primes the residue modulo p and
+the exponent's residue modulo q. Shape (1 + 2 * pairs, *shape), float64. Residues are balanced, |r| <= p / 2, so that a
+sum of K products is exact while K p^2 / 4 < 2^53. An exponent residue may be unknown (nan, which spreads by itself).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .constants import Constant, meant
+from .primes import BITS, PrimePair, draw_pairs, powers, primitive_root, square_root
+
+EXACT = 2.0**53  # float64 holds every whole number up to here
+_MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
+_SPREAD = (0x7FEB352D, -2073254261, 0x2C1B3C6D)  # of Wellons' 32-bit hash "lowbias32", and a third odd one
+_DRAWN_AT_ONCE = 1 << 16  # elements whose hash stays in the cache
+
+Numbers: TypeAlias = torch.Tensor  # (1 + 2 * pairs, *shape), float64: a tensor of such numbers
+
+
+class Field:
+    """The primes, the keys of all pseudo-random functions, and the tables of one run.
+
+    Args:
+        seed: of the run; it draws the primes and every key.
+        pairs: of primes.
+        bits: of each p.
+    """
+
+    def __init__(self, seed: int, pairs: int = 2, bits: int = BITS) -> None:
+        self.seed, self.bits = seed, bits
+        source = random.Random(f"exact arithmetic {seed} {pairs} {bits}")
+        self.pairs = draw_pairs(pairs, source, bits)
+        self.moduli = tuple(m for pair in self.pairs for m in (pair.p, pair.q))
+        self.rows = 1 + len(self.moduli)
+        self.value_rows = tuple(range(1, self.rows, 2))
+        self.key = source.getrandbits(62)
+        self._m = torch.tensor(self.moduli, dtype=torch.float64)
+        self.zeros = 0  # residues 0 that were inverted
+        self.longest = int(EXACT / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
+
+    @property
+    def primes(self) -> tuple[int, ...]:
+        """p of each pair."""
+        return tuple(pair.p for pair in self.pairs)
+
+    def reduce_(self, rows: Numbers) -> Numbers:
+        """Balance residues that are whole numbers below 2^53, in place; (rows, *shape), which is returned."""
+        residues = rows[1:]
+        m = self._m.view(-1, *[1] * (rows.dim() - 1))
+        residues.sub_((residues / m).round_().mul_(m))
+        return rows
+
+    def known(self, rows: Numbers) -> Numbers:
+        """The numbers with every exponent residue known: an unknown one is an odd keyed function of the value.
+
+        Odd, so that exp(-x) exp(x) = 1 still holds. The same value gets the same exponent everywhere.
+        """
+        if not rows[2].isnan().any():
+            return rows
+        rows = rows.clone()
+        for value, (exponent, pair) in zip(self.value_rows, self._exponents(), strict=True):
+            residue = self._balanced(rows[value], pair.p)
+            fresh = self._keyed("exponent", [residue.abs()], pair.q) * residue.sign()
+            rows[exponent] = torch.where(rows[exponent].isnan(), fresh, rows[exponent])
+        return rows
+
+    def exp(self, rows: Numbers) -> Numbers:
+        """exp of each number; where the shadow vanishes below what float64 holds, that is 0."""
+        rows = self.known(rows)
+        out = torch.full_like(rows, math.nan)
+        out[0] = rows[0].exp()
+        for value, (exponent, pair), table in zip(self.value_rows, self._exponents(), self._powers, strict=True):
+            out[value] = _look_up(table, rows[exponent], pair.q)
+        out[1:] = torch.where(out[0] == 0, 0.0, out[1:])
+        return out
+
+    def inverse(self, rows: Numbers) -> Numbers:
+        """1 / x, where the inverse of the residue 0 is 0 and counted in `zeros`: of such a number nothing is shown."""
+        self.zeros += sum(int((rows[row] == 0).sum()) for row in self.value_rows)
+        inverses = [_look_up(t, r, m) for t, r, m in zip(self._inverses, rows[1:], self.moduli, strict=True)]
+        return torch.stack([1 / rows[0], *inverses])
+
+    def keyed(self, name: str, shadow: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A function of which nothing is known but that equal arguments give equal values.
+
+        Args:
+            name: of the function; each name is another one.
+            shadow: float64, any shape: the values in float64.
+            arguments: numbers, each (rows, *shape of `shadow`); their residues modulo p decide.
+        """
+        out = torch.empty((self.rows, *shadow.shape), dtype=torch.float64)
+        out[0] = shadow
+        for value, pair in zip(self.value_rows, self.pairs, strict=True):
+            given = [self._balanced(x[value], pair.p) for x in arguments]
+            out[value] = self._keyed(name, given, pair.p)
+            out[value + 1] = self._keyed(name, given, pair.q)
+        return out
+
+    def scalar(self, value: float | Fraction | Constant, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """A constant of the program, (rows,); an infinite one and nan have the residue 0, and their shadow."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return torch.tensor([value, *[0.0] * len(self.moduli)], dtype=torch.float64)
+        if isinstance(value, (int, Fraction)):
+            constant, shadow = Constant(Fraction(value)), float(value)
+        elif isinstance(value, Constant):
+            constant, shadow = value, float(value.rational) ** (0.5 if value.root else 1.0)
+        else:
+            constant, shadow = meant(value, dtype), value
+        return torch.tensor([shadow, *(_residue(constant, m, shadow) for m in self.moduli)], dtype=torch.float64)
+
+    def constants(self, x: torch.Tensor) -> torch.Tensor:
+        """The exact dyadic values of a floating-point tensor of any shape; infinite ones and nan as in `scalar`."""
+        shadow = x.detach().to(torch.float64)
+        finite = torch.where(shadow.isfinite(), shadow, 0.0)
+        mantissa, exponent = torch.frexp(finite)
+        digits = (mantissa * EXACT).to(torch.int64)
+        at = exponent.to(torch.int64) + 1100
+        out = torch.empty((self.rows, *x.shape), dtype=torch.float64)
+        out[0] = shadow
+        for row, m in enumerate(self.moduli, start=1):
+            out[row] = digits.remainder(m).to(torch.float64) * self._powers_of_two[row - 1][at]
+        return self.reduce_(out)
+
+    def draw(self, name: str, index: torch.Tensor, shadow: torch.Tensor) -> torch.Tensor:
+        """Independent residues for the elements of a variable: a keyed function of its name and an element's index.
+
+        Args:
+            name: of a parameter or input.
+            index: int32 (wrapped to 32 bits), any shape: each element's place in the whole variable.
+            shadow: the values, same shape, any floating-point dtype.
+        """
+        out = torch.empty((self.rows, *index.shape), dtype=torch.float64)
+        out[0] = shadow
+        flat, places = out.view(self.rows, -1), index.reshape(-1)
+        for start in range(0, len(places), _DRAWN_AT_ONCE):
+            part = slice(start, start + _DRAWN_AT_ONCE)
+            for value, pair in zip(self.value_rows, self.pairs, strict=True):
+                self._draw(name, places[part], pair, flat[value, part], flat[value + 1, part])
+        return out
+
+    def same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Where two tensors of numbers have the same residue modulo every p: bool, of the common shape."""
+        pairs = (
+            (self._balanced(a[v], p), self._balanced(b[v], p))
+            for v, p in zip(self.value_rows, self.primes, strict=True)
+        )
+        return torch.stack([x == y for x, y in pairs]).all(0)
+
+    def sign_of_residues(self, rows: Numbers) -> torch.Tensor:
+        """-1, 0 or 1 for each residue modulo p, and the same for its exponent: (rows - 1, *shape)."""
+        signs = [self._balanced(rows[v], p).sign() for v, p in zip(self.value_rows, self.primes, strict=True)]
+        return torch.stack([sign for sign in signs for _ in range(2)])
+
+    def residues(self, rows: Numbers) -> list[torch.Tensor]:
+        """By prime p, the residues from 0 to p - 1, int32, of the tensor's shape; -1 where unknown."""
+        return [
+            _index(rows[v], p).nan_to_num(nan=-1.0).to(torch.int32)
+            for v, p in zip(self.value_rows, self.primes, strict=True)
+        ]
+
+    def from_residues(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The numbers that `residues` wrote, with unknown exponents; `shadow` is float64 of the same shape."""
+        out = torch.full((self.rows, *shadow.shape), math.nan, dtype=torch.float64)
+        out[0] = shadow
+        for row, residue, p in zip(self.value_rows, residues, self.primes, strict=True):
+            out[row] = torch.where(residue < 0, math.nan, self._balanced(residue.to(torch.float64), p))
+        return out
+
+    def _exponents(self) -> list[tuple[int, PrimePair]]:
+        return [(value + 1, pair) for value, pair in zip(self.value_rows, self.pairs, strict=True)]
+
+    @staticmethod
+    def _balanced(residue: torch.Tensor, m: int) -> torch.Tensor:
+        """The one representative within m / 2 of 0; a reduction may have rounded to its neighbour."""
+        index = _index(residue, m)
+        return torch.where(index > m // 2, index - m, index)
+
+    def _keyed(self, name: str, arguments: Sequence[torch.Tensor], into: int) -> torch.Tensor:
+        """Balanced residues modulo `into`; unknown where an argument is."""
+        start = (zlib.crc32(name.encode()) * 0x9E3779B1 + self.key + into * 0x85EBCA6B) & (2**62 - 1)
+        mixed, unknown = torch.tensor(start), torch.tensor(False)
+        for argument in arguments:
+            unknown = unknown | argument.isnan()
+            mixed = _mixed(mixed + argument.nan_to_num(nan=0.0).to(torch.int64) * _MIX[2])
+        residue = ((mixed >> 11) & (2**50 - 1)).remainder(into).to(torch.float64)
+        residue = torch.where(residue > into // 2, residue - into, residue)
+        return torch.where(unknown, math.nan, residue)
+
+    def _draw(
+        self, name: str, index: torch.Tensor, pair: PrimePair, value: torch.Tensor, exponent: torch.Tensor
+    ) -> None:
+        """Write residues modulo p and q: of two 32-bit hashes of the index, the upper digits."""
+        keys = random.Random(f"{self.key} {name} {pair.p}")
+        first, second, third = (keys.getrandbits(32) - 2**31 for _ in range(3))
+        x = index ^ first
+        x ^= x >> 16
+        x *= _SPREAD[0]
+        x ^= x >> 15
+        x += second
+        x *= _SPREAD[1]
+        x ^= x >> 16
+        torch.mul(x, pair.p / 2**32, out=value).round_()
+        x ^= third
+        x *= _SPREAD[2]
+        x ^= x >> 15
+        torch.mul(x, pair.q / 2**32, out=exponent).round_()
+
+    def write(self, path: Path) -> None:
+        """Write the tables, which take a third of a second to make, for other processes to map."""
+        tables = {f"powers.{i}": table for i, table in enumerate(self._powers)}
+        tables |= {f"inverses.{i}": table for i, table in enumerate(self._inverses)}
+        save_file(
+            tables, path, metadata={"seed": str(self.seed), "pairs": str(len(self.pairs)), "bits": str(self.bits)}
+        )
+
+    @staticmethod
+    def read(path: Path) -> Field:
+        """The field that `write` wrote, its tables mapped."""
+        with safe_open(path, framework="pt") as file:
+            made = {key: int(value) for key, value in file.metadata().items()}
+            field = Field(made["seed"], made["pairs"], made["bits"])
+            field._powers = [file.get_tensor(f"powers.{i}") for i in range(len(field.pairs))]
+            field._inverses = [file.get_tensor(f"inverses.{i}") for i in range(len(field.moduli))]
+        return field
+
+    @cached_property
+    def _powers(self) -> list[torch.Tensor]:
+        """By pair, g^k modulo p for k below q, balanced, int32 (q,)."""
+        return [_table(powers(pair.g, pair.q, pair.p), pair.p) for pair in self.pairs]
+
+    @cached_property
+    def _inverses(self) -> list[torch.Tensor]:
+        """By modulus m, the inverse of each residue, balanced, int32 (m,)."""
+        return [_table(_inverses_of(m), m) for m in self.moduli]
+
+    @cached_property
+    def _powers_of_two(self) -> torch.Tensor:
+        """2^(k - 1100 - 53) for every exponent k of a float64, balanced: (moduli, 2200)."""
+        rows = []
+        for m in self.moduli:
+            half = pow(2, -1, m)
+            values = [pow(2, e, m) if e >= 0 else pow(half, -e, m) for e in range(-1153, 1047)]
+            rows.append([v - m if v > m // 2 else v for v in values])
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def _index(residue: torch.Tensor, m: int) -> torch.Tensor:
+    """The representative from 0 to m - 1 of a residue within m of 0."""
+    return torch.where(residue < 0, residue + m, residue)
+
+
+def _look_up(table: torch.Tensor, residue: torch.Tensor, m: int) -> torch.Tensor:
+    unknown = residue.isnan()
+    found = table[_index(residue, m).nan_to_num_(nan=0.0).to(torch.int64)].to(torch.float64)
+    return torch.where(unknown, math.nan, found)
+
+
+def _table(values: torch.Tensor, m: int) -> torch.Tensor:
+    return torch.where(values > m // 2, values - m, values).to(torch.int32)
+
+
+def _inverses_of(m: int) -> torch.Tensor:
+    power = powers(primitive_root(m), m - 1, m)
+    inverses = torch.zeros(m, dtype=torch.int64)
+    inverses[power] = power[(-torch.arange(m - 1)) % (m - 1)]
+    return inverses
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """A bijection of 64-bit numbers whose every digit depends on all (splitmix64)."""
+    x = (x ^ (x >> 30)) * _MIX[0]
+    x = (x ^ (x >> 27)) * _MIX[1]
+    return x ^ (x >> 31)
+
+
+def _residue(constant: Constant, m: int, shadow: float) -> float:
+    """A constant's balanced residue; a root that does not exist modulo m is that of its float."""
+    top, bottom = constant.rational.numerator, constant.rational.denominator
+    if constant.root:
+        roots = [square_root(n, m) for n in (top, bottom)]
+        if None in roots:
+            return _residue(Constant(Fraction(shadow)), m, shadow)
+        top, bottom = (root or 0 for root in roots)
+    residue = top % m * pow(bottom % m, -1, m) % m
+    return float(residue - m if residue > m // 2 else residue)

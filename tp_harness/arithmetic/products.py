@@ -1,0 +1,134 @@
+"""Rules of matrix products: exact, and with a parameter's residues drawn a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from . import numbers
+from .mode import ExactMode, aten, result_dtype, rule
+from .moving import by_row
+
+AT_ONCE = 1 << 18  # elements of a matrix whose numbers are made at once
+
+
+@rule(aten.mm)
+def _mm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
+    return mode.new(_matrices(mode, a, b), result_dtype((a, b)))
+
+
+@rule(aten.addmm)
+def _addmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    return mode.new(_plus(mode, _matrices(mode, a, b), c, beta, alpha), result_dtype((a, b)))
+
+
+@rule(aten.bmm)
+def _bmm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
+    return mode.new(_batched(mode, a, b), result_dtype((a, b)))
+
+
+@rule(aten.baddbmm)
+def _baddbmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    return mode.new(_plus(mode, _batched(mode, a, b), c, beta, alpha), result_dtype((a, b)))
+
+
+@rule(aten.mv, aten.dot, aten.vdot)
+def _mv(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    left = a if a.dim() == 2 else a.unsqueeze(0)
+    out = _matrices(mode, left, b.unsqueeze(1)).squeeze(-1)
+    return mode.new(out if a.dim() == 2 else out.squeeze(-1), result_dtype((a, b)))
+
+
+@rule(aten.addmv)
+def _addmv(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    return mode.new(_plus(mode, _matrices(mode, a, b.unsqueeze(1)).squeeze(-1), c, beta, alpha), result_dtype((a, b)))
+
+
+@rule(aten.linear)
+def _linear(mode: ExactMode, func: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1]) if x.is_contiguous() else None
+    if flat is None:
+        flat = mode.new(mode.number(x).reshape(mode.field.rows, -1, x.shape[-1]), x.dtype)
+    out = _matrices(mode, flat, weight.t())
+    if bias is not None:
+        out = numbers.add(mode.field, out, mode.number(bias))
+    return mode.new(out.view(-1, *x.shape[:-1], weight.shape[0]), result_dtype((x, weight)))
+
+
+@rule(aten.matmul)
+def _matmul(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """As torch: a matrix on the right is a linear map of the left one's last dimension."""
+    if b.dim() == 2 and a.dim() >= 2:
+        return _linear(mode, func, a, b.t())
+    if b.dim() <= 2 and a.dim() <= 2:
+        return (_mv if min(a.dim(), b.dim()) == 1 and b.dim() == 1 else _vector_matrix)(mode, func, a, b)
+    x, y = mode.number(a), mode.number(b)
+    if a.dim() == 1 or b.dim() == 1:
+        x, y = (x.unsqueeze(1), y) if a.dim() == 1 else (x, y.unsqueeze(-1))
+        out = numbers.product(mode.field, *numbers.aligned(x, y))
+        return mode.new(out.squeeze(-2 if a.dim() == 1 else -1), result_dtype((a, b)))
+    return mode.new(numbers.product(mode.field, *numbers.aligned(x, y)), result_dtype((a, b)))
+
+
+def _vector_matrix(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return mode.new(_matrices(mode, a.unsqueeze(0), b).squeeze(1), result_dtype((a, b)))
+
+
+@rule(aten.convolution)
+def _convolution(
+    mode: ExactMode, func: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any
+) -> torch.Tensor:
+    if math.prod(weight.shape[1:]) > mode.field.longest:
+        return mode.lose(func, (x, weight, bias, *rest), {})
+    out = by_row(mode, func, (x, weight, None, *rest), {}, sums=True)
+    if bias is None:
+        return out
+    places = mode.number(bias).view(mode.field.rows, -1, *[1] * (out.dim() - 2))
+    return mode.new(numbers.add(mode.field, mode.number(out), places), out.dtype)
+
+
+def _matrices(mode: ExactMode, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(rows, n, m) of (n, k) and (k, m).
+
+    Every exponent is made known first: a linear's input has the same elements however its weight is sharded, so that
+    this commutes with tensor parallelism.
+    """
+    left = mode.field.known(mode.number(a))
+    return torch.cat([numbers.product(mode.field, left, part) for part in _parts(mode, b)], dim=-1)
+
+
+def _parts(mode: ExactMode, b: torch.Tensor) -> Any:
+    """The numbers of a matrix (k, m), a few of its columns at a time, in the order in which memory holds them."""
+    columns = max(1, AT_ONCE // max(1, b.shape[0]))
+    flipped = b.t()
+    for start in range(0, max(1, b.shape[1]), columns):
+        part = mode.number(flipped[start : start + columns])
+        yield mode.field.known(part).transpose(1, 2)
+
+
+def _batched(mode: ExactMode, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(rows, batch, n, m) of (batch, n, k) and (batch, k, m).
+
+    Exponents stay as they are: a division by the sum of a softmax may come before or after its product with the values.
+    """
+    if b.numel() <= AT_ONCE:
+        return numbers.product(mode.field, mode.number(a), mode.number(b))
+    return torch.cat(
+        [
+            numbers.product(mode.field, mode.number(x), mode.number(y))
+            for x, y in zip(a.split(1), b.split(1), strict=True)
+        ],
+        dim=1,
+    )
+
+
+def _plus(mode: ExactMode, product: torch.Tensor, c: torch.Tensor, beta: float, alpha: float) -> torch.Tensor:
+    field = mode.field
+    if alpha != 1:
+        product = numbers.multiply(field, product, field.scalar(alpha))
+    if beta == 0:
+        return product
+    term = mode.number(c)
+    return numbers.add(field, product, term if beta == 1 else numbers.multiply(field, term, field.scalar(beta)))
