@@ -38,7 +38,7 @@ def without_modes() -> AbstractContextManager[Any]:
 
 
 def storage_reference(x: torch.Tensor) -> Any:
-    """A weak reference to a tensor's storage: while it lives, no other storage gets the same address.
+    """A weak reference to the storage of a tensor of any shape: while it lives, no other storage gets the same address.
 
     `expired()` says whether nothing else holds the storage.
     """
@@ -46,7 +46,7 @@ def storage_reference(x: torch.Tensor) -> Any:
 
 
 def storage_id(x: torch.Tensor) -> int:
-    """The address of a tensor's storage, which views share."""
+    """The address of the storage of a tensor of any shape, which views share."""
     return int(x.untyped_storage()._cdata)  # asked for at every operation: without the time that `part` takes
 
 
@@ -89,7 +89,7 @@ def gives_views(operation: Any) -> bool:
 
 
 def written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The tensors of a call that the operation writes to."""
+    """The tensors of a call, of any shape, that the operation writes to."""
     schema = TORCH.part("torch._ops:OpOverload._schema", operation)
     given = dict(zip(argument_names(operation), args, strict=False)) | kwargs
     names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
