@@ -7,10 +7,12 @@ sum of K products is exact while K p^2 / 4 < 2^53. An exponent residue may be un
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import zlib
 from collections.abc import Sequence
+from dataclasses import astuple
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -32,25 +34,27 @@ Numbers: TypeAlias = torch.Tensor  # (1 + 2 * pairs, *shape), float64: a tensor 
 
 
 class Field:
-    """The primes, the keys of all pseudo-random functions, and the tables of one run.
+    """The primes, the key of all pseudo-random functions, and the tables of one run.
 
     Args:
-        seed: of the run; it draws the primes and every key.
         pairs: of primes.
-        bits: of each p.
+        key: below 2^62.
     """
 
-    def __init__(self, seed: int, pairs: int = 2, bits: int = BITS) -> None:
-        self.seed, self.bits = seed, bits
-        source = random.Random(f"exact arithmetic {seed} {pairs} {bits}")
-        self.pairs = draw_pairs(pairs, source, bits)
+    def __init__(self, pairs: Sequence[PrimePair], key: int) -> None:
+        self.pairs, self.key = tuple(pairs), key
         self.moduli = tuple(m for pair in self.pairs for m in (pair.p, pair.q))
         self.rows = 1 + len(self.moduli)
         self.value_rows = tuple(range(1, self.rows, 2))
-        self.key = source.getrandbits(62)
         self._m = torch.tensor(self.moduli, dtype=torch.float64)
         self.zeros = 0  # residues 0 that were inverted
         self.longest = int(EXACT / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
+
+    @staticmethod
+    def drawn(seed: int, pairs: int = 2, bits: int = BITS) -> Field:
+        """A field whose primes, of `bits` bits, and key are drawn from a seed."""
+        source = random.Random(f"exact arithmetic {seed} {pairs} {bits}")
+        return Field(draw_pairs(pairs, source, bits), source.getrandbits(62))
 
     @property
     def primes(self) -> tuple[int, ...]:
@@ -223,16 +227,15 @@ class Field:
         """Write the tables, which take a third of a second to make, for other processes to map."""
         tables = {f"powers.{i}": table for i, table in enumerate(self._powers)}
         tables |= {f"inverses.{i}": table for i, table in enumerate(self._inverses)}
-        save_file(
-            tables, path, metadata={"seed": str(self.seed), "pairs": str(len(self.pairs)), "bits": str(self.bits)}
-        )
+        made = {"pairs": [astuple(pair) for pair in self.pairs], "key": self.key}
+        save_file(tables, path, metadata={"field": json.dumps(made)})
 
     @staticmethod
     def read(path: Path) -> Field:
         """The field that `write` wrote, its tables mapped."""
         with safe_open(path, framework="pt") as file:
-            made = {key: int(value) for key, value in file.metadata().items()}
-            field = Field(made["seed"], made["pairs"], made["bits"])
+            made = json.loads(file.metadata()["field"])
+            field = Field([PrimePair(*pair) for pair in made["pairs"]], made["key"])
             field._powers = [file.get_tensor(f"powers.{i}") for i in range(len(field.pairs))]
             field._inverses = [file.get_tensor(f"inverses.{i}") for i in range(len(field.moduli))]
         return field
