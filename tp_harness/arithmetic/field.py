@@ -23,7 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .constants import Constant, meant
-from .primes import BITS, PrimePair, draw_pairs, powers, primitive_root, square_root
+from .primes import BITS, PrimePair, draw_pairs, powers, square_root
+from .tables import balanced, index_of, inverses_of, look_up
 
 EXACT = 2.0**53  # float64 holds every whole number up to here
 _MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
@@ -88,14 +89,14 @@ class Field:
         out = torch.full_like(rows, math.nan)
         out[0] = rows[0].exp()
         for value, (exponent, pair), table in zip(self.value_rows, self._exponents(), self._powers, strict=True):
-            out[value] = _look_up(table, rows[exponent], pair.q)
+            out[value] = look_up(table, rows[exponent], pair.q)
         out[1:] = torch.where(out[0] == 0, 0.0, out[1:])
         return out
 
     def inverse(self, rows: Numbers) -> Numbers:
         """1 / x, where the inverse of the residue 0 is 0 and counted in `zeros`: of such a number nothing is shown."""
         self.zeros += sum(int((rows[row] == 0).sum()) for row in self.value_rows)
-        inverses = [_look_up(t, r, m) for t, r, m in zip(self._inverses, rows[1:], self.moduli, strict=True)]
+        inverses = [look_up(t, r, m) for t, r, m in zip(self._inverses, rows[1:], self.moduli, strict=True)]
         return torch.stack([1 / rows[0], *inverses])
 
     def keyed(self, name: str, shadow: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -172,7 +173,7 @@ class Field:
     def residues(self, rows: Numbers) -> list[torch.Tensor]:
         """By prime p, the residues from 0 to p - 1, int32, of the tensor's shape; -1 where unknown."""
         return [
-            _index(rows[v], p).nan_to_num(nan=-1.0).to(torch.int32)
+            index_of(rows[v], p).nan_to_num(nan=-1.0).to(torch.int32)
             for v, p in zip(self.value_rows, self.primes, strict=True)
         ]
 
@@ -190,7 +191,7 @@ class Field:
     @staticmethod
     def _balanced(residue: torch.Tensor, m: int) -> torch.Tensor:
         """The one representative within m / 2 of 0; a reduction may have rounded to its neighbour."""
-        index = _index(residue, m)
+        index = index_of(residue, m)
         return torch.where(index > m // 2, index - m, index)
 
     def _keyed(self, name: str, arguments: Sequence[torch.Tensor], into: int) -> torch.Tensor:
@@ -243,12 +244,12 @@ class Field:
     @cached_property
     def _powers(self) -> list[torch.Tensor]:
         """By pair, g^k modulo p for k below q, balanced, int32 (q,)."""
-        return [_table(powers(pair.g, pair.q, pair.p), pair.p) for pair in self.pairs]
+        return [balanced(powers(pair.g, pair.q, pair.p), pair.p) for pair in self.pairs]
 
     @cached_property
     def _inverses(self) -> list[torch.Tensor]:
         """By modulus m, the inverse of each residue, balanced, int32 (m,)."""
-        return [_table(_inverses_of(m), m) for m in self.moduli]
+        return [balanced(inverses_of(m), m) for m in self.moduli]
 
     @cached_property
     def _powers_of_two(self) -> torch.Tensor:
@@ -259,28 +260,6 @@ class Field:
             values = [pow(2, e, m) if e >= 0 else pow(half, -e, m) for e in range(-1153, 1047)]
             rows.append([v - m if v > m // 2 else v for v in values])
         return torch.tensor(rows, dtype=torch.float64)
-
-
-def _index(residue: torch.Tensor, m: int) -> torch.Tensor:
-    """The representative from 0 to m - 1 of a residue within m of 0."""
-    return torch.where(residue < 0, residue + m, residue)
-
-
-def _look_up(table: torch.Tensor, residue: torch.Tensor, m: int) -> torch.Tensor:
-    unknown = residue.isnan()
-    found = table[_index(residue, m).nan_to_num_(nan=0.0).to(torch.int64)].to(torch.float64)
-    return torch.where(unknown, math.nan, found)
-
-
-def _table(values: torch.Tensor, m: int) -> torch.Tensor:
-    return torch.where(values > m // 2, values - m, values).to(torch.int32)
-
-
-def _inverses_of(m: int) -> torch.Tensor:
-    power = powers(primitive_root(m), m - 1, m)
-    inverses = torch.zeros(m, dtype=torch.int64)
-    inverses[power] = power[(-torch.arange(m - 1)) % (m - 1)]
-    return inverses
 
 
 def _mixed(x: torch.Tensor) -> torch.Tensor:
