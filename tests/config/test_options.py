@@ -13,7 +13,8 @@ import pytest
 
 from tp_harness import cli
 from tp_harness.commands import verify
-from tp_harness.config.options import DTYPES, INIT_NAMES, Options, as_record, resolve
+from tp_harness.config.dtypes import DEFAULT_DTYPES
+from tp_harness.config.options import INIT_NAMES, Options, as_record, resolve
 from tp_harness.errors import UnknownNameError, UsageError
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import COMPONENTS
@@ -88,7 +89,7 @@ def test_defaults_of_tiny() -> None:
     resolved = resolve(Options())
     both = {"attention": (0, 1), "transformer_block": (0, 1)}
     assert resolved.targets == tuple((name, layer) for name in FAMILY.components for layer in both.get(name, (0,)))
-    assert (resolved.degrees, resolved.dtypes) == ((1, 2, 8, 32), DTYPES)
+    assert (resolved.degrees, resolved.dtypes) == ((1, 2, 8, 32), DEFAULT_DTYPES)
     assert (resolved.batch, resolved.seq, resolved.draws, resolved.seed) == (2, 40, 2, 0)
     assert (resolved.init, resolved.model, resolved.case, resolved.checkpoint) == (
         "discriminating",
@@ -145,15 +146,41 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "component-twice": ({"components": ("mlp", "rope", "mlp")}, "a component is named twice: mlp, rope, mlp."),
     "dtype": (
         {"dtypes": ("bf16",)},
-        "unknown dtype 'bf16'. Did you mean 'bfloat16'? Choose from: float32, bfloat16.",
+        "unknown dtype 'bf16'. Did you mean 'bfloat16'? Choose from: exact, float64, float32, bfloat16.",
     ),
     "other-dtype": (
         {"dtypes": ("float32", "float16")},
-        "--dtype is 'float16'; there are limits for float32 and bfloat16 alone: choose among them.",
+        "--dtype is 'float16'; there are limits for exact, float64, float32 and bfloat16 alone: choose among them.",
     ),
     "narrow-dtype": (
         {"dtypes": ("float8_e4m3fn",)},
-        "--dtype is 'float8_e4m3fn'; there are limits for float32 and bfloat16 alone: choose among them.",
+        "--dtype is 'float8_e4m3fn'; there are limits for exact, float64, float32 and bfloat16 alone: choose among "
+        "them.",
+    ),
+    "exact-neuron": (
+        {"dtypes": ("exact", "float32"), "backend": "neuron"},
+        "--dtype is exact, but --backend is neuron: exact arithmetic runs eager code on the CPU; choose --backend gloo "
+        "or local, or leave exact out.",
+    ),
+    "exact-xla": (
+        {"dtypes": ("exact",), "backend": "xla", "kernels": "nki"},
+        "--dtype is exact, but --backend is xla: exact arithmetic runs eager code on the CPU; choose --backend gloo "
+        "or local, or leave exact out.",
+    ),
+    "exact-nki": (
+        {"dtypes": ("exact",), "kernels": "nki"},
+        "--dtype is exact, but --kernels is nki: exact arithmetic runs eager code on the CPU; choose --kernels torch, "
+        "or leave exact out.",
+    ),
+    "float64-neuron": (
+        {"dtypes": ("float64",), "backend": "neuron"},
+        "--dtype is float64, but --backend is neuron: a NeuronCore does not compute in float64; choose --backend gloo "
+        "or local, or leave float64 out.",
+    ),
+    "float64-nki": (
+        {"dtypes": ("float64",), "kernels": "nki"},
+        "--dtype is float64, but --kernels is nki: no kernel computes in float64; choose --kernels torch, or leave "
+        "float64 out.",
     ),
     "dtype-twice": ({"dtypes": ("float32", "float32")}, "a dtype is named twice: float32, float32."),
     "init": ({"init": "zeros"}, "unknown init 'zeros'. Choose from: discriminating, constant, tied."),

@@ -89,6 +89,14 @@ def test_a_degree_that_is_right_leaves_one_reading() -> None:
     assert names([right, wrong(2, TIMES, also="scaled")])[1] == (TIMES,)
 
 
+def test_a_degree_that_is_proved_leaves_one_reading() -> None:
+    exact = {"dtype": "exact", "component": "mlp"}
+    different = wrong(2, TIMES, also="scaled", status=Status.DIFFERENT, **exact)
+    assert names([different, wrong(8, tensor="", **exact)])[0] == (TIMES, "scaled")
+    proved = replace(BLANK, tp=8, status=Status.PROVED, **exact)
+    assert names([different, proved])[0] == (TIMES,)
+
+
 def test_agreeing_twice_changes_nothing() -> None:
     """A resumed run agrees again."""
     runs = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tp_harness.config.options import Options, resolve
 from tp_harness.models.gpt_oss.modules.norm import NeuronGPTOSSRMSNorm
+from tp_harness.mutation import false_alarms
 from tp_harness.mutation.false_alarms import (
     CleanRun,
     clean_draws,
@@ -15,6 +18,7 @@ from tp_harness.mutation.false_alarms import (
     upper_bound,
     without_whole_model,
 )
+from tp_harness.results.result import Status
 
 
 @pytest.mark.parametrize(
@@ -77,3 +81,16 @@ def test_the_table_counts_draws_not_verdicts() -> None:
         "1 x 1 tokens",
         "init tied",
     ]
+
+
+def test_what_was_not_proved_is_counted_apart_and_is_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = resolve(Options(components=("rmsnorm",), degrees=(1,), dtypes=("float32",)))
+    found = {"status": Status.NOT_PROVED, "reason": "a tie"}
+    monkeypatch.setattr(false_alarms, "judge", lambda evidence, blank: replace(blank, **found))
+    [run] = run_draws(clean_draws(options, 1))
+    assert (run.alarm, run.open) == ("", "NOT PROVED: a tie")
+    table = clean_table([run, replace(run, seed=run.seed + 1, open="")])
+    assert (table.headers[-1], table.rows[0]) == ("not proved", ("all", "2", "0", "77.64%", "1"))
+    assert "not proved" not in clean_table([replace(run, open="")]).headers
+    found["status"] = Status.DIFFERENT
+    assert run_draws(clean_draws(options, 1))[0].alarm == "DIFFERENT: a tie"

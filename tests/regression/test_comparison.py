@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from compared import CALL, ERROR, MIB, RATIO, TIMES, on_ranks, rank, record, result, timed
+from records import exact, proof
 
 from tp_harness.regression.comparison import NEEDED, compare
 from tp_harness.regression.rules import LEAST_REPEATS, MEMORY_FLOOR, forward_seconds
@@ -79,6 +80,30 @@ def test_a_failure_that_fails_otherwise_is_a_change_and_no_regression() -> None:
     assert found(before, after) == [("verdict", "status", None)]
     assert found(after, before) == [("verdict", "status", None)]
     assert found(result(status=Status.SKIPPED), after) == [("verdict", "status", True)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [
+        ("PROVED", "NOT PROVED", None),
+        ("PROVED", "DIFFERENT", True),
+        ("NOT PROVED", "DIFFERENT", True),
+        ("DIFFERENT", "NOT PROVED", None),
+        ("NOT PROVED", "PROVED", False),
+        ("DIFFERENT", "PROVED", False),
+        ("DIFFERENT", "CRASH", None),
+    ],
+)
+def test_what_is_not_proved_any_more_is_told_and_is_no_regression(before: str, after: str, worse: bool | None) -> None:
+    one, other = (exact(Status(word)) for word in (before, after))
+    assert found(one, other) == [("verdict", "status", worse)]
+    assert compare(record(one), record(other)).exit_code == bool(worse)
+
+
+def test_a_proof_that_rests_on_fewer_points_is_a_regression() -> None:
+    one, two = exact(of=proof(draws=1, bound=1e-7)), exact(of=proof(draws=2, primes=(1048919, 2098127)))
+    assert found(two, one) == [("checks", "points modulo a prime", True)]
+    assert found(one, two) == []
 
 
 def test_a_wrong_module_that_costs_less_is_no_improvement() -> None:

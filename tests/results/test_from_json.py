@@ -112,7 +112,7 @@ def changed(values: Any, *path: str | int, to: Any) -> Any:
     [
         (("tp",), "eight", "tp is 'eight', where a whole number is needed"),
         (("tp",), True, "tp is True, where a whole number is needed"),
-        (("status",), "GOOD", "status is 'GOOD', where one of PASS, UNDECIDED, MISMATCH,"),
+        (("status",), "GOOD", "status is 'GOOD', where one of PASS, PROVED, NOT PROVED, UNDECIDED, MISMATCH,"),
         (("gates",), {}, "gates is {}, where an array is needed"),
         (("gates", 0, "value"), "1e-6", "gates[0].value is '1e-6', where a number is needed"),
         (("gates", 0), {"metric": "R", "value": 1.0}, "gates[0] lacks limit, reason"),

@@ -132,20 +132,27 @@ CODES: list[tuple[str, int]] = [
     ("TIMEOUT VOID", 3),
     ("MISSING MISMATCH", 3),
     ("SKIPPED", 4),
+    ("PROVED", 0),
+    ("PROVED NOT-PROVED", 0),
+    ("PASS NOT-PROVED", 0),
+    ("NOT-PROVED", 4),
+    ("PROVED PASS DIFFERENT", 1),
+    ("DIFFERENT NOT-PROVED VOID", 1),
+    ("DIFFERENT CRASH", 3),
     ("", 4),
 ]
 
 
 @pytest.mark.parametrize(("statuses", "code"), CODES, ids=[statuses or "nothing" for statuses, _ in CODES])
 def test_exit_code_incomplete_before_mismatch_before_void(tmp_path: Path, statuses: str, code: int) -> None:
-    words = [Status(word) for word in statuses.split()]
+    words = [Status(word.replace("-", " ")) for word in statuses.split()]
     assert exit_code(words) == exit_code(words[::-1]) == code
     assert new_record(tmp_path, *(result(status=word) for word in words)).exit_code == code
 
 
 def test_every_status_has_an_exit_code_of_its_own_or_passes() -> None:
     passing = {status for status in Status if exit_code([Status.PASS, status]) == 0}
-    assert passing == {Status.PASS, Status.UNDECIDED, Status.SKIPPED}
+    assert passing == {Status.PASS, Status.PROVED, Status.NOT_PROVED, Status.UNDECIDED, Status.SKIPPED}
 
 
 @pytest.mark.parametrize(

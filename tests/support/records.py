@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tp_harness.report.terminal import summary
-from tp_harness.results.result import Gate, Result, Status
+from tp_harness.results.result import Gate, Proof, Result, Status
 from tp_harness.results.run_record import RunRecord, open_record
 
 OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
@@ -27,6 +27,18 @@ def ratio(value: float, limit: float = 1.2, tensor: str = "output.0") -> Gate:
 def result(component: str = "mlp", tp: int = 8, status: Status = Status.PASS, **values: Any) -> Result:
     fields: dict[str, Any] = {"backend": "gloo", "dtype": "float32", "layer": 0, "draws": 3, "seed": 7, "reason": ""}
     return Result(component=component, tp=tp, status=status, **(fields | {"log_dir": f"logs/tp{tp}"} | values))
+
+
+def proof(**values: Any) -> Proof:
+    fields: dict[str, Any] = {"primes": (2098127, 1048919), "draws": 2, "bound": 3.2e-6, "typical": 1.1e-12,
+                              "margin": 4.1e-4, "margin_of": "the choice of experts in layer 0", "shadow": 6e-16,
+                              "coverage": ("30 of 32 experts chosen",)}  # fmt: skip
+    return Proof(**(fields | values))
+
+
+def exact(status: Status = Status.PROVED, tp: int = 8, *, of: Proof | None = None, **values: Any) -> Result:
+    """A result in exact arithmetic; `of` is its proof, by default that of `proof`."""
+    return result(tp=tp, status=status, dtype="exact", proof=of or proof(), **values)
 
 
 def new_record(folder: Path, *results: Result) -> RunRecord:

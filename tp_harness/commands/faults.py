@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ..config import dtypes
 from ..config.options import Options, Resolved, parse_degrees, resolve
 from ..errors import UsageError
 from ..models import presets
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tp", metavar="2,8,32", help="tp_degrees, comma-separated; default: 2,8,32, and with --clean 1 too")
     add("--only", action="append", default=[], metavar="NAME", help="a fault from `tp-harness list faults`; repeatable")
     add("--clean", type=int, default=0, metavar="N", help="instead, N draws of right code: is any rejected?")
-    add("--dtype", action="append", default=[], metavar="D", help="float32 or bfloat16; repeatable; default: both")
+    add("--dtype", action="append", default=[], metavar="D", help=dtypes.HELP)
     add("--model", default="tiny", help=f"{', '.join(presets())} or a config.json")
     add("--seed", type=int, default=0, metavar="N", help="of weights and inputs")
     add("--json", action="store_true", help="every trial, for programs")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..config.options import MODEL, Options, parse_degrees, resolve
+from ..config import dtypes
+from ..config.options import Options, parse_degrees, resolve
 from ..errors import UsageError
-from ..models import presets
 
 if TYPE_CHECKING:
     from ..results.run_record import RunRecord
@@ -36,7 +36,7 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--depth": _NUMBER | {"help": "run the transformer with its first N layers; default: all"},
         "--case": _SEVERAL
         | {"metavar": "FILE.py[:NAME]", "help": "your Case, or all of a file, instead of components; repeatable"},
-        "--model": {"help": f"{', '.join(presets())} or a config.json; default: {MODEL}"},
+        "--model": {"help": dtypes.HELP},
         "--checkpoint": _FOLDER
         | {"help": "weights under the model's public names, or a Case's own: safetensors, or torch.save's"},
         "--init": {"metavar": "KIND", "help": "discriminating (the default), constant (0.5, weak) or tied (experts)"},
@@ -54,7 +54,7 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "how strict": {
-        "--dtype": _SEVERAL | {"metavar": "D", "help": "float32 or bfloat16; repeatable; default: both"},
+        "--dtype": _SEVERAL | {"metavar": "D", "help": dtypes.HELP},
         "--seed": _NUMBER | {"help": "of weights and inputs; default: 0"},
         "--draws": _NUMBER | {"help": "how many weights and inputs to try; the worst decides"},
         "--repeats": _NUMBER | {"help": "run each forward N times more: the bits must be the same; also times them"},

@@ -11,9 +11,8 @@ from typing import Any
 from ..errors import UnknownNameError, UsageError
 from ..models import SMALL, family_of, load_model
 from .divisibility import check_degrees
+from .dtypes import DTYPES, check_dtypes, dtypes_in_order
 
-DTYPES = ("float32", "bfloat16")
-OTHER_DTYPES = ("float64", "fp64", "double", "float16", "fp16", "half", "float8", "fp8")
 KERNEL_NAMES = ("torch", "nki")
 INIT_NAMES = ("discriminating", "constant", "tied")
 MAX_REPEATS = 1000
@@ -104,9 +103,10 @@ def resolve(options: Options) -> Resolved:
     family, small = family_of(model), model.hidden_size <= SMALL
     components = options.components or tuple(family.components)
     _check_choices("component", components, tuple(family.components))
-    _check_dtypes(options.dtypes)
     _check_choices("init", (options.init,), INIT_NAMES)
     _check_choices("kernels", (options.kernels,), KERNEL_NAMES)
+    check_dtypes(options.dtypes, options.backend, options.kernels)
+    _check_choices("dtype", options.dtypes, DTYPES)
     for name, value in (("--batch", options.batch), ("--seq", options.seq), ("--draws", options.draws)):
         if value is not None:
             check_range(name, value)
@@ -134,7 +134,7 @@ def resolve(options: Options) -> Resolved:
         model=model,
         batch=options.batch or (2 if small else 1),
         seq=options.seq or (40 if small else 160),
-        dtypes=options.dtypes or DTYPES,
+        dtypes=dtypes_in_order(options.dtypes, options.backend, options.kernels),
         seed=options.seed,
         draws=options.draws or (2 if small else 1),
         init=options.init,
@@ -246,16 +246,6 @@ def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
             raise UsageError(
                 f"--tp holds {tp}; a degree lies between 1 and {MAX_DEGREE}, the NeuronCores of one trn1.32xlarge."
             )
-
-
-def _check_dtypes(given: tuple[str, ...]) -> None:
-    """Refuse dtypes without limits by a sentence that says so; any other unknown name is taken for a mistyped one."""
-    for name in given:
-        if name in OTHER_DTYPES or name.startswith(("float8_", "int", "uint")):
-            raise UsageError(
-                f"--dtype is {name!r}; there are limits for {' and '.join(DTYPES)} alone: choose among them."
-            )
-    _check_choices("dtype", given, DTYPES)
 
 
 def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..config.dtypes import SIXTEEN_BITS as SIXTEEN_BITS  # noqa: PLC0414
 from ..results.gate import BLOCK, RATIO, REL_L2, TOKEN
 from ..results.result import Check, Collective, Distance, Flip, Gate, Result, Status
 
@@ -33,7 +34,6 @@ RATIO_CLEAN = 1.09
 RATIO_SPREAD = 4.0
 RATIO_NOTE = 0.8
 SUMS = ("all_reduce", "reduce_scatter", "reduce")
-SIXTEEN_BITS = ("bfloat16", "float16")
 # An own module may round partial results that a single core does not have: a ring of 8 ranks, each of which adds a
 # rounded part, shows 1.1 times the limit. The mistakes that bfloat16 sees lie at 10 times and more.
 SLIGHTLY = 2.0

@@ -39,7 +39,7 @@ class Sighting:
     @property
     def seen(self) -> bool:
         """Whether the verdict rejects it."""
-        return self.status != Status.PASS.value
+        return not Status(self.status).passed
 
 
 def sightings(

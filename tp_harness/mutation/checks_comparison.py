@@ -15,7 +15,6 @@ from ..judge.gather import join
 from ..judge.judge import judge
 from ..prepare.oracle import ReferenceRun, run_unlocked
 from ..ranks.job import Task
-from ..results.result import Status
 from ..system.process_pool import in_processes
 from ..version import __version__
 from .bench import Bench, open_bench
@@ -58,7 +57,7 @@ def hold(options: Resolved, draws: int, progress: Progress) -> Contest:
 def run_part(part: tuple[Unit, int]) -> list[Entry]:
     """The entries of one unit of work and seed, in this process; of a seed above 0, clean runs alone."""
     unit, seed = part
-    options = replace(unit.options, seed=unit.options.seed + seed)
+    options = replace(unit.options, dtypes=DTYPES, seed=unit.options.seed + seed)
     entries: list[Entry] = []
     with ExitStack() as stack:
         inits = ("discriminating", "constant")
@@ -96,7 +95,7 @@ def _entry(benches: Benches, task: Task, tp: int, left: Left) -> Entry:
     seen = {key: list(_seen(evidence)) for key, evidence in left.items() if key != ("constant", "bfloat16")}
     rejects = [p.name for p in PEERS if not all(p.passes(output) for output in seen[p.init, p.dtype])]
     ours = (judge(left["discriminating", dtype], bench.blank(task, tp, dtype)) for dtype in DTYPES)
-    if any(result.status is not Status.PASS for result in ours):
+    if not all(result.status.passed for result in ours):
         rejects.append(OURS)
     return Entry(
         fault=task.fault,

@@ -17,7 +17,7 @@ from typing import Any
 from ..config.options import Resolved
 from ..judge.judge import judge
 from ..ranks.job import Task
-from ..results.result import Status
+from ..results.result import Result, Status
 from ..system.process_pool import in_processes
 from ..text_table import TextTable
 from .bench import RanksFailedError, open_bench
@@ -27,7 +27,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class CleanRun:
-    """One draw in one dtype; `alarm` is empty or what the verdict said against it."""
+    """One draw in one dtype; `alarm` is empty or what the verdict said against it, `open` why nothing was proved."""
 
     component: str
     layer: int
@@ -38,6 +38,7 @@ class CleanRun:
     init: str
     seed: int
     alarm: str
+    open: str = ""
 
 
 def clean_runs(options: Resolved, count: int, progress: Callable[[str], None] = lambda _text: None) -> list[CleanRun]:
@@ -93,14 +94,20 @@ def _run(options: Resolved) -> list[CleanRun]:
         try:
             ranks = bench.run(bench.job(task, tp))
             found = [judge(bench.evidence(task, tp, d, ranks), bench.blank(task, tp, d)) for d in options.dtypes]
-            alarms = ["" if r.status is Status.PASS else f"{r.status.value}: {r.reason}" for r in found]
+            said = [_said(result) for result in found]
         except RanksFailedError as error:
-            alarms = [str(error)] * len(options.dtypes)
+            said = [(str(error), "")] * len(options.dtypes)
     drawn = {"batch": options.batch, "seq": options.seq, "init": options.init, "seed": options.seed}
     return [
-        CleanRun(component=component, layer=layer, tp=tp, dtype=dtype, alarm=alarm, **drawn)  # type: ignore[arg-type]
-        for dtype, alarm in zip(options.dtypes, alarms, strict=True)
+        CleanRun(component=component, layer=layer, tp=tp, dtype=dtype, alarm=alarm, open=why, **drawn)  # type: ignore[arg-type]
+        for dtype, (alarm, why) in zip(options.dtypes, said, strict=True)
     ]
+
+
+def _said(result: Result) -> tuple[str, str]:
+    """What a verdict says against right code, and why it proves nothing of it: not both."""
+    text = "" if result.status.passed else f"{result.status.value}: {result.reason}"
+    return ("", text) if result.status is Status.NOT_PROVED else (text, "")
 
 
 def upper_bound(alarms: int, count: int, confidence: float = CONFIDENCE) -> float:
@@ -123,17 +130,22 @@ def _at_most(alarms: int, count: int, rate: float) -> float:
 
 
 def clean_table(runs: Sequence[CleanRun]) -> TextTable:
-    """Draws and alarms by dtype, by degree and by input. A draw with an alarm in any dtype counts once in all."""
+    """Draws and alarms by dtype, by degree and by input. A draw with an alarm in any dtype counts once in all.
+
+    Where something was not proved, which is no alarm, a column counts such draws.
+    """
     rows = [_row("all", runs)]
     rows += [_row(dtype, [r for r in runs if r.dtype == dtype]) for dtype in dict.fromkeys(r.dtype for r in runs)]
     rows += [_row(f"tp {tp}", [r for r in runs if r.tp == tp]) for tp in sorted({r.tp for r in runs})]
     shapes = sorted({(r.batch, r.seq) for r in runs})
     rows += [_row(f"{b} x {s} tokens", [r for r in runs if (r.batch, r.seq) == (b, s)]) for b, s in shapes]
     rows += [_row(f"init {init}", [r for r in runs if r.init == init]) for init in sorted({r.init for r in runs})]
-    headers = ("clean draws", "draws", "false alarms", "95% upper bound")
-    return TextTable(title="False alarms", headers=headers, rows=tuple(rows))
+    headers = ("clean draws", "draws", "false alarms", "95% upper bound", "not proved")
+    shown = len(headers) - (not any(run.open for run in runs))
+    return TextTable(title="False alarms", headers=headers[:shown], rows=tuple(row[:shown] for row in rows))
 
 
 def _row(name: str, runs: Sequence[CleanRun]) -> tuple[str, ...]:
     draws, alarms = len({r.seed for r in runs}), len({r.seed for r in runs if r.alarm})
-    return name, str(draws), str(alarms), f"{upper_bound(alarms, draws):.2%}"
+    unproved = len({r.seed for r in runs if r.open})
+    return name, str(draws), str(alarms), f"{upper_bound(alarms, draws):.2%}", str(unproved)

@@ -69,7 +69,7 @@ def results_of(title: str, phases: Phases, *, begin: float) -> Iterator[TestResu
     for verdict in verdicts:
         fields = {name: value for name, value in vars(verdict).items() if not name.startswith("_")}
         yield TestResult(**(fields | facts))
-    if verdicts and (phases.status == "PASS" or any(verdict.status is not Status.PASS for verdict in verdicts)):
+    if verdicts and (phases.status == "PASS" or any(verdict.status.failed for verdict in verdicts)):
         return
     yield TestResult(
         component=title,

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import UsageError
+from ..results.status import Status
 from ..system.environment import Changes, changed
 from .core_block import CoreBlock
 from .report_properties import Properties
@@ -29,11 +30,12 @@ _OF_CORES = {"NEURON_RT_VISIBLE_CORES", "NEURON_RT_ROOT_COMM_ID"}
 _TORCHRUN_GIVES_UP = " failed (exitcode: "
 _RANK = re.compile(r"^\[rank\d+\]: ?")  # before each line of a traceback, by torch
 LINES = 30  # of a failed job's output that its error shows
-_VERDICT = ("component", "tp", "backend", "dtype", "layer", "draws", "seed", "status", "reason", "gate", "log_dir")
+_VERDICT = ("component", "tp", "backend", "dtype", "layer", "draws", "seed", "status", "reason", "gate", "log_dir",
+            "proof")  # fmt: skip
 
 
 class RankError(AssertionError):
-    """A job ended with a code other than 0, or a verdict other than PASS; the message holds the end of its output.
+    """A job ended with a code other than 0, or a verdict failed; the message holds the end of its output.
 
     `status` is the word of result.Status for it.
     """
@@ -112,7 +114,7 @@ class TpGroup:
 
         Raises:
             UsageError: env holds what is no variable, or one that says which cores the job has.
-            RankError: some verdict is not PASS, or the command refused its options; says which and why.
+            RankError: some verdict failed, or the command refused its options; says which and why.
             RankTimeoutError: it did not end in time.
         """
         __tracebackhide__ = True
@@ -122,10 +124,11 @@ class TpGroup:
         results = [result for path in folder.glob("*/run.json") for result in json.loads(path.read_text())["results"]]
         for result in results:
             self._report.verdict({name: result[name] for name in _VERDICT if name in result})
-        bad = [f"{r['component']} {r['dtype']} {r['status']}: {r['reason']}" for r in results if r["status"] != "PASS"]
+        bad = [result for result in results if Status(result["status"]).failed]
         if code or bad:
-            status = next((r["status"] for r in results if r["status"] != "PASS"), "CRASH")
-            what = "; ".join(bad) or _refusal(finished.output) or f"ended with code {code}"
+            status = next((result["status"] for result in bad), "CRASH")
+            said = (f"{r['component']} {r['dtype']} {r['status']}: {r['reason']}" for r in bad)
+            what = "; ".join(said) or _refusal(finished.output) or f"ended with code {code}"
             raise self._failure(status, "tp-harness verify", what, finished)
         return results
 

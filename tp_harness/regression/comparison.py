@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..results.result import Result, Status
+from ..results.result import Result
 from ..results.run_record import RunRecord
 from .rules import (
     Change,
@@ -96,7 +96,7 @@ def _ending(before: RunRecord, after: RunRecord) -> Iterator[Change]:
 def _changes(before: Result, after: Result, kinds: list[str], wall: bool) -> Iterator[Change]:
     """Changes of the verdict; of the rest where both passed, for what a wrong module costs says nothing."""
     yield from verdict_changes(before, after)
-    if {before.status, after.status} != {Status.PASS}:
+    if not (before.status.passed and after.status.passed):
         return
     of_kind = {
         "checks": check_changes(before, after),

@@ -39,10 +39,14 @@ class Change:
 
 
 def verdict_changes(before: Result, after: Result) -> Iterator[Change]:
-    """Another status: from a pass to anything else is worse, or from unknown to a failure; among failures, neither."""
+    """Another status: from a pass to anything else is worse, or from unknown to a failure; among failures, neither.
+
+    What is not proved any more may still be right, so that it is told, and neither worse nor better.
+    """
     if before.status is not after.status:
-        passed, was_open = after.status is Status.PASS, before.status in (Status.PASS, Status.SKIPPED)
-        worse = False if passed else (True if was_open else None)
+        unknown = before.status in (Status.SKIPPED, Status.NOT_PROVED)
+        told = after.status is Status.NOT_PROVED or not (after.status.passed or before.status.passed or unknown)
+        worse = None if told else not after.status.passed
         yield _change(after, "verdict", "status", before.status.value, after.status.value, worse=worse,
                       reason=after.reason)  # fmt: skip
 
@@ -53,6 +57,11 @@ def check_changes(before: Result, after: Result) -> Iterator[Change]:
     for name in _judged(before):
         if name not in checked:
             yield _change(after, "checks", name, "checked", "not checked", worse=True, reason="it cannot fail any more")
+    if before.proof and after.proof:
+        was_on, now_on = (proof.draws * len(proof.primes) for proof in (before.proof, after.proof))
+        if now_on < was_on:
+            yield _change(after, "checks", "points modulo a prime", str(was_on), str(now_on), worse=True,
+                          reason="a wrong function is accepted more easily")  # fmt: skip
     for was, now in _same_gates(before, after):
         if now.limit > LIMIT_FACTOR * was.limit:
             yield _change(after, "checks", f"limit of {now.metric}", _short(was.limit), _short(now.limit), worse=True,

@@ -82,7 +82,7 @@ def details(failure: Failure) -> list[str]:
 
 
 def _passing(failure: Failure) -> list[str]:
-    passed = [r for r in failure.run if (r.label, r.layer) in failure.components and r.status is Status.PASS]
+    passed = [r for r in failure.run if (r.label, r.layer) in failure.components and r.status.passed]
     return [f"it passes {_where(passed, failure.run)}"] if passed else []
 
 

@@ -43,7 +43,7 @@ class Failure:
 
 def failures(results: Sequence[Result]) -> list[Failure]:
     """Every mistake of a run: first crashes, then what is wrong, then what proves nothing; each in the run's order."""
-    failed = [result for result in results if result.status is not Status.PASS]
+    failed = [result for result in results if not result.status.passed]
     groups = _by_mistake([r for r in failed if has_numbers(r)]) + _by_reason([r for r in failed if not has_numbers(r)])
     place = {id(result): i for i, result in enumerate(results)}
     for group in groups:
@@ -54,7 +54,7 @@ def failures(results: Sequence[Result]) -> list[Failure]:
 
 def has_numbers(result: Result) -> bool:
     """Whether a result that did not pass is described by its tensors, and not by its reason."""
-    return result.first_divergence is not None or result.status in (Status.MISMATCH, Status.SHAPE)
+    return result.first_divergence is not None or result.status in (Status.MISMATCH, Status.DIFFERENT, Status.SHAPE)
 
 
 def _by_mistake(results: Sequence[Result]) -> list[list[Result]]:

@@ -46,12 +46,16 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
 
 def add_status(case: ET.Element, result: Result) -> ET.Element | None:
     """Add the element that says how the result ended, and return it; None, and no element, for a pass."""
-    if result.status is Status.PASS:
+    if result.status.passed:
         return None
-    if result.status in (Status.SKIPPED, Status.UNDECIDED):
+    if _skipped(result):
         return ET.SubElement(case, "skipped", {"message": clean(result.reason)})
     kind = "error" if result.status in _ERRORS else "failure"
     return ET.SubElement(case, kind, {"type": result.status.value, "message": clean(result.reason)})
+
+
+def _skipped(result: Result) -> bool:
+    return result.status is Status.SKIPPED or result.status.is_open
 
 
 def _faults(root: ET.Element, trials: Sequence[Trial]) -> None:
@@ -78,8 +82,8 @@ def _details(record: RunRecord, result: Result) -> list[str]:
 def counts(results: Sequence[Result], trials: Sequence[Trial] = ()) -> dict[str, str]:
     """The attributes of a suite: how many results or trials of faults ended how, and the seconds they took."""
     errors = sum(r.status in _ERRORS for r in results)
-    skipped = sum(r.status in (Status.SKIPPED, Status.UNDECIDED) for r in results)
-    failed = sum(r.status is not Status.PASS for r in results) - errors - skipped
+    skipped = sum(map(_skipped, results))
+    failed = sum(not r.status.passed for r in results) - errors - skipped
     failed += sum(trial.bad for trial in trials)
     numbers = {"tests": len(results) + len(trials), "failures": failed, "errors": errors, "skipped": skipped}
     return {name: str(number) for name, number in numbers.items()} | {"time": f"{_seconds(results):.3f}"}

@@ -14,7 +14,8 @@ from .failures import Failure, failures
 from .headline import cell, legend
 from .rank_logs import written_logs
 
-_COLOURS = {Status.PASS: "green", Status.VOID: "yellow", Status.UNDECIDED: "yellow", Status.SKIPPED: "yellow"}
+_YELLOW = (Status.VOID, Status.UNDECIDED, Status.NOT_PROVED, Status.SKIPPED)
+_COLOURS = {Status.PASS: "green", Status.PROVED: "green"} | dict.fromkeys(_YELLOW, "yellow")
 
 
 def summary(record: RunRecord) -> RenderableType:

@@ -73,7 +73,7 @@ def matrix(results: Sequence[Result]) -> dict[Row, dict[int, Result]]:
 
 def failures(results: Sequence[Result]) -> list[Result]:
     """Everything that did not pass, in the order of the run."""
-    return [result for result in results if result.status is not Status.PASS]
+    return [result for result in results if not result.status.passed]
 
 
 def measure(result: Result) -> str:

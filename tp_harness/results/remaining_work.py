@@ -8,7 +8,8 @@ from ..config.options import OWN, Resolved
 from .result import Control, Result, Status
 from .run_record import RunRecord
 
-EXPLAINED = (Status.MISMATCH, Status.SHAPE, Status.NONFINITE)  # are run once more, to find the first wrong tensor
+# These are run once more, to find the first wrong tensor.
+EXPLAINED = (Status.MISMATCH, Status.DIFFERENT, Status.SHAPE, Status.NONFINITE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Todo:
     def lacks_control(self, tp: int) -> bool:
         """True when a result passed at degree `tp` (ranks), and its control is wanted and not there yet."""
         wanted = self.options.fault_control and not self.options.fault
-        passed = any(r.tp == tp and r.status is Status.PASS and self.holds(r) for r in self.record.results)
+        passed = any(r.tp == tp and r.status.passed and self.holds(r) for r in self.record.results)
         return wanted and passed and not any(c.tp == tp and self.holds(c) for c in self.record.controls)
 
     def holds(self, found: Result | Control) -> bool:

@@ -9,37 +9,11 @@ from typing import Any
 
 from .collective import Collective as Collective  # noqa: PLC0414 (a type of run.json like those below)
 from .gate import Gate as Gate  # noqa: PLC0414
+from .proof import Proof as Proof  # noqa: PLC0414
+from .status import Status as Status  # noqa: PLC0414
+from .status import exit_code as exit_code  # noqa: PLC0414
 
 SCHEMA = 1
-
-
-class Status(str, Enum):
-    """How one result ended: UNDECIDED is neither passed nor failed, FAILED an assertion of a test's own."""
-
-    PASS = "PASS"
-    UNDECIDED = "UNDECIDED"
-    MISMATCH = "MISMATCH"
-    SHAPE = "SHAPE"
-    NONFINITE = "NONFINITE"
-    MISSING = "MISSING"
-    CRASH = "CRASH"
-    TIMEOUT = "TIMEOUT"
-    VOID = "VOID"
-    FAILED = "FAILED"
-    SKIPPED = "SKIPPED"
-
-
-# Exit code -> its statuses, the first that occurs counts: an incomplete run (3), a mismatch (1), a void run (4).
-_EXIT_CODES = (
-    (3, {Status.CRASH, Status.TIMEOUT, Status.MISSING}),
-    (1, {Status.FAILED, Status.MISMATCH, Status.SHAPE, Status.NONFINITE}),
-    (4, {Status.VOID}),
-)
-
-
-def exit_code(statuses: list[Status]) -> int:
-    """The process's exit code: 0 passed, 1 mismatch, 3 a rank crashed, hung or went missing, 4 void or none passed."""
-    return next((code for code, group in _EXIT_CODES if group & set(statuses)), 0 if Status.PASS in statuses else 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +214,7 @@ class Result:
     alternatives: tuple[Cause, ...] = ()  # others that reproduce the numbers, and say less of them
     refuted: tuple[str, ...] = ()  # names of known mistakes that would act here, and give other numbers
     as_float32: tuple[Cause, ...] = ()  # what float32 found at the same degree, where this dtype found none
+    proof: Proof | None = None  # of dtype "exact" alone
 
     @property
     def never_ran(self) -> bool:
@@ -250,9 +225,9 @@ class Result:
     def rejections(self) -> dict[str, str]:
         """What rejects the result: name -> kind.
 
-        A status that is decided before any check (MISSING, SHAPE, NONFINITE), or else each failed check and gate.
+        A status that no gate decides (MISSING, SHAPE, NONFINITE, DIFFERENT), or else each failed check and gate.
         """
-        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
+        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE, Status.DIFFERENT):
             return {self.status.value.lower(): self.status.value.lower()}
         failed = {check.name: check.name for check in self.checks if not check.passed}
         failed |= {gate.metric: gate.kind for gate in self.gates if not gate.passed}

@@ -35,7 +35,7 @@ def _told(result: Result, results: Iterable[Result]) -> tuple[Cause, ...]:
     others = [other for other in results if _same(other, result) and other.tp != result.tp]
     wrong = [other for other in others if _first(other) and _first(other) == _first(result)]
     if not wrong:
-        right = any(other.status is Status.PASS for other in others)
+        right = any(other.status.passed for other in others)
         return result.diagnosis if right else (*result.diagnosis, *_any_factor(result))
     common = set.intersection(*(_fitting(other) for other in wrong))
     fits = [cause for cause in result.diagnosis if cause.name in common]
@@ -53,7 +53,7 @@ def _any_factor(result: Result) -> tuple[Cause, ...]:
 
 def _of_float32(result: Result, results: Iterable[Result]) -> tuple[Cause, ...]:
     """What float32 found at the same degree: with the same draw if it is the one that was told, or with another."""
-    if result.diagnosis or result.dtype == "float32" or result.status is not Status.MISMATCH:
+    if result.diagnosis or result.dtype == "float32" or result.status not in (Status.MISMATCH, Status.DIFFERENT):
         return ()
     same = [r for r in results if r.dtype == "float32" and _case(r) == _case(result) and r.tp == result.tp]
     same.sort(key=lambda r: r.seed != result.seed)

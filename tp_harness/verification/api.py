@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..backends import Backend, choose_backend
 from ..case.case_file import imported_anew
+from ..config.dtypes import dtypes_on
 from ..config.options import Options, Resolved, as_record, resolve
 from ..errors import UsageError, failures_of_storage
 from ..prepare.material import Progress
@@ -62,6 +64,7 @@ def recorded(
     Raises:
         UsageError: what was found wrong before any rank started; an empty folder is removed again.
     """
+    options = replace(options, dtypes=dtypes_on(options.dtypes, backend.name, options.kernels))
     record = record or open_record(
         Path(options.out),
         command=command,

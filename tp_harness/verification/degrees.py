@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -256,10 +257,10 @@ class DegreeRun:
 
 
 def worst_draw(results: tuple[Result, ...]) -> Result:
-    """The verdict over several draws is the worst one; clean ones are represented by the nearest to a limit."""
+    """The verdict over several draws is the worst one; of equal ones, that nearest to a limit, or to a tie."""
 
-    def badness(result: Result) -> tuple[bool, float]:
-        gate = nearest_gate(result.gates)
-        return result.status is not Status.PASS, severity(gate) if gate else 0.0
+    def badness(result: Result) -> tuple[int, bool, float, float]:
+        gate, tie = nearest_gate(result.gates), result.proof.margin if result.proof else math.inf
+        return result.status.badness, result.status is Status.DIFFERENT, severity(gate) if gate else 0.0, -tie
 
     return max(results, key=badness)

@@ -231,7 +231,7 @@ class ControlRun:
 
     def _passed(self) -> list[tuple[int, Result]]:
         results = enumerate(self.record.results)
-        return [(i, r) for i, r in results if r.tp == self.tp and r.status is Status.PASS and self.todo.holds(r)]
+        return [(i, r) for i, r in results if r.tp == self.tp and r.status.passed and self.todo.holds(r)]
 
     def _own(self, faults: Sequence[Fault]) -> tuple[Task, ...]:
         """Each fault at each place, as many as will ever be tried."""

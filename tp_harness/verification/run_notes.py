@@ -8,7 +8,7 @@ from ..config.options import Resolved
 from ..faults import find_fault
 from ..libraries.torch_private import NO_PROCESS_GROUP
 from ..models import family_of, presets, real_models
-from ..results.result import Result, Status
+from ..results.result import Result
 
 
 def run_notes(options: Resolved, backend: Backend, results: list[Result]) -> list[str]:
@@ -34,7 +34,7 @@ def growth_notes(results: list[Result]) -> list[str]:
     notes = []
     for component, layer in dict.fromkeys((r.component, r.layer) for r in results):
         passed = [r for r in results if (r.component, r.layer, r.dtype) == (component, layer, "float32") and r.gates]
-        error = {r.tp: r.gates[0].value for r in passed if r.status is Status.PASS}
+        error = {r.tp: r.gates[0].value for r in passed if r.status.passed}
         if len(error) > 1 and error[max(error)] > 4 * error[min(error)] > 0:
             notes.append(
                 f"{component} layer {layer}: the float32 error grows from {error[min(error)]:.1e} at tp "

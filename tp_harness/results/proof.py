@@ -1,0 +1,34 @@
+"""What a verdict in exact arithmetic claims: equality of residues, how sure it is, and where it holds. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was compared in exact arithmetic: the residues of the reference and of the ranks, modulo random primes.
+
+    Args:
+        primes: the p of each pair p = 2q + 1.
+        draws: how many points, sets of weights and inputs, were compared modulo each prime.
+        bound: the highest probability that a wrong function is accepted at this point, for a difference in one element
+            that an adversary chose.
+        typical: that probability for an ordinary mistake, which changes many elements.
+        coverage: sentences on the branches for which the claim holds, such as "30 of 32 experts chosen".
+        margin: the smallest distance of a decision (a maximum, a choice, a comparison) from a tie, relative to the
+            values compared.
+        margin_of: of which decision.
+        undecided: sentences that say what could not be decided, and why; empty for a PROVED result.
+        shadow: the largest relative difference of the outputs that float64 computed beside the residues.
+    """
+
+    primes: tuple[int, ...]
+    draws: int
+    bound: float
+    typical: float
+    coverage: tuple[str, ...] = ()
+    margin: float = float("inf")
+    margin_of: str = ""
+    undecided: tuple[str, ...] = ()
+    shadow: float = 0.0
