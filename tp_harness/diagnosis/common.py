@@ -129,11 +129,11 @@ def rows_of_first(site: Site) -> Iterator[Guess]:
 
 def stale_tokens(site: Site) -> Iterator[Guess]:
     """The wrong tokens have their neighbour's values; raises UnavailableError without (batch, seq, ...) dimensions."""
-    right, seen, clean = site.right, site.traced.full.to(torch.float64), site.traced.baseline.to(torch.float64)
+    right, seen = site.right, site.traced.full.to(torch.float64)
     if right.ndim < 3 or site.leaf in PER_EXPERT:
         raise UnavailableError
     features = tuple(range(2, right.ndim))
-    error, usual = ((x - right).square().sum(features).sqrt() for x in (seen, clean))
+    error, usual = (x.square().sum(features).sqrt() for x in (seen - right, site.clean))
     wrong = (error > 8 * usual.max()).reshape(*error.shape, *(1 for _ in features))
     for step in (1, -1):
         yield Guess(torch.where(wrong, right.roll(step, 1), right), "before" if step == 1 else "after")

@@ -269,8 +269,8 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
     found, base = between(actual, guessed), between(traced.baseline, traced.expected)
     if rounded is not None and rounded.shape == guessed.shape:
         base = _wider(base, between(rounded, guessed))
-    if evidence.dtype == "float32":
-        return verdict.float32_gates(traced.name, found, base, evidence.reduction, evidence.case.depth)
+    if evidence.dtype not in verdict.SIXTEEN_BITS:
+        return verdict.error_gates(evidence.dtype, traced.name, found, base, evidence.reduction, evidence.case.depth)
     ratio = verdict.bfloat16_gate(traced.name, found, base, sums_in(evidence))
     limit = ratio.limit * base.rel_l2
     return (Gate(kind=REL_L2, tensor=traced.name, value=found.rel_l2, limit=limit, reason=ratio.reason),)

@@ -18,6 +18,7 @@ from ..parallel.placements import Placement, Replicate
 from ..prepare.oracle import ReferenceRun, Tapped
 from .trace import Traced
 
+ROUNDING = 2.0**-50  # of some sums in float64
 UNKNOWN = ("", "output")
 
 
@@ -106,6 +107,15 @@ class Site:
         if self.leaf != self.target:
             return self.tap(self.leaf)
         return (self.traced.baseline if self.rounded else self.traced.expected).to(torch.float64)
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """By how much right code may be off in each element of the target: float64, in its full shape.
+
+        It is the single core's own error, or float64's rounding, in which a single core has none.
+        """
+        expected = self.traced.expected.to(torch.float64)
+        return torch.maximum((self.traced.baseline.to(torch.float64) - expected).abs(), ROUNDING * expected.abs())
 
     def shards(self, full: torch.Tensor) -> list[torch.Tensor]:
         """A full tensor of any dtype as each rank should hold it at the leaf; of a sum over ranks, the whole shape."""

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from ..case.case import Case
+from ..config.dtypes import DTYPES, SIXTEEN_BITS
 from ..errors import UsageError
 
 Spoil = Callable[[torch.Tensor], torch.Tensor]
 EVERY = -1  # as a rank: all of them
+NOT_IN_16_BITS = tuple(dtype for dtype in DTYPES if dtype not in SIXTEEN_BITS)  # where a mistake is small
 
 Active = Callable[[Any, int], bool]  # (a model together with how it is run, tp_degree)
 
@@ -57,7 +59,7 @@ class Fault:
     active: Active
     flags: tuple[str, ...]
     layer: int = 0
-    visible_in: tuple[str, ...] = ("float32", "bfloat16")
+    visible_in: tuple[str, ...] = DTYPES
     loads: bool = False
     heavy: bool = False
     faint: bool = False

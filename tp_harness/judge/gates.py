@@ -28,14 +28,14 @@ def limits(
     actual = distance.distance(full, oracle, evidence.tp)
     others = (distance.without_constants(*pair) for pair in pairs[1:])
     base = distance.largest(distance.distance(y, x, evidence.tp) for x, y in ((oracle, single), *others))
-    if evidence.dtype == "float32":
-        return verdict.float32_gates(name, actual, base, evidence.reduction, evidence.case.depth)
-    return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
+    if evidence.dtype in verdict.SIXTEEN_BITS:
+        return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
+    return verdict.error_gates(evidence.dtype, name, actual, base, evidence.reduction, evidence.case.depth)
 
 
 def sums_in(evidence: Evidence) -> verdict.Sums | None:
     """The roundings by sums over ranks in a 16-bit run: the planned sums, or those recorded where there is no plan."""
-    if evidence.dtype == "float32":
+    if evidence.dtype not in verdict.SIXTEEN_BITS:
         return None
     planned = evidence.case.planned(evidence.tp)
     calls = evidence.runs[0].collectives if planned is None else planned

@@ -58,7 +58,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     if free and not void and not verdict.rejected_otherwise(checks, flips):
         if evidence.dtype in verdict.SIXTEEN_BITS:
             status, reason = Status.UNDECIDED, f"{reason}; {free}"
-        elif status is Status.MISMATCH:  # in float32 no other check judges the outputs
+        elif status is Status.MISMATCH:  # in more digits no other check judges the outputs
             status, reason = Status.VOID, f"{reason}; {free}"
     # of a wrong choice of experts, or a control that passed, no element is the worst
     of_outputs = [gate for gate in gates if gate.tensor in names]
@@ -88,6 +88,8 @@ def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
     An error that sums many roundings is about as large at all inputs; one of few roundings is not, nor one that a
     strongly non-linear function has amplified.
     """
+    if evidence.dtype == "float64":  # its limits follow from no measured error
+        return False
     size = max(output.numel() for output in evidence.expectation.oracle.outputs)
     worst = max((verdict.severity(gate) for gate in gates if not gate.undecided), default=0.0)
     return size <= SCATTER_ELEMENTS and 1.0 < worst < SCATTER_FACTOR
@@ -99,8 +101,8 @@ def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor, nearby
 
 
 def _router_gates(evidence: Evidence, nearby: Pairs = ()) -> tuple[Gate, ...]:
-    """The gates of the float32 router logits; none in bfloat16, where the margins of flips judge the router."""
-    if evidence.dtype != "float32":
+    """The gates of the router logits; none in bfloat16, where the margins of flips judge the router."""
+    if evidence.dtype in verdict.SIXTEEN_BITS:
         return ()
     gates: tuple[Gate, ...] = ()
     for router in evidence.case.routers:

@@ -70,7 +70,7 @@ def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tens
     moved = _exchanged(own, oracle[router.chosen])
     largest = torch.maximum(at_stake.masked_fill(~moved, 0.0).amax(-1), usual)
     sums = sums_in(evidence)
-    return verdict.flip_limit(error, evidence.reduction, sums) * largest
+    return verdict.flip_limit(error, evidence.reduction, sums, evidence.dtype) * largest
 
 
 def _border(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The verdict on measured errors: the limits, their reasons, and the status of a failure. No torch.
 
-float32 is judged against the float64 oracle. A bfloat16 run is judged against the error that bfloat16 itself
-makes on a single core; its routing is locked to the oracle's, because a top-k flip is no rounding error.
+float64 and float32 are judged against the float64 oracle. A bfloat16 run is judged against the error that bfloat16
+itself makes on a single core; its routing is locked to the oracle's, because a top-k flip is no rounding error.
 
 Random rounding errors of a sum of K terms grow as sqrt(K) (Higham and Mary, "A New Approach to Probabilistic Rounding
 Error Analysis", SIAM J. Sci. Comput. 41(5), 2019). All limits are relative errors, or ratios of them.
@@ -17,15 +17,40 @@ from ..config.dtypes import SIXTEEN_BITS as SIXTEEN_BITS  # noqa: PLC0414
 from ..results.gate import BLOCK, RATIO, REL_L2, TOKEN
 from ..results.result import Check, Collective, Distance, Flip, Gate, Result, Status
 
-UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
-CEILING = 1e-5  # no float32 limit exceeds it: clean runs lie below 1.5e-6, all but the weakest faults above 1e-3
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How near to the oracle a run in a dtype must come.
+
+    Args:
+        digits: binary digits; a rounding is off by 2^-digits at most.
+        floor: the least limit, in units of sqrt(K) 2^-digits.
+        ceiling: no limit exceeds it.
+    """
+
+    digits: int
+    floor: float
+    ceiling: float
+
+    def rounding(self, reduction: int) -> float:
+        """The usual relative error of a sum of `reduction` terms."""
+        return math.sqrt(reduction) * 2.0**-self.digits
+
+
+PRECISIONS = {
+    # The single-core run in float64 is the oracle itself, mostly, and its error 0, so that the floor is the limit.
+    # FLOAT64_MEASURED
+    "float64": Precision(digits=53, floor=16.0, ceiling=1e-12),
+    # Here the floor is for components whose single-core error happens to be tiny. Clean runs lie below 1.5e-6, all but
+    # the weakest faults above 1e-3.
+    "float32": Precision(digits=24, floor=0.25, ceiling=1e-5),
+}
 # Further layers add roundings of their own, so the ceiling rises as sqrt(layers / 2): a clean model has an error of
 # 1.3e-6 with 2 layers and of 7.2e-6 with 24.
 CEILING_LAYERS = 2
 # Sharding reorders sums, which moves an error but hardly multiplies it: 1.02 x at most in 576 clean runs. The weakest
 # fault, a gate clamped on both sides, is 4.4 x at hidden 2880.
 BASELINE_FACTOR = 3.0
-ROUNDING_FACTOR = 0.25  # of sqrt(K) 2^-24: for components whose single-core error happens to be tiny
 LOCAL_FACTOR = 4.0  # one token or block may be this much worse than the whole: it averages over fewer elements
 RATIO_ALARM = 1.2  # clean bfloat16 runs with locked routing lie below 1.09
 RATIO_CLEAN = 1.09
@@ -40,25 +65,29 @@ SLIGHTLY = 2.0
 ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice the largest error seen
 
 
-def float32_gates(name: str, actual: Distance, baseline: Distance, reduction: int, layers: int = 1) -> tuple[Gate, ...]:
+def error_gates(
+    dtype: str, name: str, actual: Distance, baseline: Distance, reduction: int, layers: int = 1
+) -> tuple[Gate, ...]:
     """The gates of one output: over all of it, for its worst token, and for the worst rank's block.
 
     Args:
+        dtype: of the run, a name in PRECISIONS.
         name: the output's name.
         actual: the sharded run against the oracle.
-        baseline: the single-core float32 reference against the oracle.
+        baseline: the single-core reference in the same dtype against the oracle.
         reduction: elements K of the longest sum; random rounding errors grow as sqrt(K).
         layers: how many layers, one after the other, the output went through.
     """
-    ceiling = CEILING * math.sqrt(max(1.0, layers / CEILING_LAYERS))
-    rounding = ROUNDING_FACTOR * math.sqrt(reduction) * UNIT_ROUNDOFF
+    precision = PRECISIONS[dtype]
+    ceiling = precision.ceiling * math.sqrt(max(1.0, layers / CEILING_LAYERS))
+    rounding = precision.floor * precision.rounding(reduction)
 
     def gate(kind: str, value: float, base: float, factor: float) -> Gate:
         explained = max(BASELINE_FACTOR * base, factor * rounding)
         limit = min(factor * ceiling, explained)
         reason = (
             f"max({BASELINE_FACTOR:g} x single-core error {base:.1e}, "
-            f"{factor * ROUNDING_FACTOR:g} sqrt({reduction}) 2^-24), "
+            f"{factor * precision.floor:g} sqrt({reduction}) 2^-{precision.digits}), "
             f"at most {factor * ceiling:.0e}"
         )
         undecided = limit < value <= explained
@@ -128,7 +157,7 @@ def reduced_in_16_bits(calls: Iterable[Collective]) -> int:
     return max(sizes, default=1)
 
 
-def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) -> float:
+def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None, dtype: str = "float32") -> float:
     """The widest margin of the oracle's router that rounding can overturn, as a fraction of the scores at stake.
 
     Args:
@@ -136,8 +165,10 @@ def flip_limit(baseline_error: float, reduction: int, sums: Sums | None = None) 
             ranks, so that a wrong router cannot excuse itself.
         reduction: elements K of the longest sum.
         sums: how the ranks' parts were added before, if they were.
+        dtype: of the run; a 16-bit one has a baseline error beside which this rounding is nothing.
     """
-    rounding = math.sqrt(reduction) * UNIT_ROUNDOFF
+    precision = PRECISIONS.get(dtype, PRECISIONS["float32"])
+    rounding = max(1.0, precision.floor) * precision.rounding(reduction)
     return ROUTER_FACTOR * max(baseline_error, rounding) * math.sqrt(1.0 + (sums.roundings if sums else 0.0))
 
 

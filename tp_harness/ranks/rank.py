@@ -126,7 +126,7 @@ class DtypeRunner:
         """
         tensors, program = self.device.run(self.locked)
         calls, first = self.watch.calls[-1], self._digests(tensors)
-        if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype != "float32":
+        if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype == "bfloat16":
             tensors |= self.device.run(self.unlocked)[0]
         kept = put_aside(self.job.output_path(self.task, self.group.rank), tensors)
         del tensors  # the large ones are written down

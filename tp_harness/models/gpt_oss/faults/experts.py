@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from ....faults.fault import Fault, always, sharded
+from ....faults.fault import NOT_IN_16_BITS, Fault, always, sharded
 from ....faults.ways import Apply, all_of, computes, is_last, loads, loads_from, reduces, runs
 from ....parallel.group import Group
 from ....parallel.placements import Placement, StridedShard
 from ..config import SWIGLU_ALPHA, InferenceConfig
-
-FLOAT32 = ("float32",)
 
 
 def _softmax_over_all(self: Any, t: torch.Tensor) -> torch.Tensor:
@@ -89,7 +87,7 @@ FAULTS = (  # a fault reads as one paragraph
     _mlp(
         "stale-shard-of-last-rank", 14, "The last rank's shard of the down projection is that of an earlier step.",
         computes("mlp2_weight", lambda x, rank, size: x * (1 + (rank == size - 1) / 128)), "partial",
-        visible_in=FLOAT32, heavy=True, signature="one part wrong",
+        visible_in=NOT_IN_16_BITS, heavy=True, signature="one part wrong",
     ),
     _mlp(
         "router-bias-dropped", 46, "The router's bias is not loaded.",
@@ -128,7 +126,7 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "gate-clamp-symmetric", 54, "Gates are clamped on both sides instead of above alone.",
-        _swiglu(lowest=-1.0), "activation", visible_in=FLOAT32, faint=True, signature="clamp symmetric",
+        _swiglu(lowest=-1.0), "activation", visible_in=NOT_IN_16_BITS, faint=True, signature="clamp symmetric",
     ),
     _mlp(
         "alpha-1", 55, "The activation's constant is 1 instead of 1.702.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ....faults.fault import Fault, always, sharded
+from ....faults.fault import NOT_IN_16_BITS, Fault, always, sharded
 from ....faults.ways import Apply, computes, edits, loads, sets
 from ....parallel.group import Group
 from ..config import RMS_NORM_EPS, InferenceConfig
@@ -22,7 +22,7 @@ def _norm_by(
 
     def forward_of(norm: Any, group: Group) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
-            wide = x.float()
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
             return (wide * torch.rsqrt(mean_square(wide, group) + eps) * norm.scale).to(x.dtype)
 
         return forward
@@ -143,10 +143,10 @@ FAULTS = (
         number=15,
         component="rmsnorm",
         cause="The mean square is computed in bfloat16.",
-        apply=_norm_by("", lambda x, group: _mean_square(x.bfloat16(), group).float()),
+        apply=_norm_by("", lambda x, group: _mean_square(x.bfloat16(), group).to(x.dtype)),
         active=always,
         flags=("output.0",),
-        visible_in=("float32",),  # R lies between 1.1 and 1.2
+        visible_in=NOT_IN_16_BITS,  # R lies between 1.1 and 1.2
         signature="norm in bfloat16",
     ),
 )

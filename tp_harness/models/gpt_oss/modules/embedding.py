@@ -9,7 +9,7 @@ from ....parallel.group import Group, current_group
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import Partial, Placement, Replicate, Shard
 from ..config import InferenceConfig, ModelConfig
-from .layers import initialise, linear, parameter, reduce_dtype
+from .layers import initialise, linear, parameter
 
 
 class NeuronGPTOSSEmbedding(nn.Module):
@@ -56,7 +56,8 @@ class NeuronGPTOSSEmbedding(nn.Module):
         held = (local >= 0) & (local < len(self.weight))
         rows = self.weight[local.clamp(0, len(self.weight) - 1)]
         rows = torch.where(held[..., None], rows, torch.zeros_like(rows))
-        total = self.total(self.group.all_reduce(self.partial(rows).to(reduce_dtype(rows))))
+        wide = torch.promote_types(self.dtype, torch.float32)  # the table may have fewer digits
+        total = self.total(self.group.all_reduce(self.partial(rows).to(wide)))
         return total.to(self.dtype)
 
 

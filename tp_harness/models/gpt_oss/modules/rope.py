@@ -16,9 +16,9 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
 
     Frequencies follow YaRN (Peng et al. 2023, arXiv 2309.00071): "NTK-by-parts" interpolates only the slow
     dimensions, and cos and sin carry the concentration 0.1 ln(s) + 1. The table [positions, head_dim / 2] is
-    made on the host in float64 and stored in float32: float32 angles would lose digits as positions grow, and
-    NeuronCores have no float64. Being no weight, it is made on the CPU whatever the default device. It holds
-    `max_positions` positions, by default twice the configured sequence.
+    made on the host in float64 and stored in float32 (in float64 for a model in it): float32 angles would lose digits
+    as positions grow, and NeuronCores have no float64. Being no weight, it is made on the CPU whatever the default
+    device. It holds `max_positions` positions, by default twice the configured sequence.
     """
 
     cos: torch.Tensor
@@ -29,8 +29,9 @@ class NeuronGPTOSSRotaryEmbedding(nn.Module):
         count = max_positions or 2 * config.neuron_config.seq_len
         angles = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * inverse_frequencies(config)
         scale = concentration(config)
-        self.register_buffer("cos", (angles.cos() * scale).float(), persistent=False)
-        self.register_buffer("sin", (angles.sin() * scale).float(), persistent=False)
+        stored = torch.promote_types(config.neuron_config.torch_dtype, torch.float32)
+        self.register_buffer("cos", (angles.cos() * scale).to(stored), persistent=False)
+        self.register_buffer("sin", (angles.sin() * scale).to(stored), persistent=False)
 
     @staticmethod
     def plan(config: ModelConfig) -> dict[str, Placement]:

@@ -179,10 +179,10 @@ def window_missing(site: Site) -> Iterator[Guess]:
 def window_length(site: Site) -> Iterator[Guess]:
     """Another window; the first wrong position tells a shorter one. Raises UnavailableError at a leaf not looked at."""
     right = attention_of(site).sliding_window
-    right_heads, seen, clean = (x.to(torch.float64) for x in (site.right, site.traced.full, site.traced.baseline))
+    right_heads, seen = (x.to(torch.float64) for x in (site.right, site.traced.full))
     if site.leaf != site.target:
         raise UnavailableError
-    rows = (seen - right_heads).norm(dim=-1) > 4 * (clean - right_heads).norm(dim=-1).max()
+    rows = (seen - right_heads).norm(dim=-1) > 4 * site.clean.norm(dim=-1).max()
     first = int(rows.any(dim=0).nonzero()[0]) if rows.any() else 0
     longer = (right - 1, right + 1, right + 2, 2 * right) if right else ()
     for window in {w for w in (first, *longer) if 0 < w < site.positions.shape[-1]} - {right}:

@@ -93,7 +93,7 @@ def scale_of_a_rank(site: Site) -> Iterator[Guess]:
     """Each odd rank multiplies by another vector, the same for all tokens: fitted on half of the tokens."""
     plain = _normed(site, _mean_square(site.input), scale=torch.ones(())).flatten(0, -2)
     right, values, odd = site.right, [], []
-    clean = (site.traced.baseline.to(torch.float64) - site.traced.expected).norm()
+    clean = site.clean.norm()
     for rank, shard in enumerate(site.traced.shards):
         seen = shard.to(torch.float64).flatten(0, -2)
         half = slice(0, len(seen), 2)
