@@ -80,11 +80,14 @@ def test_the_limits_that_the_page_states_are_those_of_verdicts() -> None:
         assert words in text
     assert verdict.RATIO_ALARM == 1.2
     assert "the last two are 4 times as large (4e-5)" in text
-    assert (4.0, pytest.approx(4e-5)) == (verdict.LOCAL_FACTOR, verdict.LOCAL_FACTOR * verdict.CEILING)
+    single, double = (verdict.PRECISIONS[dtype] for dtype in ("float32", "float64"))
+    assert (4.0, pytest.approx(4e-5)) == (verdict.LOCAL_FACTOR, verdict.LOCAL_FACTOR * single.ceiling)
     assert "from the third layer on sqrt(layers / 2) as much" in text
     assert verdict.CEILING_LAYERS == 2
     assert "within 3 times the single-core error or sqrt(K) 2^-26, never above 1e-5" in text
-    assert (verdict.BASELINE_FACTOR, verdict.ROUNDING_FACTOR, verdict.CEILING) == (3.0, 2.0**-26 / 2.0**-24, 1e-5)
+    assert (verdict.BASELINE_FACTOR, single.floor, single.ceiling) == (3.0, 2.0**-26 / 2.0**-24, 1e-5)
+    assert "In float64, which runs where it is asked for, 16 sqrt(K) 2^-53 and 1e-12" in text
+    assert (double.floor, double.digits, double.ceiling) == (16.0, 53, 1e-12)
     elements = (verdict.RATIO_SPREAD / math.log(verdict.RATIO_ALARM / verdict.RATIO_CLEAN)) ** 2
     assert "outputs below 1,700 elements get more" in text
     assert elements == pytest.approx(1700, abs=50)

@@ -93,7 +93,7 @@ def test_one_nonfinite_element_passes_no_gate(bad: float, side: str, dtype: str)
     (actual if side == "actual" else expected)[1, 3, 5] = bad
     found, clean = distance.distance(actual, expected, BLOCKS), errors(1e-7)
     gates = (
-        verdict.error_gates("float32", "y", found, clean, 96)
+        verdict.error_gates("float32", "y", found, clean, reduction=96)
         if dtype == "float32"
         else (verdict.bfloat16_gate("y", found, clean),)
     )

@@ -24,7 +24,7 @@ from tp_harness.results.result import Status
     ],
 )
 def test_float32_limits(baseline: float, reduction: int, limit: float) -> None:
-    whole, token, block = verdict.error_gates("float32", "y", NO_ERROR, errors(baseline), reduction)
+    whole, token, block = verdict.error_gates("float32", "y", NO_ERROR, errors(baseline), reduction=reduction)
     assert whole.limit == pytest.approx(limit, rel=1e-12)
     local = 4e-5 if math.isnan(baseline) else min(4e-5, max(3 * baseline, 4 * math.sqrt(reduction) * 2**-26))
     assert token.limit == block.limit == pytest.approx(local, rel=1e-12)
@@ -33,7 +33,7 @@ def test_float32_limits(baseline: float, reduction: int, limit: float) -> None:
 
 def test_the_ceiling_rises_with_layers_from_the_third_on() -> None:
     def limit(layers: int, baseline: float = 1e-3) -> float:
-        return verdict.error_gates("float32", "y", NO_ERROR, errors(baseline), 96, layers)[0].limit
+        return verdict.error_gates("float32", "y", NO_ERROR, errors(baseline), reduction=96, layers=layers)[0].limit
 
     assert limit(1) == limit(2) == 1e-5
     assert limit(24) == pytest.approx(math.sqrt(12) * 1e-5)
@@ -44,9 +44,9 @@ def test_the_ceiling_rises_with_layers_from_the_third_on() -> None:
 @pytest.mark.parametrize("place", ["rel_l2", "token", "block"])
 def test_float32_gates_pass_at_their_limit_and_fail_above(place: str) -> None:
     position = ("rel_l2", "token", "block").index(place)
-    limit = verdict.error_gates("float32", "y", NO_ERROR, errors(2e-7), 160)[position].limit
+    limit = verdict.error_gates("float32", "y", NO_ERROR, errors(2e-7), reduction=160)[position].limit
     for value, passed in ((limit, True), (math.nextafter(limit, 1), False)):
-        gates = verdict.error_gates("float32", "y", replace(NO_ERROR, **{place: value}), errors(2e-7), 160)
+        gates = verdict.error_gates("float32", "y", replace(NO_ERROR, **{place: value}), errors(2e-7), reduction=160)
         assert [gate.passed for gate in gates] == [passed or i != position for i in range(3)]
 
 
@@ -55,15 +55,38 @@ def test_over_the_ceiling_a_run_as_far_off_as_its_reference_is_undecided(place: 
     """And one that is farther off is a mismatch all the same."""
     position = ("rel_l2", "token", "block").index(place)
     for value, undecided in ((9e-6, False), (2e-3, True), (2.9e-3, True), (3.1e-3, False), (math.nan, False)):
-        gates = verdict.error_gates("float32", "y", replace(NO_ERROR, **{place: value}), errors(1e-3), 160)
+        gates = verdict.error_gates("float32", "y", replace(NO_ERROR, **{place: value}), errors(1e-3), reduction=160)
         assert [gate.undecided for gate in gates] == [undecided and i == position for i in range(3)]
         status, reason = verdict.decide((), gates, (), void=None)
         assert status is (Status.VOID if undecided else Status.PASS if value < 1e-5 else Status.MISMATCH)
         assert undecided == ("and so is what the single-core reference itself is off" in reason)
 
 
+def test_float64_has_limits_of_its_own() -> None:
+    """A single core's error, which is mostly 0, is no measure; no limit lies above what the weakest fault shows."""
+
+    def limits(baseline: float, reduction: int) -> list[float]:
+        gates = verdict.error_gates("float64", "y", NO_ERROR, errors(baseline), reduction=reduction)
+        return [gate.limit for gate in gates]
+
+    assert limits(0.0, 96) == pytest.approx([x * math.sqrt(96) * 2**-53 for x in (16, 64, 64)], rel=1e-12)
+    assert limits(1e-13, 96) == pytest.approx([3e-13] * 3)
+    assert limits(1.0, 96) == pytest.approx([1e-12, 4e-12, 4e-12])
+    clean, weakest, vocabulary = {96: 1.7e-15, 2880: 3.2e-15}, 2.3e-6, 201088
+    assert all(10 * value < limits(0.0, reduction)[0] for reduction, value in clean.items())
+    assert limits(0.0, vocabulary)[0] < 1e-12 < weakest / 1e6
+    reason = verdict.error_gates("float64", "y", NO_ERROR, errors(0.0), reduction=160)[0].reason
+    assert reason == "max(3 x single-core error 0.0e+00, 16 sqrt(160) 2^-53), at most 1e-12"
+
+
+def test_a_router_flip_in_float64_is_rounding_below_float64_s_alone() -> None:
+    assert verdict.flip_limit(0.0, 96, dtype="float64") == pytest.approx(64 * math.sqrt(96) * 2**-53)
+    assert verdict.flip_limit(1e-3, 96, dtype="float64") == verdict.flip_limit(1e-3, 96) == pytest.approx(4e-3)
+    assert verdict.flip_limit(0.0, 96, dtype="bfloat16") == verdict.flip_limit(0.0, 96)
+
+
 def test_a_float32_reason_names_its_numbers() -> None:
-    reason = verdict.error_gates("float32", "y", NO_ERROR, errors(2e-7), 160)[0].reason
+    reason = verdict.error_gates("float32", "y", NO_ERROR, errors(2e-7), reduction=160)[0].reason
     assert reason == "max(3 x single-core error 2.0e-07, 0.25 sqrt(160) 2^-24), at most 1e-05"
 
 

@@ -270,7 +270,9 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
     if rounded is not None and rounded.shape == guessed.shape:
         base = _wider(base, between(rounded, guessed))
     if evidence.dtype not in verdict.SIXTEEN_BITS:
-        return verdict.error_gates(evidence.dtype, traced.name, found, base, evidence.reduction, evidence.case.depth)
+        return verdict.error_gates(
+            evidence.dtype, traced.name, found, base, reduction=evidence.reduction, layers=evidence.case.depth
+        )
     ratio = verdict.bfloat16_gate(traced.name, found, base, sums_in(evidence))
     limit = ratio.limit * base.rel_l2
     return (Gate(kind=REL_L2, tensor=traced.name, value=found.rel_l2, limit=limit, reason=ratio.reason),)

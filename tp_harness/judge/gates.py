@@ -30,7 +30,9 @@ def limits(
     base = distance.largest(distance.distance(y, x, evidence.tp) for x, y in ((oracle, single), *others))
     if evidence.dtype in verdict.SIXTEEN_BITS:
         return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
-    return verdict.error_gates(evidence.dtype, name, actual, base, evidence.reduction, evidence.case.depth)
+    return verdict.error_gates(
+        evidence.dtype, name, actual, base, reduction=evidence.reduction, layers=evidence.case.depth
+    )
 
 
 def sums_in(evidence: Evidence) -> verdict.Sums | None:
