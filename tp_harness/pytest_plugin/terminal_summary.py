@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..results.gate import RATIO
 from ..results.result import Status
 from .pool_usage import core_seconds, ideal, occupations, shared, span
 from .results import TestResult, row
@@ -26,9 +27,11 @@ def closing(results: Sequence[TestResult], settings: Settings, workers: int) -> 
 def _cell(result: TestResult | None) -> str:
     if result is None:
         return "-"
+    if result.proof and result.status.passed:
+        return f"{result.status.value} {result.proof.bound:.0e}"
     if result.gate is None:
         return f"{result.status.value} {result.seconds:.1f} s"
-    value = f"{result.gate.value:.1e}" if result.dtype == "float32" else f"{result.gate.value:.2f}"
+    value = f"{result.gate.value:.2f}" if result.gate.kind == RATIO else f"{result.gate.value:.1e}"
     return f"{result.status.value} {value}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..config.dtypes import DTYPES
 from ..errors import printable
 from ..results.result import Gate, Result, Status
 from ..results.run_record import RunRecord
@@ -68,14 +69,19 @@ class Chart:
 
 
 def accuracy_charts(record: RunRecord) -> list[Chart]:
-    """Charts of the error against degree, with its limits: rel_L2 in float32, R in bfloat16; neither has a unit."""
+    """Charts of the error against degree, with limits: rel_L2 in float64 and float32, R in bfloat16, without unit."""
     wanted = {
+        "float64": ("error-float64", "float64 error against degree", "relative L2 error", True),
         "float32": ("error-float32", "float32 error against degree", "relative L2 error", True),
         "bfloat16": ("error-bfloat16", "bfloat16 error against degree", "R", False),
     }
+    of_errors = (
+        "Relative L2 error of the worst output of all draws against the float64 oracle; dashed: the limit of the same "
+        "colour. An error of exactly 0 has no place on a logarithmic axis."
+    )
     captions = {
-        "float32": "Relative L2 error of the worst output of all draws against the float64 oracle; dashed: the limit "
-        "of the same colour. An error of exactly 0 has no place on a logarithmic axis.",
+        "float64": of_errors,
+        "float32": of_errors,
         "bfloat16": "R: error of the sharded run over the error of the single-core bfloat16 run, routing locked. "
         "1 is as exact as one core; dashed: the limit. An exact output (R 0) is not drawn.",
     }
@@ -213,7 +219,7 @@ def _efficiency(by_degree: dict[int, Cost], tp: int, *, wall: bool) -> float | N
 
 
 def _cost_series(record: RunRecord, value: Callable[[dict[int, Cost], Cost], float | None]) -> tuple[Series, ...]:
-    """A line per component and layer, in one dtype: bfloat16 where it was run."""
+    """A line per component and layer, in one dtype: that of the fewest digits, bfloat16 where it was run."""
     palette, found, lines = _Palette(record), costs(record.results), []
     for component, layer, dtype in _one_dtype(found):
         by_degree = found[component, layer, dtype]
@@ -228,7 +234,7 @@ def _cost_series(record: RunRecord, value: Callable[[dict[int, Cost], Cost], flo
 def _one_dtype(found: Iterable[Key]) -> list[Key]:
     keys = list(found)
     dtypes = {dtype for _, _, dtype in keys}
-    chosen = "bfloat16" if "bfloat16" in dtypes else next(iter(sorted(dtypes)), "")
+    chosen = next((dtype for dtype in reversed(DTYPES) if dtype in dtypes), min(dtypes, default=""))
     return [key for key in keys if key[2] == chosen]
 
 

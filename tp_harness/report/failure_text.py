@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..judge.verdict import nearest_gate, severity
-from ..results.result import Divergence, Result, Status
+from ..results.result import Cause, Divergence, Result, Status
 from .failures import Failure, has_numbers
 from .headline import failed_by
 
 MOST_LINES = 10  # of numbers in one paragraph; four degrees in two dtypes need 8
 _VERBS = {
+    Status.DIFFERENT: "is not the reference's",
     Status.SHAPE: "has a wrong shape or dtype",
     Status.NONFINITE: "is not finite",
     Status.VOID: "cannot be decided",
@@ -23,6 +24,7 @@ _ENDED = {
     Status.NONFINITE: "an output is not finite",
     Status.VOID: "this proves nothing",
     Status.SKIPPED: "this was not run",
+    Status.NOT_PROVED: "the same function is not proved",
 }
 
 
@@ -62,14 +64,18 @@ def _what(failure: Failure) -> str:
 
 
 def _where(results: Iterable[Result], run: Sequence[Result]) -> str:
-    """`at tp 2, 8 in both dtypes`, or `at tp 2, 8 in float32, at tp 8 in bfloat16`."""
+    """`at tp 2, 8 in both dtypes`, or `at tp 2, 8 in exact and float32, at tp 8 in bfloat16`."""
     degrees: dict[str, set[int]] = {}
     for result in results:
         degrees.setdefault(result.dtype, set()).add(result.tp)
     dtypes = dict.fromkeys(result.dtype for result in run)
     if len(degrees) == len(dtypes) > 1 and len(set(map(frozenset, degrees.values()))) == 1:
         return f"at tp {_list(next(iter(degrees.values())))} in {'both' if len(dtypes) == 2 else 'all'} dtypes"
-    return ", ".join(f"at tp {_list(degrees[dtype])} in {dtype}" for dtype in dtypes if dtype in degrees)
+    alike: dict[str, list[str]] = {}
+    for dtype in dtypes:
+        if dtype in degrees:
+            alike.setdefault(_list(degrees[dtype]), []).append(dtype)
+    return ", ".join(f"at tp {found} in {' and '.join(of)}" for found, of in alike.items())
 
 
 def _list(numbers: Iterable[int]) -> str:
@@ -78,12 +84,24 @@ def _list(numbers: Iterable[int]) -> str:
 
 def details(failure: Failure) -> list[str]:
     """The lines below the sentence: what passes, the first wrong tensor, the cause, numbers per dtype and degree."""
-    return [*_passing(failure), *_first_tensor(failure), *_causes(failure), *_numbers(failure), *_notes(failure)]
+    parts = (_passing, _undecided, _first_tensor, _causes, _numbers, _notes)
+    return [line for part in parts for line in part(failure)]
 
 
 def _passing(failure: Failure) -> list[str]:
     passed = [r for r in failure.run if (r.label, r.layer) in failure.components and r.status.passed]
-    return [f"it passes {_where(passed, failure.run)}"] if passed else []
+    unproved = failure.first.status is Status.NOT_PROVED
+    passed = [r for r in passed if not (unproved and r.proof)]
+    said = [f"it passes {_where(passed, failure.run)}"] if passed else []
+    stands = "this is neither a failure nor a pass; the verdicts in floating point stand"
+    return [": ".join((stands, *said))] if unproved else said
+
+
+def _undecided(failure: Failure) -> list[str]:
+    """What exact arithmetic could not decide, and why, unless the reasons say it."""
+    reasons = " ".join(result.reason for result in failure.results)
+    said = dict.fromkeys(text for result in failure.results if result.proof for text in result.proof.undecided)
+    return [f"not decided: {text}" for text in said if text.rstrip(".") not in reasons]
 
 
 def _first_tensor(failure: Failure) -> list[str]:
@@ -127,13 +145,23 @@ def diagnosis_text(result: Result) -> list[str]:
         tried = (
             f": none of {result.hypotheses} guesses at known mistakes gives these numbers" if result.hypotheses else ""
         )
-        return [f"no known cause{tried}"] if result.status is Status.MISMATCH else []  # a wrong dtype says it all
+        wrong = result.status in (Status.MISMATCH, Status.DIFFERENT)  # of any other, the status says it all
+        return [f"no known cause{tried}"] if wrong else []
+    sure = "" if result.proof else "likely " if len(result.diagnosis) == 1 else "possible "
     return [
-        f"{'likely' if len(result.diagnosis) == 1 else 'possible'} cause: {cause.name}: {cause.sentence} "
-        f"(accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "
-        f"to {cause.limit:.1e}; tp {result.tp} {result.dtype})"
+        f"{sure}cause: {cause.name}: {cause.sentence} ({fit_text(result, cause)}; tp {result.tp} {result.dtype})"
         for cause in result.diagnosis
     ]
+
+
+def fit_text(result: Result, cause: Cause) -> str:
+    """How well a cause of a result reproduces the numbers."""
+    if result.proof:
+        return "not equal, and this known mistake gives exactly these residues"
+    return (
+        f"accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "
+        f"to {cause.limit:.1e}"
+    )
 
 
 def _numbers(failure: Failure) -> list[str]:
@@ -178,7 +206,8 @@ def _divergence(found: Divergence, *, short: bool = False) -> list[str]:
         metric = found.gate.kind if short and found.gate.tensor == found.tensor else f"{found.gate.metric} is"
         parts.append(f"{metric} {found.gate.value:.2e}, {severity(found.gate):.3g} x its limit")
     if found.index:
-        parts.append(f"worst at {list(found.index)}{at}: {found.actual:.6g} instead of {found.expected:.6g}")
+        which = "worst" if found.gate else "wrong"
+        parts.append(f"{which} at {list(found.index)}{at}: {found.actual:.6g} instead of {found.expected:.6g}")
     elif at:
         parts[-1] += at
     return parts

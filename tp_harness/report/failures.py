@@ -1,8 +1,8 @@
 """A run's failures, grouped: results of one mistake together. Pure functions of the results; no torch.
 
 Results belong to one mistake if the same tensor of the same component went wrong first and their causes agree, at
-any degree and in any dtype; a 16-bit result without a cause joins the float32 results of its degree, which is more
-exact. Crashes, and runs that prove nothing, belong together if they have the same reason or the same component.
+any degree and in any dtype; a result without a cause joins those of its degree in a dtype of more digits, which are
+more exact. Crashes, and runs that prove nothing, belong together if they have the same reason or the same component.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..config.dtypes import DTYPES
 from ..judge.verdict import nearest_gate
 from ..results.result import Cause, Result, Status, exit_code
 from .headline import failed_by
@@ -52,6 +53,11 @@ def failures(results: Sequence[Result]) -> list[Failure]:
     return [Failure(results=tuple(group), run=tuple(results)) for group in groups]
 
 
+def title_of(found: Sequence[Failure]) -> str:
+    """The title of the part that holds these failures."""
+    return "What is wrong" if any(failure.first.status.failed for failure in found) else "What is not decided"
+
+
 def has_numbers(result: Result) -> bool:
     """Whether a result that did not pass is described by its tensors, and not by its reason."""
     return result.first_divergence is not None or result.status in (Status.MISMATCH, Status.DIFFERENT, Status.SHAPE)
@@ -81,22 +87,27 @@ def _agree(group: Sequence[Result], result: Result) -> bool:
 
 
 def _site(result: Result) -> tuple[str, ...]:
-    """Component, status, and the tensor or check that went wrong first."""
+    """Component, kind, and the tensor or check that went wrong first."""
     found = result.first_divergence
     if found:
-        return result.label, result.status.value, found.tensor
+        return result.label, _kind(result), found.tensor
     gate = nearest_gate(tuple(gate for gate in result.gates if not gate.passed))
-    return result.label, result.status.value, failed_by(result) or (gate.tensor if gate else "")
+    return result.label, _kind(result), failed_by(result) or (gate.tensor if gate else "")
 
 
 def _follows(result: Result, group: Sequence[Result]) -> bool:
-    """Whether a 16-bit result has no cause, and the group has the float32 result of the same target and degree."""
-    same = [r for r in group if (r.label, r.layer, r.tp, r.status) == _key(result)]
-    return result.dtype != "float32" and not result.diagnosis and any(r.dtype == "float32" for r in same)
+    """Whether a result has no cause, and the group has one of the same target and degree in a dtype of more digits."""
+    more = DTYPES[: DTYPES.index(result.dtype)] if result.dtype in DTYPES else ()
+    return not result.diagnosis and any(r.dtype in more and _key(r) == _key(result) for r in group)
 
 
-def _key(result: Result) -> tuple[str, int, int, Status]:
-    return result.label, result.layer, result.tp, result.status
+def _key(result: Result) -> tuple[str, int, int, str]:
+    return result.label, result.layer, result.tp, _kind(result)
+
+
+def _kind(result: Result) -> str:
+    """Its status; DIFFERENT in exact arithmetic is what a MISMATCH is in floating point."""
+    return (Status.MISMATCH if result.status is Status.DIFFERENT else result.status).value
 
 
 def _by_reason(results: Sequence[Result]) -> list[list[Result]]:

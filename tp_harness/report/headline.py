@@ -10,18 +10,24 @@ from ..results.result import Gate, Result, Status
 
 WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
 _ERROR = "the relative L2 error against the float64 oracle"
+_PROVED = (
+    "exact: PROVED (the same function on the branches that were taken) with the highest probability that another one "
+    "is accepted, DIFFERENT with the relative difference."
+)
 
 
 def legend(results: Iterable[Result]) -> str:
     """A sentence on the meaning of the numbers in each dtype of these results that has any; "" if none has."""
+    results = tuple(results)
     dtypes = {result.dtype for result in results if result.gates}
-    error = "that error" if "float32" in dtypes else _ERROR
-    meanings = {
-        "float32": f"float32: rel_L2, {_ERROR}.",
-        "bfloat16": f"bfloat16: R, {error} over the error of one core in bfloat16; its limit is {RATIO_ALARM:g} unless "
-        "it stands beside it.",
-    }
-    said = [meaning for dtype, meaning in meanings.items() if dtype in dtypes]
+    errors = [dtype for dtype in ("float64", "float32") if dtype in dtypes]
+    said = [_PROVED] if any(result.proof for result in results) else []
+    said += [f"{' and '.join(errors)}: rel_L2, {_ERROR}."] if errors else []
+    if "bfloat16" in dtypes:
+        said.append(
+            f"bfloat16: R, {'that error' if errors else _ERROR} over the error of one core in bfloat16; its limit is "
+            f"{RATIO_ALARM:g} unless it stands beside it."
+        )
     return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
 
 
@@ -33,7 +39,7 @@ def number_of(result: Result) -> Gate | None:
     over = tuple(gate for gate in result.gates if not gate.passed)
     if over:
         return nearest_gate(over)
-    return worst_output(result) if result.status is Status.PASS else None
+    return worst_output(result) if result.status.passed else None
 
 
 def worst_output(result: Result) -> Gate | None:
@@ -46,12 +52,12 @@ def measure(result: Result, exact: str = "") -> str:
     """`2.1e-07`, `R 2.51 of 4.95` (the limit) or `worst token 1.2e-04 over 4.0e-05`; "" where there is none.
 
     Args:
-        result: of a run; its number is a relative error, or the ratio R of two.
+        result: of a run; its number is a relative error, the ratio R of two, or the bound of a proof.
         exact: the word for a number that is 0, "" for the number itself.
     """
     gate = number_of(result)
     if gate is None:
-        return ""
+        return _of_proof(result)
     if gate.value == 0 and exact:
         return exact
     against = "of" if gate.passed else "over"
@@ -61,6 +67,13 @@ def measure(result: Result, exact: str = "") -> str:
     if gate.kind == REL_L2:
         return f"{gate.value:.1e}"
     return f"{gate.kind} {gate.value:.1e} {against} {gate.limit:.1e}"
+
+
+def _of_proof(result: Result) -> str:
+    """How probable it is that another function was PROVED, or by how much the outputs are DIFFERENT; else ""."""
+    if result.proof is None or result.status not in (Status.PROVED, Status.DIFFERENT):
+        return ""
+    return f"{result.proof.bound:.0e}" if result.status.passed else f"{result.proof.shadow:.1e}"
 
 
 def failed_by(result: Result) -> str:

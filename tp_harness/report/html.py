@@ -24,10 +24,10 @@ from ..results.run_record import RunRecord
 from ..trn1 import MODELLED
 from ..trn1.view import ending, tables
 from ..version import __version__
-from . import cells, view
+from . import cells, proofs, view
 from .charts import accuracy_charts, cost_charts, time_charts
 from .failure_text import details, divergence_text, sentence
-from .failures import failures
+from .failures import failures, title_of
 from .headline import legend
 from .modelled import model_charts, predictions
 from .plotly import plotly
@@ -54,6 +54,9 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         sentence=sentence,
         details=details,
         legend=legend(record.results),
+        proofs=proofs,
+        proof_table=proofs.table(record.results),
+        title_of=title_of,
         accuracy=accuracy,
         cost_charts=cost,
         time_charts=time,

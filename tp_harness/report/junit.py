@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from ..results.mutation_score import Trial
-from ..results.result import Result, Status
+from ..results.result import Proof, Result, Status
 from ..results.run_record import RunRecord
 from . import view
 from .failure_text import divergence_text
@@ -39,9 +39,21 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
     name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
     attributes = {"classname": clean(result.label), "name": name, "time": f"{_seconds([result]):.3f}"}
     case = ET.SubElement(suite, "testcase", attributes)
+    if result.proof:
+        _properties(case, result.proof)
     child = add_status(case, result)
     if child is not None and result.status is not Status.SKIPPED:
         child.text = clean("\n".join(_details(record, result)))
+
+
+def _properties(case: ET.Element, proof: Proof) -> None:
+    """What a verdict in exact arithmetic rests on."""
+    properties = ET.SubElement(case, "properties")
+    values = {"primes": ", ".join(map(str, proof.primes)), "points": proof.draws, "bound": f"{proof.bound:.1e}",
+              "smallest margin": f"{proof.margin:.1e}, {proof.margin_of}".rstrip(", "),
+              "branches taken": "; ".join(proof.coverage)}  # fmt: skip
+    for name, value in values.items():
+        ET.SubElement(properties, "property", {"name": name, "value": clean(str(value))})
 
 
 def add_status(case: ET.Element, result: Result) -> ET.Element | None:

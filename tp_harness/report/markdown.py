@@ -9,9 +9,9 @@ from ..errors import printable
 from ..results.mutation_score import Trial, remarks, score_table
 from ..results.result import Result, Status
 from ..results.run_record import RunRecord
-from . import cells, view
+from . import cells, proofs, view
 from .failure_text import details, sentence
-from .failures import Failure, failures
+from .failures import Failure, failures, title_of
 from .headline import legend
 from .terminal import controls_text
 
@@ -28,6 +28,7 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         *(f"Note: {_text(note)}" for note in record.notes),
         *_failures(record),
         *_verdicts(record),
+        *_proofs(record),
         *_faults(record, trials),
         *_costs(record),
         f"Repeat with {_code(record.command)}. Limits, logs and charts: report.html.",
@@ -49,13 +50,25 @@ def _cell(result: Result | None) -> str:
     if result is None:
         return "-"
     measure = view.measure(result)
-    return measure or "PASS" if result.status is Status.PASS else f"**{result.status.value}** {measure}".rstrip()
+    if result.status is Status.PASS:
+        return measure or "PASS"
+    word = result.status.value if result.status.passed else f"**{result.status.value}**"
+    return f"{word} {measure}".rstrip()
+
+
+def _proofs(record: RunRecord) -> list[str]:
+    headers, rows = proofs.table(record.results)
+    if not rows:
+        return []
+    table = _table(headers, [tuple(map(_text, row)) for row in rows])
+    claim = _text(proofs.claim(record.results))
+    return ["<details><summary>Proofs in exact arithmetic</summary>", claim, table, "</details>"]
 
 
 def _failures(record: RunRecord) -> list[str]:
     """A paragraph for each mistake, as the terminal has it."""
     found = failures(record.results)
-    parts = ["### What is wrong"] if found else []
+    parts = [f"### {title_of(found)}"] if found else []
     parts += [_failure(record, failure) for failure in found[:MAX_FAILURES]]
     if len(found) > MAX_FAILURES:
         parts.append(f"{len(found) - MAX_FAILURES} more are in report.html.")

@@ -20,7 +20,9 @@ def _looks_up(held: Callable[[torch.Tensor, int], torch.Tensor]) -> Callable[...
     def forward(self: Any, tokens: torch.Tensor) -> torch.Tensor:
         local, count = tokens - self.vocab_start, len(self.weight)
         rows = self.weight[local.clamp(0, count - 1)] * held(local, count)[..., None]
-        return self.total(self.group.all_reduce(self.partial(rows).to(torch.promote_types(self.dtype, torch.float32)))).to(self.dtype)
+        return self.total(
+            self.group.all_reduce(self.partial(rows).to(torch.promote_types(self.dtype, torch.float32)))
+        ).to(self.dtype)
 
     return forward
 

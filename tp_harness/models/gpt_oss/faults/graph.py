@@ -28,7 +28,9 @@ def _looks_up_from(start: Callable[[Any, torch.Tensor], int]) -> Callable[..., o
         local, count = tokens - start(self, tokens), len(self.weight)
         held = (local >= 0) & (local < count)
         rows = self.weight[local.clamp(0, count - 1)] * held[..., None]
-        return self.total(self.group.all_reduce(self.partial(rows).to(torch.promote_types(self.dtype, torch.float32)))).to(self.dtype)
+        return self.total(
+            self.group.all_reduce(self.partial(rows).to(torch.promote_types(self.dtype, torch.float32)))
+        ).to(self.dtype)
 
     return forward
 
