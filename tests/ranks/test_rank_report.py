@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 
+from tp_harness.arithmetic.seen import Branch, Seen
 from tp_harness.parallel.dtensors import Placed
 from tp_harness.parallel.placements import Partial, Placement, Replicate, Shard
 from tp_harness.ranks.rank_report import DtypeRun, Held, RankReport, TensorKey
@@ -30,6 +31,9 @@ RUN = DtypeRun(
     finding="the program ends there",
     unlocked=("mlp",),
     rows={"mlp.chosen": (3, 4)},
+    seen=Seen(
+        branches={"clamp": Branch(decisions=3, counts={"above": 1}), "max": Branch(margin=0.5)}, escapes=["item()"]
+    ),
 )
 
 

@@ -82,7 +82,7 @@ def test_one_mistake_in_exact_and_floating_point_is_one_paragraph_led_by_the_cer
         "cause: bias x tp: the bias is added once per rank (not equal, and this known mistake gives exactly these "
         "residues; tp 8 exact)",
         "named at tp 8 in exact",
-        "tp 8 exact: wrong at [0, 3, 5]: 2 instead of 1 (seed 7)",
+        "tp 8 exact: residues: output.0 is another function; wrong at [0, 3, 5]: 2 instead of 1 (seed 7)",
         "tp 8 float32: rel_L2 5.00e-01, 5e+04 x its limit; worst at [0, 3, 5]: 2 instead of 1 (seed 7)",
     ]
     [unknown] = failures([replace(DIFFERENT, diagnosis=(), hypotheses=12)])

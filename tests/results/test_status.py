@@ -57,7 +57,7 @@ def test_a_degree_at_which_something_was_proved_needs_a_control(tmp_path: Path, 
 
 
 def test_a_different_result_is_rejected_by_it() -> None:
-    assert DIFFERENT.rejections == {"different": "different"}
+    assert DIFFERENT.rejections == {"residues": "residues"}
     assert PROVED.rejections == NOT_PROVED.rejections == {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tp_harness.report.terminal import summary
-from tp_harness.results.result import Gate, Proof, Result, Status
+from tp_harness.results.result import Check, Gate, Proof, Result, Status
 from tp_harness.results.run_record import RunRecord, open_record
 
 OPTIONS = {"model": {"hidden_size": 96}, "degrees": (1, 8), "out": "artifacts"}
@@ -38,7 +38,9 @@ def proof(**values: Any) -> Proof:
 
 def exact(status: Status = Status.PROVED, tp: int = 8, *, of: Proof | None = None, **values: Any) -> Result:
     """A result in exact arithmetic; `of` is its proof, by default that of `proof`."""
-    return result(tp=tp, status=status, dtype="exact", proof=of or proof(), **values)
+    residues = Check(name="residues", passed=status is not Status.DIFFERENT, detail="output.0 is another function")
+    checks = () if status is Status.NOT_PROVED else (residues,)
+    return result(tp=tp, status=status, dtype="exact", proof=of or proof(), **({"checks": checks} | values))
 
 
 def new_record(folder: Path, *results: Result) -> RunRecord:

@@ -17,7 +17,7 @@ from .mode import ExactMode, aten, named, rule
 def _softmax(
     mode: ExactMode, func: Any, a: torch.Tensor, dim: int, half_to_float: Any = False, **_: Any
 ) -> torch.Tensor:
-    return mode.new(softmax(mode, mode.number(a), dim), torch.float32 if half_to_float is True else a.dtype)
+    return mode.computed(softmax(mode, mode.number(a), dim), torch.float32 if half_to_float is True else a.dtype)
 
 
 def softmax(mode: ExactMode, x: Numbers, dim: int) -> Numbers:
@@ -40,7 +40,7 @@ def _log_softmax(mode: ExactMode, func: Any, a: torch.Tensor, dim: int, half_to_
     x = _from_peak(mode, mode.number(a), dim)
     raised = numbers.total(mode.field, mode.field.exp(x), [dim], keepdim=True)
     logarithm = mode.field.keyed("log", raised[0].log(), [raised])
-    return mode.new(numbers.subtract(mode.field, x, logarithm), a.dtype)
+    return mode.computed(numbers.subtract(mode.field, x, logarithm), a.dtype)
 
 
 @rule(*named("_softmax_backward_data"))
@@ -48,7 +48,7 @@ def _softmax_backward(mode: ExactMode, func: Any, grad: Any, out: Any, dim: int,
     field, y = mode.field, mode.number(out)
     weighted = numbers.multiply(field, mode.number(grad), y)
     summed = numbers.total(field, weighted, [dim], keepdim=True)
-    return mode.new(numbers.subtract(field, weighted, numbers.multiply(field, y, summed)), grad.dtype)
+    return mode.computed(numbers.subtract(field, weighted, numbers.multiply(field, y, summed)), grad.dtype)
 
 
 @rule(aten.native_layer_norm)
@@ -58,7 +58,7 @@ def _layer_norm(mode: ExactMode, func: Any, a: Any, shape: Any, weight: Any, bia
     apart = numbers.subtract(field, x, centre)
     scale = _over_root(mode, numbers.mean(field, numbers.multiply(field, apart, apart), dims, keepdim=True), eps)
     out = _affine(mode, numbers.multiply(field, apart, scale), weight, bias)
-    return mode.new(out, a.dtype), mode.new(centre, a.dtype), mode.new(scale, a.dtype)
+    return mode.computed(out, a.dtype), mode.computed(centre, a.dtype), mode.computed(scale, a.dtype)
 
 
 @rule(*named("_fused_rms_norm"))
@@ -66,7 +66,9 @@ def _rms_norm(mode: ExactMode, func: Any, a: Any, shape: Any, weight: Any, eps: 
     x, field, dims = mode.number(a), mode.field, list(range(-len(shape), 0))
     least = torch.finfo(a.dtype).eps if eps is None else eps
     scale = _over_root(mode, numbers.mean(field, numbers.multiply(field, x, x), dims, keepdim=True), least)
-    return mode.new(_affine(mode, numbers.multiply(field, x, scale), weight, None), a.dtype), mode.new(scale, a.dtype)
+    return mode.computed(_affine(mode, numbers.multiply(field, x, scale), weight, None), a.dtype), mode.computed(
+        scale, a.dtype
+    )
 
 
 @rule(aten.rms_norm)
@@ -89,8 +91,8 @@ def _group_norm(
     for each, combine in ((weight, numbers.multiply), (bias, numbers.add)):
         if each is not None:
             out = combine(field, out, mode.number(each).view(field.rows, 1, channels, 1))
-    kept = (mode.new(y.view(field.rows, n, group), a.dtype) for y in (centre, scale))
-    return mode.new(out.reshape(field.rows, *a.shape), a.dtype), *kept
+    kept = (mode.computed(y.view(field.rows, n, group), a.dtype) for y in (centre, scale))
+    return mode.computed(out.reshape(field.rows, *a.shape), a.dtype), *kept
 
 
 def _over_root(mode: ExactMode, squares: torch.Tensor, eps: float) -> torch.Tensor:
@@ -119,7 +121,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """softmax(q k^T scale + mask) v, as torch documents it."""
-    return mode.new(
+    return mode.computed(
         attention(mode, query, key, value, attn_mask, is_causal=is_causal, scale=scale, grouped=enable_gqa), query.dtype
     )
 
@@ -157,7 +159,7 @@ def _flash(
     scale: Any = None,
 ) -> Any:
     out = attention(mode, q, k, v, attn_mask, is_causal=is_causal, scale=scale, grouped=q.shape[-3] != k.shape[-3])
-    return mode.new(out, q.dtype), torch.empty(q.shape[:-1], dtype=torch.float32)
+    return mode.computed(out, q.dtype), torch.empty(q.shape[:-1], dtype=torch.float32)
 
 
 @rule(*named("_scaled_dot_product_attention_math"))
@@ -176,7 +178,7 @@ def _math(
     enable_gqa: Any = False,
 ) -> Any:
     out = attention(mode, q, k, v, attn_mask, is_causal=is_causal, scale=scale, grouped=enable_gqa)
-    return mode.new(out, q.dtype), torch.empty(0)
+    return mode.computed(out, q.dtype), torch.empty(0)
 
 
 @rule(aten.logsumexp)
@@ -185,7 +187,9 @@ def _logsumexp(mode: ExactMode, func: Any, a: torch.Tensor, dim: Any, keepdim: A
     raised = numbers.total(
         mode.field, mode.field.exp(mode.number(a)), [dim] if isinstance(dim, int) else dim, keepdim=bool(keepdim)
     )
-    return mode.new(mode.field.keyed("log", mode.memory.shadow(a).logsumexp(dim, bool(keepdim)), [raised]), a.dtype)
+    return mode.computed(
+        mode.field.keyed("log", mode.memory.shadow(a).logsumexp(dim, bool(keepdim)), [raised]), a.dtype
+    )
 
 
 @rule(aten.softplus)
@@ -196,4 +200,4 @@ def _softplus(mode: ExactMode, func: Any, a: torch.Tensor, beta: float = 1, thre
     out = numbers.multiply(
         field, field.keyed("log", raised[0].log(), [raised]), field.scalar(Fraction(1) / Fraction(beta))
     )
-    return mode.new(out, a.dtype)
+    return mode.computed(out, a.dtype)

@@ -19,66 +19,66 @@ def _add(mode: ExactMode, func: Any, a: Any, b: Any, alpha: float = 1) -> torch.
     if alpha != 1:  # it multiplies what is added or taken away
         y = numbers.multiply(mode.field, y, mode.field.scalar(alpha))
     combine = numbers.add if func.overloadpacket is aten.add else numbers.subtract
-    return mode.new(combine(mode.field, x, y), result_dtype((a, b)))
+    return mode.computed(combine(mode.field, x, y), result_dtype((a, b)))
 
 
 @rule(aten.mul)
 def _mul(mode: ExactMode, func: Any, a: Any, b: Any) -> torch.Tensor:
-    return mode.new(numbers.multiply(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
+    return mode.computed(numbers.multiply(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
 
 
 @rule(aten.div, aten.true_divide)
 def _div(mode: ExactMode, func: Any, a: Any, b: Any, rounding_mode: str | None = None) -> torch.Tensor:
     if rounding_mode:
         return mode.keyed(func, (a, b), {"rounding_mode": rounding_mode})
-    return mode.new(numbers.divide(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
+    return mode.computed(numbers.divide(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
 
 
 @rule(aten.addcmul)
 def _addcmul(mode: ExactMode, func: Any, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
     product = numbers.multiply(mode.field, mode.number(b), mode.number(c))
     scaled = numbers.multiply(mode.field, product, mode.field.scalar(value))
-    return mode.new(numbers.add(mode.field, mode.number(a), scaled), result_dtype((a, b, c)))
+    return mode.computed(numbers.add(mode.field, mode.number(a), scaled), result_dtype((a, b, c)))
 
 
 @rule(aten.addcdiv)
 def _addcdiv(mode: ExactMode, func: Any, a: Any, b: Any, c: Any, value: float = 1) -> torch.Tensor:
     quotient = numbers.divide(mode.field, mode.number(b), mode.number(c))
     scaled = numbers.multiply(mode.field, quotient, mode.field.scalar(value))
-    return mode.new(numbers.add(mode.field, mode.number(a), scaled), result_dtype((a, b, c)))
+    return mode.computed(numbers.add(mode.field, mode.number(a), scaled), result_dtype((a, b, c)))
 
 
 @rule(aten.lerp)
 def _lerp(mode: ExactMode, func: Any, a: Any, b: Any, weight: Any) -> torch.Tensor:
     x = mode.number(a)
     step = numbers.multiply(mode.field, mode.number(weight), numbers.subtract(mode.field, mode.number(b), x))
-    return mode.new(numbers.add(mode.field, x, step), result_dtype((a, b)))
+    return mode.computed(numbers.add(mode.field, x, step), result_dtype((a, b)))
 
 
 @rule(aten.neg)
 def _neg(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(-mode.number(a), a.dtype)
+    return mode.computed(-mode.number(a), a.dtype)
 
 
 @rule(aten.reciprocal)
 def _reciprocal(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(mode.field.inverse(mode.number(a)), a.dtype)
+    return mode.computed(mode.field.inverse(mode.number(a)), a.dtype)
 
 
 @rule(aten.square)
 def _square(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
-    return mode.new(numbers.multiply(mode.field, x, x), a.dtype)
+    return mode.computed(numbers.multiply(mode.field, x, x), a.dtype)
 
 
 @rule(aten.sqrt)
 def _sqrt(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(numbers.square_root(mode.field, mode.number(a)), a.dtype)
+    return mode.computed(numbers.square_root(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.rsqrt)
 def _rsqrt(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(mode.field.inverse(numbers.square_root(mode.field, mode.number(a))), a.dtype)
+    return mode.computed(mode.field.inverse(numbers.square_root(mode.field, mode.number(a))), a.dtype)
 
 
 @rule(aten.pow.Tensor_Scalar)
@@ -94,33 +94,33 @@ def _pow(mode: ExactMode, func: Any, a: torch.Tensor, exponent: float) -> torch.
         out = numbers.multiply(mode.field, out, x)
     if half:
         out = numbers.multiply(mode.field, out, numbers.square_root(mode.field, x))
-    return mode.new(mode.field.inverse(out) if exponent < 0 else out, a.dtype)
+    return mode.computed(mode.field.inverse(out) if exponent < 0 else out, a.dtype)
 
 
 @rule(aten.exp)
 def _exp(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(mode.field.exp(mode.number(a)), a.dtype)
+    return mode.computed(mode.field.exp(mode.number(a)), a.dtype)
 
 
 @rule(aten.sigmoid)
 def _sigmoid(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(numbers.sigmoid(mode.field, mode.number(a)), a.dtype)
+    return mode.computed(numbers.sigmoid(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.silu)
 def _silu(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
-    return mode.new(numbers.multiply(mode.field, x, numbers.sigmoid(mode.field, x)), a.dtype)
+    return mode.computed(numbers.multiply(mode.field, x, numbers.sigmoid(mode.field, x)), a.dtype)
 
 
 @rule(aten.tanh)
 def _tanh(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(numbers.tanh(mode.field, mode.number(a)), a.dtype)
+    return mode.computed(numbers.tanh(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.erf)
 def _erf(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.new(numbers.erf(mode.field, mode.number(a)), a.dtype)
+    return mode.computed(numbers.erf(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.gelu)
@@ -134,25 +134,25 @@ def _gelu(mode: ExactMode, func: Any, a: torch.Tensor, approximate: str = "none"
     else:
         bend = numbers.erf(field, numbers.multiply(field, x, field.scalar(0.5**0.5)))
     half = numbers.multiply(field, x, field.scalar(0.5))
-    return mode.new(numbers.multiply(field, half, numbers.add(field, bend, field.scalar(1))), a.dtype)
+    return mode.computed(numbers.multiply(field, half, numbers.add(field, bend, field.scalar(1))), a.dtype)
 
 
 @rule(aten.sin, aten.tan, aten.atan, aten.asin, aten.sinh, aten.asinh, aten.erfinv)
 def _odd(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
-    return mode.new(numbers.odd(mode.field, operation_name(func), func(x[0]), x), a.dtype)
+    return mode.computed(numbers.odd(mode.field, operation_name(func), func(x[0]), x), a.dtype)
 
 
 @rule(aten.sum)
 def _sum(mode: ExactMode, func: Any, a: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> torch.Tensor:
-    return mode.new(numbers.total(mode.field, mode.number(a), dims_of(dim), keepdim=keepdim), dtype or a.dtype)
+    return mode.computed(numbers.total(mode.field, mode.number(a), dims_of(dim), keepdim=keepdim), dtype or a.dtype)
 
 
 @rule(aten.mean)
 def _mean(
     mode: ExactMode, func: Any, a: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> torch.Tensor:
-    return mode.new(numbers.mean(mode.field, mode.number(a), dims_of(dim), keepdim=keepdim), dtype or a.dtype)
+    return mode.computed(numbers.mean(mode.field, mode.number(a), dims_of(dim), keepdim=keepdim), dtype or a.dtype)
 
 
 @rule(aten.var, aten.var_mean)
@@ -175,16 +175,18 @@ def _var(
     apart = numbers.subtract(field, x, centre)
     squares = numbers.total(field, numbers.multiply(field, apart, apart), dims, keepdim=bool(keepdim))
     count = x[0].numel() // max(1, centre[0].numel())
-    out = mode.new(numbers.divide(field, squares, field.scalar(int(count - int(1 if less is None else less)))), a.dtype)
+    out = mode.computed(
+        numbers.divide(field, squares, field.scalar(int(count - int(1 if less is None else less)))), a.dtype
+    )
     if func.overloadpacket is aten.var:
         return out
-    return out, mode.new(numbers.mean(field, x, dims, keepdim=bool(keepdim)), a.dtype)
+    return out, mode.computed(numbers.mean(field, x, dims, keepdim=bool(keepdim)), a.dtype)
 
 
 @rule(aten.cumsum)
 def _cumsum(mode: ExactMode, func: Any, a: torch.Tensor, dim: int, dtype: Any = None) -> torch.Tensor:
     along = dim % max(1, a.dim()) + 1
-    return mode.new(mode.field.reduce_(mode.number(a).cumsum(along)), dtype or a.dtype)
+    return mode.computed(mode.field.reduce_(mode.number(a).cumsum(along)), dtype or a.dtype)
 
 
 @rule(aten.prod.dim_int)
@@ -196,7 +198,7 @@ def _prod(
     out = torch.ones_like(x.select(along, 0))
     for part in x.unbind(along):
         out = numbers.multiply(mode.field, out, part)
-    return mode.new(out.unsqueeze(along) if keepdim else out, dtype or a.dtype)
+    return mode.computed(out.unsqueeze(along) if keepdim else out, dtype or a.dtype)
 
 
 @rule(*named("_to_copy"))

@@ -11,11 +11,10 @@ import torch
 from . import collectives, composed, decisions, elementwise, moving, products  # noqa: F401  (they register their rules)
 from .escapes import watching
 from .field import Field
+from .floats import NOMINAL
 from .memory import Memory
 from .mode import ExactMode
 from .seen import Seen
-
-NOMINAL = torch.float32  # the dtype that modules see: rotary tables are made in it on one side or the other
 
 
 class Exact:
@@ -29,6 +28,8 @@ class Exact:
     def __init__(self, field: Field, shared: str = "") -> None:
         self.field = field
         self.memory = _shared_memory(field, shared) if shared else Memory(field)
+
+    dtype = NOMINAL
 
     @property
     def seen(self) -> Seen:
@@ -48,9 +49,24 @@ class Exact:
             self.memory.draw(x, name)
         return x
 
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The values of a tensor of any shape, in its own dtype."""
+        return self.memory.shadow(x).to(x.dtype) if self.memory.holds(x) else x
+
     def taken(self, x: torch.Tensor) -> torch.Tensor | None:
         """The numbers of a result, (rows, *shape); None where it is not floating-point, or has none."""
         return self.memory.read(x).clone() if self.memory.holds(x) else None
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The shadow of a result of any shape, float64, and its residues modulo each p, int32: none of whole ones."""
+        if not x.is_floating_point():
+            return x, ()
+        rows = self.memory.read(x)
+        return rows[0].clone(), tuple(self.field.residues(rows))
+
+    def follows(self, x: torch.Tensor) -> bool:
+        """Whether a tensor of any shape depends on variables, as far as was seen; whole numbers are decisions."""
+        return self.memory.holds(x) or not x.is_floating_point()
 
 
 _memories: weakref.WeakValueDictionary[str, Memory] = weakref.WeakValueDictionary()

@@ -14,6 +14,8 @@ import torch
 
 from ..libraries import torch_private
 from ..libraries.torch_private import DispatchMode, leaves, tree_map
+from .field import Numbers
+from .floats import NOMINAL
 from .memory import Memory
 from .seen import Seen
 
@@ -154,6 +156,10 @@ class ExactMode(DispatchMode):
     def new(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A new tensor of numbers, (rows, *shape), in the nominal dtype that torch would give it."""
         return self.memory.new(numbers, dtype)
+
+    def computed(self, numbers: Numbers, dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor of numbers, of any shape, that an operation computed, rounded where it does so in fewer digits than float32."""
+        return self.new(self.narrowed(numbers, NOMINAL, dtype), dtype)
 
     def narrowed(self, numbers: torch.Tensor, source: torch.dtype, into: torch.dtype) -> torch.Tensor:
         """Numbers of any shape rounded to fewer digits than float32 has: a keyed function, and a rounded shadow."""

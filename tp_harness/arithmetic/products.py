@@ -16,34 +16,36 @@ AT_ONCE = 1 << 18  # elements of a matrix whose numbers are made at once
 
 @rule(aten.mm)
 def _mm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
-    return mode.new(_matrices(mode, a, b), result_dtype((a, b)))
+    return mode.computed(_matrices(mode, a, b), result_dtype((a, b)))
 
 
 @rule(aten.addmm)
 def _addmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    return mode.new(_plus(mode, _matrices(mode, a, b), c, beta, alpha), result_dtype((a, b)))
+    return mode.computed(_plus(mode, _matrices(mode, a, b), c, beta, alpha), result_dtype((a, b)))
 
 
 @rule(aten.bmm)
 def _bmm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
-    return mode.new(_batched(mode, a, b), result_dtype((a, b)))
+    return mode.computed(_batched(mode, a, b), result_dtype((a, b)))
 
 
 @rule(aten.baddbmm)
 def _baddbmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    return mode.new(_plus(mode, _batched(mode, a, b), c, beta, alpha), result_dtype((a, b)))
+    return mode.computed(_plus(mode, _batched(mode, a, b), c, beta, alpha), result_dtype((a, b)))
 
 
 @rule(aten.mv, aten.dot, aten.vdot)
 def _mv(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     left = a if a.dim() == 2 else a.unsqueeze(0)
     out = _matrices(mode, left, b.unsqueeze(1)).squeeze(-1)
-    return mode.new(out if a.dim() == 2 else out.squeeze(-1), result_dtype((a, b)))
+    return mode.computed(out if a.dim() == 2 else out.squeeze(-1), result_dtype((a, b)))
 
 
 @rule(aten.addmv)
 def _addmv(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    return mode.new(_plus(mode, _matrices(mode, a, b.unsqueeze(1)).squeeze(-1), c, beta, alpha), result_dtype((a, b)))
+    return mode.computed(
+        _plus(mode, _matrices(mode, a, b.unsqueeze(1)).squeeze(-1), c, beta, alpha), result_dtype((a, b))
+    )
 
 
 @rule(aten.linear)
@@ -54,7 +56,7 @@ def _linear(mode: ExactMode, func: Any, x: torch.Tensor, weight: torch.Tensor, b
     out = _matrices(mode, flat, weight.t())
     if bias is not None:
         out = numbers.add(mode.field, out, mode.number(bias))
-    return mode.new(out.view(-1, *x.shape[:-1], weight.shape[0]), result_dtype((x, weight)))
+    return mode.computed(out.view(-1, *x.shape[:-1], weight.shape[0]), result_dtype((x, weight)))
 
 
 @rule(aten.matmul)
@@ -68,12 +70,12 @@ def _matmul(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> tor
     if a.dim() == 1 or b.dim() == 1:
         x, y = (x.unsqueeze(1), y) if a.dim() == 1 else (x, y.unsqueeze(-1))
         out = numbers.product(mode.field, *numbers.aligned(x, y))
-        return mode.new(out.squeeze(-2 if a.dim() == 1 else -1), result_dtype((a, b)))
-    return mode.new(numbers.product(mode.field, *numbers.aligned(x, y)), result_dtype((a, b)))
+        return mode.computed(out.squeeze(-2 if a.dim() == 1 else -1), result_dtype((a, b)))
+    return mode.computed(numbers.product(mode.field, *numbers.aligned(x, y)), result_dtype((a, b)))
 
 
 def _vector_matrix(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return mode.new(_matrices(mode, a.unsqueeze(0), b).squeeze(1), result_dtype((a, b)))
+    return mode.computed(_matrices(mode, a.unsqueeze(0), b).squeeze(1), result_dtype((a, b)))
 
 
 @rule(aten.convolution)
@@ -86,7 +88,7 @@ def _convolution(
     if bias is None:
         return out
     places = mode.number(bias).view(mode.field.rows, -1, *[1] * (out.dim() - 2))
-    return mode.new(numbers.add(mode.field, mode.number(out), places), out.dtype)
+    return mode.computed(numbers.add(mode.field, mode.number(out), places), out.dtype)
 
 
 def _matrices(mode: ExactMode, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

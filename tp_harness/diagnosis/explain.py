@@ -28,8 +28,9 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
     signatures = all_signatures() if signatures is None else signatures
     tapped = evidence.expectation.run_tapped(evidence.dtype)
-    runs = zip(tapped.oracle.outputs, evidence.expectation.oracle.outputs, strict=True)
-    if any(distance(again, before, 1).rel_l2 > REPEATS for again, before in runs):
+    before = (evidence.expectation.oracle_of(evidence.dtype, i) for i in range(len(tapped.oracle.outputs)))
+    runs = zip(tapped.oracle.outputs, before, strict=True)
+    if any(distance(again, first, 1).rel_l2 > REPEATS for again, first in runs):
         return replace(result, notes=(*result.notes, RANDOM))
     try:
         evidence, first, notes = _placed(evidence, tapped)

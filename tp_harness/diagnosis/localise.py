@@ -53,7 +53,7 @@ def _divergence(evidence: Evidence, traced: Traced) -> Divergence | None:
     """What is wrong with a tensor, the plainest first."""
     if traced.leaf == CHOSEN and traced.name in _choices(evidence):
         return _other_choice(evidence, traced)
-    return _not_finite(traced) or _out_of_limit(evidence, traced)
+    return _not_finite(traced) or (_other_residues if traced.residues else _out_of_limit)(evidence, traced)
 
 
 def _divergent(name: str, kind: str, ranks: Sequence[int], **fields: object) -> Divergence:
@@ -73,6 +73,30 @@ def _not_finite(traced: Traced) -> Divergence | None:
     index = traced.whole_index(wrong[0], flat)
     values = {"actual": shard.flatten()[flat].item(), "expected": traced.expected[index].item()}
     return _divergent(traced.name, "nonfinite", wrong, index=index, **values)
+
+
+def _other_residues(_evidence: Evidence, traced: Traced) -> Divergence | None:
+    """Elements with other residues, and of these the one farthest off in float64."""
+    places = {rank: traced.differs(rank) for rank in range(traced.tp)}
+    wrong = [rank for rank, differs in places.items() if differs.any()]
+    if not wrong:
+        return None
+    errors = {rank: _error(traced, rank).masked_fill(~places[rank], -1.0) for rank in wrong}
+    worst = max(wrong, key=lambda rank: errors[rank].max().item())
+    flat = int(errors[worst].argmax())
+    index = traced.whole_index(worst, flat)
+    count, total = (
+        sum(int(n) for n in each) for each in ((places[r].sum() for r in wrong), (places[r].numel() for r in wrong))
+    )
+    return _divergent(
+        traced.name,
+        "value",
+        wrong,
+        index=index,
+        actual=_held(traced, worst).flatten()[flat].item(),
+        expected=traced.expected[index].item(),
+        detail=f"{count:,} of {total:,} elements have other residues",
+    )
 
 
 def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,15 @@ from ..judge.gather import join
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.rank_files import digest
+from ..ranks.rank_report import OUTPUT, Variant
+
+
+class Residues(NamedTuple):
+    """A tensor modulo a prime, int32: every rank's `shards`, and what it must be, in full."""
+
+    prime: int
+    shards: tuple[torch.Tensor, ...]
+    expected: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +35,7 @@ class Traced:
     """One tensor at every rank, and what it must be.
 
     `shards` are the ranks' by rank; `expected` is the float64 oracle's and `baseline` the single-core reference's in
-    the dtype under test, both full.
+    the dtype under test, both full. Of a run in exact arithmetic, these are float64, and `residues` decide.
     """
 
     name: str
@@ -33,6 +43,17 @@ class Traced:
     shards: tuple[torch.Tensor, ...]
     expected: torch.Tensor
     baseline: torch.Tensor
+    residues: tuple[Residues, ...] = ()
+
+    def differs(self, rank: int) -> torch.Tensor:
+        """Where a rank's part has other residues than it must: bool, in the shape of its shard; of a sum, where that
+        has.
+        """
+        found = torch.zeros(self.shard_of(self.expected, rank).shape, dtype=torch.bool)
+        for own in self.residues:
+            seen = torch.stack(own.shards).sum(0).remainder(own.prime) if self.summed else own.shards[rank]
+            found |= seen != self.shard_of(own.expected, rank)
+        return found
 
     @property
     def tp(self) -> int:
@@ -108,12 +129,27 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
     for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
         placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
         if placement and not empty and not evidence.without(name, "tap"):
-            yield _traced(
-                name, placement, evidence.shards(name, "tap"), tapped.oracle.taps[name], tapped.baseline.taps[name]
-            )
+            runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
+            traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
+            yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
     for i, placement in enumerate(evidence.case.outputs):
-        shards = evidence.shards(f"output.{i}")
-        yield _traced(f"output.{i}", placement, shards, tapped.oracle.outputs[i], tapped.baseline.outputs[i])
+        shards = evidence.shards(f"{OUTPUT}{i}")
+        runs = tapped.oracle.outputs[i], tapped.baseline.outputs[i]
+        traced = _traced(f"{OUTPUT}{i}", placement, shards, *runs)
+        yield replace(traced, residues=_residues(evidence, tapped, traced, "locked"))
+
+
+def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Variant) -> tuple[Residues, ...]:
+    """A tensor's residues modulo each prime; () where it has none."""
+    right = tapped.baseline.residues.get(traced.name, ())
+    found = []
+    for number, (prime, expected) in enumerate(zip(evidence.expectation.primes if right else (), right, strict=True)):
+        name = f"{traced.name}%{number}"
+        if not evidence.without(name, variant):
+            shards = zip(evidence.shards(name, variant), traced.shards, strict=True)
+            formed = tuple(own.reshape(shadow.shape) for own, shadow in shards)
+            found.append(Residues(prime, formed, expected))
+    return tuple(found)
 
 
 def _placement(evidence: Evidence, name: str) -> Placement | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from ..arithmetic.floats import EXACT
 from ..case.taps import CHOSEN
 from ..parallel.placements import KVHeads, Shard
 from ..prepare.expectation import Pairs
@@ -19,6 +20,7 @@ from .exact_checks import anything_sharded, exact_checks
 from .gates import limits
 from .gather import Joined, join, output_names
 from .program_checks import finding, finding_checks, program_checks, shared_program
+from .proofs import prove
 from .router_flips import router_flips, unlocked_statement
 from .shape_checks import form, presence
 
@@ -38,6 +40,8 @@ def judge(evidence: Evidence, blank: Result) -> Result:
         checks = finding_checks(evidence, found)
         reason = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.passed)
         return replace(blank, status=Status.MISMATCH, reason=reason, checks=checks, ranks=())  # nothing was measured
+    if evidence.dtype == EXACT:
+        return prove(evidence, blank)
     basic = presence(evidence) or form(evidence)
     if basic:
         return replace(blank, status=basic[0], reason=basic[1])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..arithmetic.floats import stored
 from ..parallel.dtensors import agree
 from ..parallel.placements import shape_only
 from ..results.result import Status
@@ -52,7 +53,7 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
         oracle = evidence.expectation.oracle.outputs[i]
         expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)
         single = evidence.expectation.baselines[evidence.dtype].outputs[i].dtype
-        dtypes = (getattr(torch, evidence.dtype), single)
+        dtypes = (stored(evidence.dtype), single)
         masked = bool((oracle <= -MOST).any())
         if otherwise := _placed_otherwise(evidence, i, name):
             return Status.SHAPE, otherwise

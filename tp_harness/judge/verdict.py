@@ -41,6 +41,7 @@ PRECISIONS = {
     # The single-core run in float64 is mostly the oracle itself: its error is 0, and the floor is the limit. Clean runs
     # lie below 1.7e-15, or 3.2e-15 at hidden 2880, a tenth of it; the weakest fault, at 2.3e-6, is far above.
     "float64": Precision(digits=53, floor=16.0, ceiling=1e-12),
+    "exact": Precision(digits=53, floor=16.0, ceiling=1e-12),  # of its shadows, by which a known mistake is recognised
     # Here the floor is for components whose single-core error happens to be tiny. Clean runs lie below 1.5e-6, all but
     # the weakest faults above 1e-3.
     "float32": Precision(digits=24, floor=0.25, ceiling=1e-5),

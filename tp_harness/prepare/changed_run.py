@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from torch import nn
 
+from ..arithmetic.floats import EXACT, Floats, nominal
 from ..case.case import Case
 from .oracle import ReferenceRun, Tapped, locks_of, run_reference
 
@@ -55,7 +56,13 @@ def run_with(
 
     with _holding(tapped.reference, tensors):
         return run_reference(
-            case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks, taps=True, within=changed
+            case,
+            tapped.reference,
+            tapped.inputs,
+            Floats(torch.float64 if dtype == EXACT else nominal(dtype)),
+            locks,
+            taps=True,
+            within=changed,
         )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..arithmetic.casts import cast_tensor
+from ..arithmetic.exact import Exact
+from ..arithmetic.field import Field
+from ..arithmetic.floats import EXACT, Floats, nominal
 from ..case.case import Case, Tensors
 from ..case.routing import Lock
 from ..case.state_dict import load_weights, weights_of
@@ -27,6 +32,7 @@ from .oracle import ReferenceRun, Tapped, locks_of, make_reference, run_referenc
 from .random_weights import generator
 from .unreached_parameters import differ, idle
 
+FLOAT64 = Floats(torch.float64)
 NEARBY = 8  # nearby inputs at which a single-core error that scatters is measured again
 
 Pairs = tuple[tuple[ReferenceRun, ReferenceRun], ...]  # oracle and baseline
@@ -42,10 +48,12 @@ class Expectation:
     oracle: ReferenceRun
     seed: int
     key: str  # the task's key
+    field: Path  # the file of primes and tables that exact arithmetic uses for this task
+    tied: Mapping[str, str]  # of a parameter's name, that of the one it is tied to
     random: bool = False  # the reference draws random numbers, and gives other outputs when it is run again
     kept: dict[str, Tapped] | None = None  # by dtype, the runs with taps, which are large; None keeps none
     first_of: tuple[Expectation, int, int] | None = None  # the Expectation, tokens and rows that `first` made this of
-    _nearby: dict[str, Pairs] = field(default_factory=dict, init=False)
+    _nearby: dict[str, Pairs] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def case(self) -> Case:
@@ -65,12 +73,24 @@ class Expectation:
             return {dtype: run.first(tokens, batch) for dtype, run in whole.baselines.items()}
         return {dtype: self._run(dtype) for dtype in self.cases}
 
+    @property
+    def primes(self) -> tuple[int, ...]:
+        """The primes modulo which exact arithmetic computes."""
+        return Field.read(self.field).primes
+
+    def oracle_of(self, dtype: str, output: int) -> torch.Tensor:
+        """What an output, by its index, of a run in a dtype is compared with: full, float64 (any shape)."""
+        return (self.baselines[dtype] if dtype == EXACT else self.oracle).outputs[output]
+
     def run_tapped(self, dtype: str) -> Tapped:
         """Run oracle (float64) and baseline (`dtype`) with every tap; called after a mismatch only."""
         if self.kept is not None and dtype in self.kept:
             return self.kept[dtype]
-        exact = run_reference(self.case, self.reference, self.inputs, torch.float64, self.locks, taps=True)
         single = self._run(dtype, taps=True)
+        if dtype == EXACT:  # the shadows are the oracle
+            exact = single
+        else:
+            exact = run_reference(self.case, self.reference, self.inputs, FLOAT64, self.locks, taps=True)
         tapped = Tapped(reference=self.reference, inputs=self.inputs, oracle=exact, baseline=single)
         if self.kept is not None:
             self.kept[dtype] = tapped
@@ -96,12 +116,20 @@ class Expectation:
         return replace(self, oracle=self.oracle.first(tokens, batch), first_of=(self, tokens, batch))
 
     def _run(self, dtype: str, *, taps: bool = False) -> ReferenceRun:
-        inputs, locks = self.inputs, self.locks
-        return run_reference(self.cases[dtype], self.reference, inputs, getattr(torch, dtype), locks, taps=taps)
+        exactly = dtype == EXACT
+        return run_reference(
+            self.cases[dtype],
+            self.reference,
+            self.inputs,
+            Exact(Field.read(self.field)) if exactly else Floats(nominal(dtype)),
+            {} if exactly else self.locks,  # shadows choose as the oracle does
+            tied=self.tied,
+            taps=taps,
+        )
 
     def _run_near(self, dtype: str, number: int) -> tuple[ReferenceRun, ReferenceRun]:
         moved = _moved(self.case, self.inputs, generator(self.seed, f"{self.key}.nearby{number}"))
-        exact = run_reference(self.case, self.reference, moved, torch.float64, locks=None)
+        exact = run_reference(self.case, self.reference, moved, FLOAT64, locks=None)
         return exact, replace(self, inputs=moved, oracle=exact)._run(dtype)
 
 
@@ -128,7 +156,15 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
         oracle, by_chance = _oracle(case, reference, inputs)
     expectation = Expectation(
-        cases=cases, reference=reference, inputs=inputs, oracle=oracle, seed=seed, key=task.key, random=by_chance
+        cases=cases,
+        reference=reference,
+        inputs=inputs,
+        oracle=oracle,
+        seed=seed,
+        key=task.key,
+        field=job.field_path(task),
+        tied=job.tied,
+        random=by_chance,
     )
     stateful = bool(job.repeats) and case.may_keep_state and _changes_itself(case, reference, inputs)
     RankInputs(inputs=inputs, locks=expectation.locks, stateful=stateful).write(job.inputs_path(task))
@@ -138,10 +174,10 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
 def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[ReferenceRun, bool]:
     """The float64 run, and whether the reference draws random numbers, so that another run differs."""
     before = _sources()
-    oracle = run_reference(case, reference, inputs, torch.float64, locks=None)
+    oracle = run_reference(case, reference, inputs, FLOAT64, locks=None)
     if before == _sources():
         return oracle, False
-    again = run_reference(case, reference, inputs, torch.float64, locks=None)
+    again = run_reference(case, reference, inputs, FLOAT64, locks=None)
     return oracle, any(map(differ, again.outputs, oracle.outputs))
 
 

@@ -42,6 +42,7 @@ class Material:
     folder: Path
     own: OwnCase | None = None
     places: Places = field(default_factory=Places)
+    tied: Mapping[str, str] = field(default_factory=dict)  # of a parameter's name, that of the one it is tied to
     notes: tuple[str, ...] = ()  # on weights and inputs, for the reader of the verdicts
 
     def notes_in(self, count: int) -> tuple[str, ...]:
@@ -61,6 +62,7 @@ class Material:
             kernels=self.options.kernels,
             repeats=self.options.repeats,
             unlocked=tp == min(self.options.degrees, key=_after_one),
+            tied=dict(self.tied),
         )
 
     def expectation(self, task: Task) -> Expectation:

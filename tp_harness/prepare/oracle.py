@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from ..arithmetic.casts import cast_tensor
+from ..arithmetic.exact import Exact
+from ..arithmetic.floats import Floats, nominal
+from ..arithmetic.seen import Seen
 from ..case.case import Case, Tensors
 from ..case.routing import Lock, check_choices, routing
 from ..case.state_dict import weights_of
@@ -19,6 +22,7 @@ from ..checkpoint.checkpoint import TensorSpec
 from ..errors import UsageError, doing
 from ..ranks.excerpt import of_flat, of_rows
 from ..ranks.rank import as_tuple
+from ..ranks.rank_report import OUTPUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,9 @@ class ReferenceRun:
 
     Outputs and `taps` have any shape, in the reference's dtypes; in `routing`, scores and logits are (tokens, experts)
     and a choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its
-    groups; `unlocked`: the routers that continued with another choice than the one they were locked to.
+    groups; `unlocked`: the routers that continued with another choice than the one they were locked to. In exact
+    arithmetic, outputs and taps are the float64 shadows; `residues` has those modulo each prime, int32 of the same
+    shape, by the name of a tap or output; `seen` is what the run went through.
     """
 
     outputs: Tensors
@@ -35,6 +41,8 @@ class ReferenceRun:
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rules: Mapping[str, tuple[str, Groups]] = field(default_factory=dict)
     unlocked: tuple[str, ...] = ()
+    residues: Mapping[str, Tensors] = field(default_factory=dict)
+    seen: Seen | None = None
 
     def first(self, tokens: int, batch: int) -> ReferenceRun:
         """The run on the first `tokens` of each of `batch` rows, where no token depends on later ones; without taps.
@@ -45,6 +53,8 @@ class ReferenceRun:
             outputs=tuple(of_rows(output, tokens) for output in self.outputs),
             routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
             rules=self.rules,
+            residues={name: tuple(of_rows(x, tokens) for x in own) for name, own in self.residues.items()},
+            seen=self.seen,
         )
 
 
@@ -60,7 +70,7 @@ class Tapped:
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> ReferenceRun:
     """Run the single-core reference in a dtype ("float32") with its own routing, without taps."""
-    return run_reference(case, tapped.reference, tapped.inputs, getattr(torch, dtype), locks=None)
+    return run_reference(case, tapped.reference, tapped.inputs, Floats(nominal(dtype)), locks=None)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -110,20 +120,22 @@ def run_reference(
     case: Case,
     reference: nn.Module,
     inputs: Tensors,
-    dtype: torch.dtype,
+    arithmetic: Floats | Exact,
     locks: Mapping[str, Lock] | None,
     *,
+    tied: Mapping[str, str] | None = None,
     taps: bool = False,
     within: Callable[[nn.Module], AbstractContextManager[object]] = lambda _module: nullcontext(),
 ) -> ReferenceRun:
-    """Run the reference once in a dtype.
+    """Run the reference once in an arithmetic.
 
     Args:
         case: the case of the reference.
         reference: holds the weights; the case's `reference_in` makes of it the module that runs.
-        inputs: full, any shape; floating-point ones are cast to `dtype`.
-        dtype: of the run.
+        inputs: full, any shape; floating-point ones are cast to the arithmetic's dtype.
+        arithmetic: of the run.
         locks: what each router shall choose, by tap name; None leaves each its own choice.
+        tied: of a name in the checkpoint, that of the parameter it is tied to.
         taps: record the tensors that the case names.
         within: (cast reference) -> a context that is entered while it runs.
 
@@ -131,12 +143,17 @@ def run_reference(
         UsageError: a router's own choice in float64 is not the top k of its scores.
         TypeError: the reference returns something else than tensors.
     """
+    dtype = arithmetic.dtype
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
     with doing(called):
         module = case.reference_in(reference, dtype)
-    given = tuple(cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
+    for name, tensor in weights_of(module, f"the reference of {case.name}").items():
+        arithmetic.draw((tied or {}).get(case.prefix + name, case.prefix + name), tensor)
+    copies = (cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
+    given = tuple(arithmetic.draw(f"input.{i}", x) for i, x in enumerate(copies))
     with (
         doing(called),
+        arithmetic.computing(),
         case.computing_in(module, dtype),
         within(module),
         tapping(module, case.watched if taps else {}) as tapped,
@@ -146,8 +163,16 @@ def run_reference(
     if locks is None and dtype == torch.float64:
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
+    found = {f"{OUTPUT}{i}": output for i, output in enumerate(outputs)} | tapped
+    split = {name: arithmetic.split(x) for name, x in found.items()}
     return ReferenceRun(
-        outputs=outputs, routing=routed.tensors, taps=tapped, rules=rules, unlocked=tuple(routed.unlocked)
+        outputs=tuple(split[f"{OUTPUT}{i}"][0] for i in range(len(outputs))),
+        routing={name: arithmetic.split(x)[0] for name, x in routed.tensors.items()},
+        taps={name: split[name][0] for name in tapped},
+        rules=rules,
+        unlocked=tuple(routed.unlocked),
+        residues={name: residues for name, (_, residues) in split.items() if residues},
+        seen=arithmetic.seen,
     )
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from ..arithmetic.field import Field
+from ..arithmetic.floats import EXACT
 from ..case.rehearsal import unrehearsed_note
 from ..checkpoint.checkpoint import (
     Checkpoint,
@@ -31,9 +33,9 @@ from ..checkpoint.tiled_file import can_map
 from ..checkpoint.translation import Translation
 from ..config.options import OWN, Resolved
 from ..errors import UsageError, blamed_on
-from ..models import family_of
+from ..models import SMALL, family_of
 from ..parallel.placements import Placement
-from ..ranks.job import Subject, Task
+from ..ranks.job import Job, Subject, Task
 from ..system.scratch_dir import WorkFolder, sweep
 from .control_places import Places, places_of
 from .expectation import Expectation, expect
@@ -182,8 +184,11 @@ class Preparation:
             expectations={},
             folder=folder,
             own=self.own,
+            tied={spec.name: spec.drawn_as for spec in self.specs if spec.drawn_as not in ("", spec.name)},
         )
         job = material.job(1, self.targets)
+        if EXACT in self.options.dtypes:
+            self._write_fields(job)
         expectations: dict[Task, Expectation] = {}
         unreached: dict[str, torch.Tensor] = {}  # of a user's module, the places that the inputs of no draw reach
         for task in job.tasks:
@@ -205,6 +210,12 @@ class Preparation:
         notes += [unrehearsed_note(self.unrehearsed)] if self.unrehearsed else []
         notes += [*idle_notes(unreached), *places.notes]
         return replace(material, expectations=expectations, places=places, notes=tuple(notes))
+
+    def _write_fields(self, job: Job) -> None:
+        """Draw primes and keys for each draw from the run's seed: two pairs, or one for a large model."""
+        pairs = 2 if self.options.model.hidden_size <= SMALL else 1
+        for draw, task in {task.draw: task for task in job.tasks}.items():
+            Field.drawn(self.options.seed + draw, pairs).write(job.field_path(task))
 
     @contextmanager
     def _full_said(self, folder: Path) -> Iterator[None]:

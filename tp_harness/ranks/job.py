@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..arithmetic.floats import nominal_name
 from ..case.case import Case
 from ..case.case_file import load_case
 from ..models import find_family
@@ -83,7 +84,9 @@ class Subject:
         model = self.model
         if self.extent(component):
             model = dataclasses.replace(model, num_hidden_layers=self.depth)
-        return find_family(self.family).at(model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=dtype, tp=tp)
+        return find_family(self.family).at(
+            model, batch=self.batch_size, seq=tokens or self.seq_len, dtype=nominal_name(dtype), tp=tp
+        )
 
     def called(self, task: Task) -> str:
         """The name of a task in messages: `mlp layer 0`, or the label of a user's case."""
@@ -108,7 +111,8 @@ class Job:
     and, when the ranks are done, their outputs ({task}.rank{r}.safetensors). `unlocked` asks for a second run of the
     first draw in 16 bits, with the modules' own routing. `kernels` says what runs the modules' hot parts, `taps`
     whether the intermediate tensors that the cases name are written down too. `repeats` forwards are timed after the
-    one that is judged. `tp` is the number of ranks.
+    one that is judged. `tp` is the number of ranks. `tied` maps a parameter's name in the checkpoint to that of another
+    one, where the reference has one parameter of both names.
     """
 
     tp: int
@@ -121,6 +125,7 @@ class Job:
     kernels: str = "torch"
     repeats: int = 0
     taps: bool = False
+    tied: dict[str, str] = field(default_factory=dict)
 
     def dtypes_of(self, task: Task) -> tuple[str, ...]:
         """The names of the dtypes that a task is run in, as "float32"."""
@@ -129,6 +134,10 @@ class Job:
     def inputs_path(self, task: Task) -> Path:
         """The file of a task's full inputs, and of the routing that its ranks are locked to."""
         return Path(self.folder) / f"{task.clean.key}.inputs.safetensors"
+
+    def field_path(self, task: Task) -> Path:
+        """The file of the primes and tables that runs of a task in exact arithmetic use."""
+        return Path(self.folder) / f"exact.d{task.draw}.safetensors"
 
     def output_path(self, task: Task, rank: int) -> Path:
         """The file of the outputs of `rank` (0 to tp - 1), with its report as metadata."""
@@ -159,5 +168,6 @@ def read_job(path: Path) -> tuple[Job, str]:
         kernels=values["kernels"],
         repeats=values["repeats"],
         taps=values["taps"],
+        tied=values["tied"],
     )
     return job, hashlib.sha256(text.encode()).hexdigest()

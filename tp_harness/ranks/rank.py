@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from ..arithmetic.exact import Exact
+from ..arithmetic.field import Field
+from ..arithmetic.floats import EXACT, Floats, nominal
 from ..case.case import Case, Tensors
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
@@ -97,21 +101,26 @@ class DtypeRunner:
         self.memory, self.watch, self.read = PeakMemory(), Stopwatch(group, group.cpu_seconds), dtensors.Reader()
         case = job.subject.case(task, dtype=dtype, tp=group.size)
         self.case = case = injected(task.fault, case, task.place, task.rank)
-        given = read_inputs(job.inputs_path(task)).first(task.tokens, job.subject.batch_size)
+        self.arithmetic = arithmetic = _arithmetic(job, task, dtype)
+        self.exact = isinstance(arithmetic, Exact)
+        whole = read_inputs(job.inputs_path(task)).map(arithmetic.draw)
+        with arithmetic.computing():
+            given = whole.first(task.tokens, job.subject.batch_size)
+            self.inputs = tuple(map(device.put, shard_inputs(case, given.inputs, arithmetic.dtype, group)))
         self.stateful = bool(job.repeats) and given.stateful
-        self.inputs = tuple(map(device.put, shard_inputs(case, given.inputs, getattr(torch, dtype), group)))
         self.rows = {
             name: token_rows(case, given.inputs, len(lock.chosen), group) for name, lock in given.locks.items()
         }
+        locks = {} if self.exact else given.locks  # shadows choose as the oracle does
         self.locks = {
-            name: Lock(device.put(lock.chosen), lock.experts, self.rows[name]) for name, lock in given.locks.items()
+            name: Lock(device.put(lock.chosen), lock.experts, self.rows[name]) for name, lock in locks.items()
         }
-        module, self.parameters = build(case, checkpoint, getattr(torch, dtype), group)
+        module, self.parameters = build(case, checkpoint, arithmetic, group, job.tied)
         self.module = device.put(module)
         if job.kernels == "nki":
             for family in families():
                 family.use_kernels(self.module)
-        again = case.may_keep_state and (job.repeats or job.unlocked)
+        again = case.may_keep_state and (job.repeats or job.unlocked) and not self.exact
         self.restore = remembered(self.module) if again else lambda: None
         self.unlocked_routers: tuple[str, ...] = ()
 
@@ -124,18 +133,20 @@ class DtypeRunner:
         Raises:
             GraphFinding: a device's program that cannot run.
         """
-        tensors, program = self.device.run(self.locked)
+        with self.arithmetic.computing():
+            tensors, program = self.device.run(self.locked)
+        tensors = self._split(tensors)
         calls, first = self.watch.calls[-1], self._digests(tensors)
         if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype == "bfloat16":
             tensors |= self.device.run(self.unlocked)[0]
         kept = put_aside(self.job.output_path(self.task, self.group.rank), tensors)
         del tensors  # the large ones are written down
-        flops, changed = self.repeat(first) if self.job.repeats else (None, None)
+        flops, changed = self.repeat(first) if self.job.repeats and not self.exact else (None, None)
         return kept, DtypeRun(
             parameters=self.parameters,
             placed=self.read.placed,
             collectives=self.watch.timed(calls),
-            forwards=self.watch.forwards(warm=self.job.repeats > 0, eager=self.device.eager),
+            forwards=self.watch.forwards(warm=self.job.repeats > 0 and not self.exact, eager=self.device.eager),
             flops=flops,
             changed=changed,
             begin_bytes=self.memory.begin_bytes,
@@ -143,6 +154,7 @@ class DtypeRunner:
             program=program,
             unlocked=self.unlocked_routers,
             rows={name: tuple(rows.tolist()) for name, rows in self.rows.items() if rows is not None},
+            seen=self.arithmetic.seen,
         )
 
     def locked(self) -> dict[TensorKey, torch.Tensor]:
@@ -201,6 +213,16 @@ class DtypeRunner:
             self.restore()
         return self.forward()
 
+    def _split(self, tensors: Mapping[TensorKey, torch.Tensor]) -> dict[TensorKey, torch.Tensor]:
+        """The tensors, and those of their residues, each under a key of its own."""
+        found: dict[TensorKey, torch.Tensor] = {}
+        for key, tensor in tensors.items():
+            if key.is_output_in(self.dtype) and not self.arithmetic.follows(tensor) and self.arithmetic.seen:
+                self.arithmetic.seen.escape(f"{key.name} depends on no parameter or input, as far as was seen")
+            found[key], residues = self.arithmetic.split(tensor)
+            found |= {key.modulo(prime): own for prime, own in enumerate(residues)}
+        return found
+
     def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> list[str]:
         """Digests of the outputs that are judged; empty where no further forward is compared with them."""
         if not (self.job.repeats and self.device.eager):
@@ -215,6 +237,18 @@ class DtypeRunner:
         return {
             TensorKey(self.dtype, variant, name): tensor.detach().clone().contiguous() for name, tensor in named.items()
         }
+
+
+def _arithmetic(job: Job, task: Task, dtype: str) -> Floats | Exact:
+    """The arithmetic of a run; ranks that are threads of one process share the memory of an exact one."""
+    if dtype != EXACT:
+        return Floats(nominal(dtype))
+    return Exact(_field(job.field_path(task)), shared=str(job.output_path(task, 0)))
+
+
+@lru_cache(maxsize=4)
+def _field(path: Path) -> Field:
+    return Field.read(path)
 
 
 def as_tuple(outputs: object) -> Tensors:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,10 @@ class RankInputs:
     inputs: Tensors
     locks: Mapping[str, Lock]
     stateful: bool = False
+
+    def map(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> RankInputs:
+        """The same with `function` of each input's name and the input, of any shape."""
+        return replace(self, inputs=tuple(function(f"input.{i}", x) for i, x in enumerate(self.inputs)))
 
     def first(self, tokens: int, batch: int) -> RankInputs:
         """The inputs (batch, tokens, ...) and locks of the first `tokens` of each of `batch` rows; 0 means all."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
+from ..arithmetic.seen import Seen
 from ..parallel.dtensors import Placed
 from ..results.result import Collective, Forwards, Program, RankRecord
 
@@ -33,6 +34,10 @@ class TensorKey:
         """
         dtype, variant, name = text.split(".", 2)
         return TensorKey(dtype, cast("Variant", variant), name)
+
+    def modulo(self, prime: int) -> TensorKey:
+        """The key of the tensor's residues modulo a prime, by its number: `exact.locked.output.0%1`."""
+        return replace(self, name=f"{self.name}%{prime}")
 
     def is_output_in(self, dtype: str) -> bool:
         """Whether it is an output of the run that is judged in `dtype`; a router may be called `output`."""
@@ -74,6 +79,7 @@ class DtypeRun:
     finding: str = ""  # why the program must not or cannot run
     unlocked: tuple[str, ...] = ()  # routers that went on with another choice than the one they were locked to
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by tap, the tokens of a router that has a part
+    seen: Seen | None = None  # of a run in exact arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ..judge.verdict import RATIO_ALARM, nearest_gate
 from ..results.gate import RATIO, REL_L2
+from ..results.proof import RESIDUES
 from ..results.result import Gate, Result, Status
 
 WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
@@ -78,7 +79,7 @@ def _of_proof(result: Result) -> str:
 
 def failed_by(result: Result) -> str:
     """The names of the exact checks that failed, such as `schedule`, or `router`; "" where a number failed."""
-    checks = [check.name for check in result.checks if not check.passed]
+    checks = [check.name for check in result.checks if not check.passed and check.name != RESIDUES]
     if checks or result.status is not Status.MISMATCH or any(not gate.passed for gate in result.gates):
         return ", ".join(checks)
     return "router" if any(not flip.margin <= flip.limit for flip in result.flips) else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RESIDUES = "residues"  # the name of the check that compares them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:

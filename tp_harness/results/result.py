@@ -225,9 +225,9 @@ class Result:
     def rejections(self) -> dict[str, str]:
         """What rejects the result: name -> kind.
 
-        A status that no gate decides (MISSING, SHAPE, NONFINITE, DIFFERENT), or else each failed check and gate.
+        A status that is decided before any check (MISSING, SHAPE, NONFINITE), or else each failed check and gate.
         """
-        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE, Status.DIFFERENT):
+        if self.status in (Status.MISSING, Status.SHAPE, Status.NONFINITE):
             return {self.status.value.lower(): self.status.value.lower()}
         failed = {check.name: check.name for check in self.checks if not check.passed}
         failed |= {gate.metric: gate.kind for gate in self.gates if not gate.passed}

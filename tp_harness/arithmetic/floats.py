@@ -1,0 +1,58 @@
+"""Floating-point arithmetic of a run, with the interface of `Exact`; and what the name of a run's dtype stands for."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from .seen import Seen
+
+EXACT = "exact"
+NOMINAL = torch.float32  # what modules see in exact arithmetic: some make tables in it on one side alone
+
+
+def nominal(name: str) -> torch.dtype:
+    """The dtype that modules compute in, in a run of this name ("float32", "exact")."""
+    return NOMINAL if name == EXACT else getattr(torch, name)
+
+
+def nominal_name(name: str) -> str:
+    """The name of that dtype."""
+    return str(nominal(name)).removeprefix("torch.")
+
+
+def stored(name: str) -> torch.dtype:
+    """The dtype in which a run's tensors are written down: of exact ones, the float64 shadows."""
+    return torch.float64 if name == EXACT else getattr(torch, name)
+
+
+class Floats:
+    """Arithmetic in one dtype: torch's own."""
+
+    seen: Seen | None = None
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What is entered while a module runs: nothing."""
+        return nullcontext()
+
+    def draw(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """A parameter or input of any shape, as it is."""
+        del name
+        return x
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The values of a tensor of any shape."""
+        return x
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """A result of any shape, and its residues: none."""
+        return x, ()
+
+    def follows(self, x: torch.Tensor) -> bool:
+        """Whether it is known on what a tensor of any shape depends: not here, and nobody asks."""
+        del x
+        return True
