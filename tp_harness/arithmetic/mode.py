@@ -158,7 +158,7 @@ class ExactMode(DispatchMode):
         return self.memory.new(numbers, dtype)
 
     def computed(self, numbers: Numbers, dtype: torch.dtype) -> torch.Tensor:
-        """A new tensor of numbers, any shape, that an operation computed and rounds to fewer digits than float32 has."""
+        """A new tensor of numbers, any shape, that an operation computed and rounds to fewer digits than float32."""
         return self.new(self.narrowed(numbers, NOMINAL, dtype), dtype)
 
     def narrowed(self, numbers: torch.Tensor, source: torch.dtype, into: torch.dtype) -> torch.Tensor:
