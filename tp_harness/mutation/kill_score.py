@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..config.dtypes import DTYPES
 from ..config.options import Resolved
 from ..faults import Fault, find_fault
 from ..results.mutation_score import Trial
@@ -40,7 +41,7 @@ def try_all(faults: Sequence[Fault], options: Resolved, progress: Progress = lam
         trials += found
         progress(f"{len(trials)} trials, {done} of {len(work)} parts")
     names = [fault.name for fault in faults]
-    return sorted(trials, key=lambda t: (names.index(t.fault), t.dtype != "float32", t.tp))
+    return sorted(trials, key=lambda t: (names.index(t.fault), DTYPES.index(t.dtype), t.tp))
 
 
 def run_unit(unit: Unit) -> list[Trial]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.dtypes import DTYPES, SIXTEEN_BITS
 from ..text_table import TextTable
 from .gate import BLOCK, REL_L2, TOKEN, kind_and_tensor
 
@@ -48,8 +49,8 @@ class Trial:
 
     @property
     def misplaced(self) -> bool:
-        """Whether another tensor than the declared one was named as the first to go wrong (in float32)."""
-        return self.outcome == CAUGHT and self.dtype == "float32" and self.first != self.expected
+        """Whether another tensor than the declared one was named as the first to go wrong; in 16 bits one may be."""
+        return self.outcome == CAUGHT and self.dtype not in SIXTEEN_BITS and self.first != self.expected
 
     @property
     def only_by(self) -> str:
@@ -86,11 +87,11 @@ class Score:
 
 
 def scores(trials: Sequence[Trial]) -> list[Score]:
-    """One score per dtype and degree, float32 first, degrees ascending."""
+    """One score per dtype and degree, in the order of DTYPES, degrees ascending."""
     return [
         _score(tp, dtype, [t for t in trials if (t.tp, t.dtype) == (tp, dtype)])
         for dtype, tp in dict.fromkeys(
-            (t.dtype, t.tp) for t in sorted(trials, key=lambda t: (t.dtype != "float32", t.tp))
+            (t.dtype, t.tp) for t in sorted(trials, key=lambda t: (DTYPES.index(t.dtype), t.tp))
         )
     ]
 
@@ -153,7 +154,7 @@ def trial_table(trials: Sequence[Trial]) -> TextTable:
         first = _joined(t.first for t in own if t.outcome == CAUGHT)
         causes = _joined(cause for t in own for cause in t.causes[:1])
         rows.append((fault, *(t.outcome for t in own), first, causes))
-    short = {"float32": "fp32", "bfloat16": "bf16"}
+    short = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16"}
     headers = ("fault", *(f"{short.get(d, d)} tp {tp}" for d, tp in columns), "first tensor", "cause named")
     return TextTable(title="Faults", headers=headers, rows=tuple(rows), left=len(headers))
 
@@ -174,7 +175,7 @@ def remarks(trials: Sequence[Trial]) -> list[str]:
     ]
     alone: dict[str, list[str]] = {}
     for trial in trials:
-        if trial.dtype == "float32" and trial.only_by not in ("", REL_L2, "shape"):
+        if trial.dtype not in SIXTEEN_BITS and trial.only_by not in ("", REL_L2, "shape"):
             alone.setdefault(trial.only_by, []).append(trial.fault)
     lines += [f"Seen by {check} alone: {_joined(names)}." for check, names in alone.items()]
     return lines
