@@ -15,7 +15,17 @@ from tp_harness.checkpoint.tiled_file import can_map
 from tp_harness.config.options import Options, Resolved, resolve
 from tp_harness.errors import UsageError
 from tp_harness.prepare import memory_budget, prepare
-from tp_harness.prepare.memory_budget import GIB, SHM, Free, available_memory, lacks_for_taps, place_for
+from tp_harness.prepare.memory_budget import (
+    GIB,
+    LEAD_BYTES,
+    RANK_BYTES,
+    SHM,
+    Free,
+    available_memory,
+    lacks_for_taps,
+    memory_need,
+    place_for,
+)
 from tp_harness.prepare.prepare import Preparation, prepare_one
 from tp_harness.verification.api import verify
 
@@ -94,6 +104,22 @@ def test_all_tensors_of_24_layers_are_too_much_and_of_two_are_not() -> None:
     assert not lacks_for_taps(resolve(Options(model="gpt-oss-20b", depth=2)), "transformer", 32, 20 * GIB)
     assert not lacks_for_taps(options, "mlp", 32, 20 * GIB)
     assert not lacks_for_taps(options, "transformer", 32, None)
+
+
+def test_a_run_in_float64_needs_twice_the_memory_of_one_in_float32() -> None:
+    """Nearly: the ranks' own memory and what the weights take stay."""
+
+    def needs(*dtypes: str) -> float:
+        options = resolve(Options(model="gpt-oss-20b", components=("attention",), dtypes=dtypes))
+        memory, where = memory_need(options, copied=lambda _component: 0)
+        assert where == "attention at tp 32"
+        return memory - LEAD_BYTES - 32 * RANK_BYTES
+
+    assert needs("float32") == needs("bfloat16") == needs("float32", "bfloat16")
+    assert needs("float64") == needs("float64", "bfloat16") > 1.7 * needs("float32")
+    whole = {"model": "gpt-oss-20b", "depth": 4}
+    assert not lacks_for_taps(resolve(Options(**whole)), "transformer", 32, 20 * GIB)
+    assert lacks_for_taps(resolve(Options(**whole, dtypes=("float64",))), "transformer", 32, 20 * GIB)
 
 
 def test_a_container_s_limit_counts(tmp_path: Path) -> None:

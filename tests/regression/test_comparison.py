@@ -70,6 +70,12 @@ def test_noise_is_no_change(name: str) -> None:
     assert found(NO_CHANGE[name], result()) == []
 
 
+def test_the_order_of_sums_in_float64_is_no_change() -> None:
+    before, after = (result(dtype="float64", gates=(replace(ERROR, value=value),)) for value in (0.0, 8e-16))
+    assert found(before, after) == found(after, before) == []
+    assert found(before, replace(after, status=Status.MISMATCH)) == [("verdict", "status", True)]
+
+
 def test_what_was_exact_must_stay_exact() -> None:
     before, after = (result(gates=(replace(RATIO, value=value),)) for value in (0.0, 1e-9))
     assert found(before, after) == [("error", RATIO.metric, True)]

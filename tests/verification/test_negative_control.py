@@ -9,6 +9,7 @@ import pytest
 from command import Harness
 from ladder import options
 
+from tp_harness.config.dtypes import DTYPES
 from tp_harness.config.options import Options, resolve
 from tp_harness.faults import find_fault
 from tp_harness.judge.judge import judge
@@ -17,7 +18,7 @@ from tp_harness.mutation.bench import open_bench
 from tp_harness.ranks.job import Task
 from tp_harness.results.run_record import read_run
 from tp_harness.verification import negative_control
-from tp_harness.verification.negative_control import candidates, control_dtype
+from tp_harness.verification.negative_control import PLAIN, candidates, control_dtype
 
 # Nothing is rejected any more: every gate is open and every check passes.
 ACCEPTS_ALL = """
@@ -178,6 +179,9 @@ def test_candidates_depend_on_seed_dtype_and_kernels() -> None:
     for seed in range(40):
         assert all("bfloat16" in f.visible_in for f in candidates(replace(rounded, seed=seed), 8))
         assert all(f.loads for f in candidates(replace(run, kernels="nki", seed=seed), 8))
+    for dtype in DTYPES:
+        alone = replace(run, dtypes=(dtype,))
+        assert (control_dtype(alone), PLAIN[dtype] > 0, len(candidates(alone, 8)) > 30) == (dtype, True, True)
     assert candidates(replace(run, fault="not-reduced"), 8) == []
     assert candidates(replace(run, fault_control=False), 8) == []
     assert candidates(replace(run, targets=(("rope", 0),), batch=1, seq=1), 1) == []

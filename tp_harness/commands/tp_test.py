@@ -19,8 +19,10 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import NoReturn
 
+from ..config.dtypes import dtypes_on
 from ..config.options import Resolved, resolve
 from ..errors import UnknownNameError, UsageError, printable
 from ..neuron.availability import automatic, neuron_reason
@@ -44,6 +46,7 @@ def main() -> int:
         given = options_of(_arguments())
         options, host = resolve(given), Host.of(os.environ)
         backend, unused = _backend(given.backend)
+        options = replace(options, dtypes=dtypes_on(options.dtypes, backend, options.kernels))
         if backend == "neuron":
             _prepare(host)
         if leads:

@@ -25,6 +25,7 @@ RANK_BYTES = 40 << 20  # private to a forked rank that has done little; measured
 LEAD_BYTES = 200 << 20
 SPARE = 1.1  # free bytes of a folder's place over those needed, at least
 ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 4}  # of what a forward computes in; 16-bit products are float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +74,16 @@ def memory_need(options: Resolved, *, copied: Callable[[str], int]) -> tuple[int
     `copied` gives the bytes of a component's weights that the ranks of a degree copy together.
     """
     model, tokens, degrees = options.model, (options.batch, options.seq), options.degrees
-    family = family_of(model)
+    family, width = family_of(model), max(_widths(options))
     kept = LEAD_BYTES + sum(options.draws * family.output_bytes(model, name, tokens, 14) for name, _ in options.targets)
     found = [(0, "")]
     for name in dict.fromkeys(name for name, _ in options.targets):
         oracle = family.working_bytes(model, name, tokens, 1, ORACLE)
         found.append((kept + oracle, f"the float64 reference of {name}"))
-        baseline = family.working_bytes(model, name, tokens, 1, SINGLE)
+        baseline = family.working_bytes(model, name, tokens, 1, width)
         judged = 7 * family.output_bytes(model, name, tokens, ORACLE)  # differences, norms, the rolled control
         for tp in degrees:
-            ranks = tp * (RANK_BYTES + family.working_bytes(model, name, tokens, tp, SINGLE)) + copied(name)
+            ranks = tp * (RANK_BYTES + family.working_bytes(model, name, tokens, tp, width)) + copied(name)
             beside = max(judged, baseline if tp == degrees[0] else 0)  # computed once, beside the first ranks
             found.append((kept + ranks + beside, f"{name} at tp {tp}"))
     return max(found)
@@ -101,7 +102,8 @@ def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None)
         tapped = layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
         return width * tapped + family.working_bytes(model, component, (options.batch, options.seq), ranks, width)
 
-    references, ranks = of_one(1, ORACLE) + of_one(1, SINGLE), tp * (RANK_BYTES + of_one(tp, SINGLE))
+    single = max(_widths(options))
+    references, ranks = of_one(1, ORACLE) + of_one(1, single), tp * (RANK_BYTES + of_one(tp, single))
     needed = LEAD_BYTES + max(references, ranks)  # one after the other
     if options.case or free is None or needed <= free:
         return ""
@@ -131,11 +133,17 @@ def need_of(
         return copies * sum(spec.bytes for spec in specs if family.layer_of(spec.name) < layers)
 
     tokens = (options.batch, options.seq)
-    outputs = max(family.output_bytes(options.model, name, tokens, 2 * SINGLE) for name, _ in options.targets)
+    stored_width = max(2 * SINGLE, sum(_widths(options)))
+    outputs = max(family.output_bytes(options.model, name, tokens, stored_width) for name, _ in options.targets)
     memory, where = memory_need(options, copied=copied)
     return Need(
         folder=folder + 2 * outputs, at_worst=folder + max(options.degrees) * outputs, memory=memory, where=where
     )
+
+
+def _widths(options: Resolved) -> list[int]:
+    """Bytes of an element in each dtype of the run."""
+    return [WIDTHS.get(dtype, ORACLE) for dtype in options.dtypes]
 
 
 def _has(options: Resolved, name: str) -> bool:
