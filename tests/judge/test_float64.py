@@ -14,7 +14,7 @@ from tp_harness import Case, Shard
 from tp_harness.diagnosis.explain import explain
 from tp_harness.faults import FAULTS, find_fault
 from tp_harness.faults.ways import computes
-from tp_harness.judge.judge import SCATTER
+from tp_harness.judge.judge import FLOAT32_INSIDE, SCATTER
 from tp_harness.models.gpt_oss.modules.rope import NeuronGPTOSSRotaryEmbedding
 from tp_harness.mutation.mutant import try_faults
 from tp_harness.parallel.group import current_group
@@ -91,6 +91,7 @@ class Toy(nn.Module):
     """down(relu(up(x))) + bias, the bias added once."""
 
     bias_inside = False
+    summed_in = torch.float64
 
     def __init__(self, ranks: int = 1) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class ShardedToy(Toy):
         super().__init__(current_group().size)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        return current_group().all_reduce(x)
+        return current_group().all_reduce(x.to(self.summed_in)).to(x.dtype)
 
 
 def own(folder: Path, patch: Patch) -> Result:
@@ -133,6 +134,26 @@ def test_a_case_of_one_s_own(tmp_path: Path, monkeypatch: Patch) -> None:
     wrong = own(tmp_path / "wrong", monkeypatch)
     assert wrong.status is Status.MISMATCH
     assert [cause.name for cause in wrong.diagnosis] == ["bias x tp"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "status"), [(torch.float32, Status.UNDECIDED), (torch.bfloat16, Status.MISMATCH)], ids=str
+)
+def test_a_user_s_module_that_sums_in_float32_is_not_wrong_and_one_that_sums_in_less_is(
+    tmp_path: Path, monkeypatch: Patch, dtype: torch.dtype, status: Status
+) -> None:
+    monkeypatch.setattr(ShardedToy, "summed_in", dtype)
+    found = own(tmp_path, monkeypatch)
+    assert found.status is status
+    assert found.reason.endswith(FLOAT32_INSIDE) == (status is Status.UNDECIDED)
+    assert found.gates[0].value > 1e3 * found.gates[0].limit
+
+
+def test_what_float32_may_explain_in_a_user_s_module_is_wrong_in_a_family_s(ladder: Ladder) -> None:
+    off = mistake(computes("norm.scale", lambda x, rank, size: x.double() * (1 + 1e-8)), "attention")
+    found = ladder.run("attention", 2, "float64", fault=off)
+    assert found.status is Status.MISMATCH
+    assert 1e-9 < found.gates[0].value < 1e-7
 
 
 def test_a_model_in_float64_has_its_angles_in_it(ladder: Ladder) -> None:

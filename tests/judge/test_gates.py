@@ -85,6 +85,14 @@ def test_a_router_flip_in_float64_is_rounding_below_float64_s_alone() -> None:
     assert verdict.flip_limit(0.0, 96, dtype="bfloat16") == verdict.flip_limit(0.0, 96)
 
 
+@pytest.mark.parametrize("place", ["rel_l2", "token", "block"])
+def test_what_roundings_to_float32_give_is_told_from_what_they_do_not(place: str) -> None:
+    least = math.sqrt(96) * 2**-24 * (1 if place == "rel_l2" else 4)
+    for value, explained in ((0.99 * least, True), (1.01 * least, False), (math.nan, False), (0.0, True)):
+        gates = verdict.error_gates("float64", "y", replace(NO_ERROR, **{place: value}), errors(0.0), reduction=96)
+        assert verdict.as_float32_rounds(gates, 96) is explained
+
+
 def test_a_float32_reason_names_its_numbers() -> None:
     reason = verdict.error_gates("float32", "y", NO_ERROR, errors(2e-7), reduction=160)[0].reason
     assert reason == "max(3 x single-core error 2.0e-07, 0.25 sqrt(160) 2^-24), at most 1e-05"

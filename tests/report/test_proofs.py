@@ -116,6 +116,14 @@ def test_what_is_not_proved_says_why_and_that_the_other_verdicts_stand() -> None
     assert title_of(failures([UNPROVED, DIFFERENT])) == "What is wrong"
 
 
+def test_what_is_undecided_says_why() -> None:
+    rows = [replace(UNPROVED, status=Status.UNDECIDED, dtype="float64", proof=None, tp=tp, gates=(gate(0.5),),
+                    reason=f"0.5 at tp {tp}: roundings look like this") for tp in (2, 8)]  # fmt: skip
+    [failure] = failures(rows)
+    assert sentence(failure) == "mlp: this is not decided at tp 2, 8 in float64"
+    assert details(failure) == [f"tp {tp} float64: 0.5 at tp {tp}: roundings look like this" for tp in (2, 8)]
+
+
 def test_a_table_and_lines_say_what_a_proof_rests_on() -> None:
     assert lines(PROVED) == [
         "2 points modulo 2098127 and 1048919",

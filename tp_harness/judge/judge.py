@@ -30,6 +30,10 @@ SCATTER = (
     "the limits are those of the largest single-core error at 8 more inputs nearby: on so few elements it scatters"
 )
 
+FLOAT32_INSIDE = (
+    "a part that is computed in float32 looks like this, so that float64 decides nothing; the verdict in float32 does"
+)
+
 
 def judge(evidence: Evidence, blank: Result) -> Result:
     """Fill in `blank` (a Result that names the task) with the verdict on the evidence."""
@@ -64,6 +68,9 @@ def judge(evidence: Evidence, blank: Result) -> Result:
             status, reason = Status.UNDECIDED, f"{reason}; {free}"
         elif status is Status.MISMATCH:  # in more digits no other check judges the outputs
             status, reason = Status.VOID, f"{reason}; {free}"
+    otherwise = verdict.rejected_otherwise(checks, flips)
+    if status is Status.MISMATCH and not otherwise and _computes_in_float32(evidence, gates):
+        status, reason = Status.UNDECIDED, f"{reason}; {FLOAT32_INSIDE}"
     # of a wrong choice of experts, or a control that passed, no element is the worst
     of_outputs = [gate for gate in gates if gate.tensor in names]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
@@ -126,6 +133,12 @@ def _free(evidence: Evidence) -> str:
         return ""
     called = ", ".join(name or evidence.case.name for name in sorted(free))
     return f"router {called} chose others by rounding, and no torch.topk or submodule `{CHOSEN}` let them be replaced"
+
+
+def _computes_in_float32(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
+    """Whether a user's module in float64 may be right, if it computes some part in float32; a family's does not."""
+    own = evidence.dtype == "float64" and not evidence.case.on_meta
+    return own and verdict.as_float32_rounds(gates, evidence.reduction)
 
 
 def _own(evidence: Evidence) -> tuple[ReferenceRun, ReferenceRun]:

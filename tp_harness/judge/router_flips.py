@@ -69,8 +69,8 @@ def _limits(evidence: Evidence, router: Router, own: torch.Tensor) -> torch.Tens
     at_stake = size.gather(-1, torch.cat((own.clamp(0, size.shape[-1] - 1), oracle[router.chosen]), -1))
     moved = _exchanged(own, oracle[router.chosen])
     largest = torch.maximum(at_stake.masked_fill(~moved, 0.0).amax(-1), usual)
-    sums = sums_in(evidence)
-    return verdict.flip_limit(error, evidence.reduction, sums, evidence.dtype) * largest
+    dtype = evidence.dtype if evidence.case.on_meta else "float32"  # a user's router may compute its scores in it
+    return verdict.flip_limit(error, evidence.reduction, sums_in(evidence), dtype) * largest
 
 
 def _border(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -214,6 +214,13 @@ def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bo
     return not all(check.passed for check in checks) or not all(flip.margin <= flip.limit for flip in flips)
 
 
+def as_float32_rounds(gates: tuple[Gate, ...], reduction: int) -> bool:
+    """Whether roundings to float32 alone, over a sum of `reduction` terms, give every error that exceeds its limit."""
+    rounding = PRECISIONS["float32"].rounding(reduction)
+    local = {TOKEN: LOCAL_FACTOR, BLOCK: LOCAL_FACTOR}
+    return all(gate.value <= local.get(gate.kind, 1.0) * rounding for gate in gates if not gate.passed)
+
+
 def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:
     """A result reconciled with the float32 one of the same target and degree: in 16 bits it may become UNDECIDED.
 

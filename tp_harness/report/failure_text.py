@@ -25,6 +25,7 @@ _ENDED = {
     Status.VOID: "this proves nothing",
     Status.SKIPPED: "this was not run",
     Status.NOT_PROVED: "the same function is not proved",
+    Status.UNDECIDED: "this is not decided",
 }
 
 
@@ -180,6 +181,8 @@ def _numbers(failure: Failure) -> list[str]:
 
 def _numbers_of(result: Result, failure: Failure) -> str:
     """The line of one result in its mistake's paragraph: number, limit, worst element, and ranks if they differ."""
+    if result.status.is_open:
+        return result.reason
     found, parts = result.first_divergence, [f"{c.name}: {c.detail}" for c in result.checks if not c.passed]
     if found is None:
         return "; ".join(parts + _own_numbers(result)) or result.reason
