@@ -89,6 +89,16 @@ def test_one_mistake_in_exact_and_floating_point_is_one_paragraph_led_by_the_cer
     assert "no known cause: none of 12 guesses at known mistakes gives these numbers" in details(unknown)
 
 
+def test_a_cause_that_only_the_shadows_fit_is_likely_and_what_differs_is_decided() -> None:
+    by_shadows = replace(CAUSE, residual=2e-16, limit=1e-14)
+    odd = replace(DIFFERENT, proof=proof(undecided=(TIE,)), diagnosis=(by_shadows,))
+    said = details(failures([odd])[0])
+    assert not any(TIE in line for line in (*said, *lines(odd), *table([odd])[1][0]))
+    [cause] = [line for line in said if "cause: " in line]
+    assert cause.startswith("likely cause: bias x tp: the bias is added once per rank (accounts for 100.00% of ")
+    assert "rounding explains up to 1.0e-14; tp 8 exact)" in cause
+
+
 def test_a_mistake_of_which_floating_point_alone_knows_the_cause_is_one_paragraph() -> None:
     named = replace(WRONG_FLOAT, diagnosis=(CAUSE,))
     other = replace(FIRST, tensor="total")

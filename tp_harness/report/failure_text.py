@@ -101,7 +101,8 @@ def _passing(failure: Failure) -> list[str]:
 def _undecided(failure: Failure) -> list[str]:
     """What exact arithmetic could not decide, and why, unless the reasons say it."""
     reasons = " ".join(result.reason for result in failure.results)
-    said = dict.fromkeys(text for result in failure.results if result.proof for text in result.proof.undecided)
+    unproved = (r.proof for r in failure.results if r.proof and r.status is Status.NOT_PROVED)
+    said = dict.fromkeys(text for proof in unproved for text in proof.undecided)
     return [f"not decided: {text}" for text in said if text.rstrip(".") not in reasons]
 
 
@@ -148,16 +149,22 @@ def diagnosis_text(result: Result) -> list[str]:
         )
         wrong = result.status in (Status.MISMATCH, Status.DIFFERENT)  # of any other, the status says it all
         return [f"no known cause{tried}"] if wrong else []
-    sure = "" if result.proof else "likely " if len(result.diagnosis) == 1 else "possible "
+    likely = "likely" if len(result.diagnosis) == 1 else "possible"
     return [
-        f"{sure}cause: {cause.name}: {cause.sentence} ({fit_text(result, cause)}; tp {result.tp} {result.dtype})"
+        f"{'cause' if is_certain(result, cause) else f'{likely} cause'}: {cause.name}: {cause.sentence} "
+        f"({_fit(result, cause)}; tp {result.tp} {result.dtype})"
         for cause in result.diagnosis
     ]
 
 
-def fit_text(result: Result, cause: Cause) -> str:
+def is_certain(result: Result, cause: Cause) -> bool:
+    """Whether a cause gives the very residues of a result in exact arithmetic, where nothing is left to rounding."""
+    return result.proof is not None and cause.limit == 0.0
+
+
+def _fit(result: Result, cause: Cause) -> str:
     """How well a cause of a result reproduces the numbers."""
-    if result.proof:
+    if is_certain(result, cause):
         return "not equal, and this known mistake gives exactly these residues"
     return (
         f"accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "

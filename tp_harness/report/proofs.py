@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..results.result import Proof, Result
+from ..results.result import Proof, Result, Status
 from .cells import Table
 
 
@@ -37,7 +37,7 @@ def lines(result: Result) -> list[str]:
     if result.status.passed:
         said.append(f"another function is accepted with probability {proof.bound:.1e} at most, typically "
                     f"{proof.typical:.1e}")  # fmt: skip
-    said += [f"not decided: {text}" for text in proof.undecided]
+    said += [f"not decided: {text}" for text in _undecided(result)]
     return said + [f"branches taken: {text}" for text in proof.coverage]
 
 
@@ -48,10 +48,14 @@ def table(results: Iterable[Result]) -> Table:
     return headers, [
         (result.label, str(result.layer), str(result.tp), result.status.value, str(proof.draws),
          *_probabilities(result), _margin(proof), f"{proof.shadow:.1e}",
-         "; ".join((*proof.undecided, *proof.coverage)) or "-")
+         "; ".join((*_undecided(result), *proof.coverage)) or "-")
         for result in results
         if (proof := result.proof)
     ]  # fmt: skip
+
+
+def _undecided(result: Result) -> tuple[str, ...]:
+    return result.proof.undecided if result.proof and result.status is Status.NOT_PROVED else ()
 
 
 def _probabilities(result: Result) -> tuple[str, str]:
