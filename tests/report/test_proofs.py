@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from report_pages import Tree
 from tp_harness.report import html, junit, markdown
 from tp_harness.report.failure_text import details, sentence
 from tp_harness.report.failures import failures, title_of
-from tp_harness.report.headline import cell, legend
+from tp_harness.report.headline import at_most, cell, legend
 from tp_harness.report.proofs import claim, lines, table
 from tp_harness.results.result import Cause, Check, Divergence, Result, Status
 from tp_harness.results.run_record import RunRecord
@@ -44,7 +45,7 @@ def run(folder: Path, *results: Result) -> RunRecord:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (PROVED, ("PROVED", "3e-06")),
+        (PROVED, ("PROVED", "4e-06")),
         (UNPROVED, ("NOT PROVED", "")),
         (DIFFERENT, ("DIFFERENT", "1.2e-03")),
         (
@@ -58,6 +59,20 @@ def test_a_cell_shows_the_bound_of_what_was_proved(found: Result, words: tuple[s
     assert cell(found) == words
 
 
+@pytest.mark.parametrize(
+    ("bound", "digits", "text"),
+    [(7.45e-6, 0, "8e-06"), (7.42e-6, 1, "7.5e-06"), (3e-6, 0, "3e-06"), (9.6e-6, 0, "1e-05"), (0.0, 1, "0.0e+00")],
+)
+def test_a_bound_is_rounded_up(bound: float, digits: int, text: str) -> None:
+    assert at_most(bound, digits) == text
+
+
+def test_the_rows_of_a_component_stand_together() -> None:
+    other = [replace(exact(tp=tp), component="rope") for tp in (1, 2)]
+    _, rows = table([exact(tp=1), other[0], exact(tp=2), other[1]])
+    assert [(row[0], row[2]) for row in rows] == [("mlp", "1"), ("mlp", "2"), ("rope", "1"), ("rope", "2")]
+
+
 def test_the_legend_explains_exact_rows_and_rows_in_float64() -> None:
     assert legend((PROVED,)).startswith("exact: PROVED (the same function on the branches that were taken) with ")
     rows = [result(dtype=dtype, gates=(gate(1e-15),)) for dtype in ("float64", "float32")]
@@ -69,7 +84,7 @@ def test_the_legend_explains_exact_rows_and_rows_in_float64() -> None:
 def test_a_terminal_shows_exact_rows_among_the_others(tmp_path: Path) -> None:
     said = shown(run(tmp_path, PROVED, UNPROVED, DIFFERENT), width=200)
     row = next(line for line in said if "exact" in line and "mlp" in line)
-    assert "PROVED 3e-06" in row
+    assert "PROVED 4e-06" in row
     assert any(line.startswith("1 PROVED, 1 NOT PROVED, 1 DIFFERENT (") for line in said)
 
 
@@ -145,14 +160,15 @@ def test_a_table_and_lines_say_what_a_proof_rests_on() -> None:
     assert not any("accepted" in line for line in (*lines(UNPROVED), *lines(DIFFERENT)))
     assert f"not decided: {TIE}" in lines(UNPROVED)
     assert lines(result()) == [] and table([result()])[1] == [] and claim([result()]) == ""
-    _, rows = table([PROVED, UNPROVED, result(), exact(of=proof(margin_of="", coverage=()))])
+    assert not any("margin" in line for line in lines(exact(of=proof(margin=math.inf))))
+    _, rows = table([PROVED, UNPROVED, result(), exact(of=proof(margin=math.inf, coverage=()))])
     margin = "4.1e-04, the choice of experts in layer 0"
     assert rows == [
         ("mlp", "0", "2", "PROVED", "2", "3.2e-06", "1.1e-12", margin, "6.0e-16", "30 of 32 experts chosen"),
         ("mlp", "0", "8", "NOT PROVED", "2", "-", "-", margin, "6.0e-16", f"{TIE}; 30 of 32 experts chosen"),
         ("mlp", "0", "8", "PROVED", "2", "3.2e-06", "1.1e-12", "no decision", "6.0e-16", "-"),
     ]
-    assert claim([PROVED, UNPROVED]).startswith("Reference and ranks computed with residues modulo 2098127 and 1048919")
+    assert claim([PROVED, UNPROVED]).startswith("Reference and ranks computed with residues modulo 2098127, 1048919")
 
 
 def test_the_page_has_a_part_for_proofs(tmp_path: Path) -> None:
@@ -168,7 +184,7 @@ def test_the_page_has_a_part_for_proofs(tmp_path: Path) -> None:
 
 def test_a_pull_request_s_text_has_the_proofs(tmp_path: Path) -> None:
     text = markdown.render(run(tmp_path, PROVED, UNPROVED, DIFFERENT))
-    assert "| `mlp` | 0 | exact | PROVED 3e-06 | **DIFFERENT** 1.2e-03 |" in text
+    assert "| `mlp` | 0 | exact | PROVED 4e-06 | **DIFFERENT** 1.2e-03 |" in text
     assert "**NOT PROVED** mlp: the same function is not proved at tp 8 in exact" in text
     assert "<details><summary>Proofs in exact arithmetic</summary>" in text
     assert "Proofs" not in markdown.render(run(tmp_path, result()))

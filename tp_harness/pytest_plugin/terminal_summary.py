@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..report.headline import at_most
 from ..results.gate import RATIO
 from ..results.result import Status
 from .pool_usage import core_seconds, ideal, occupations, shared, span
@@ -28,7 +29,7 @@ def _cell(result: TestResult | None) -> str:
     if result is None:
         return "-"
     if result.proof and result.status.passed:
-        return f"{result.status.value} {result.proof.bound:.0e}"
+        return f"{result.status.value} {at_most(result.proof.bound)}"
     if result.gate is None:
         return f"{result.status.value} {result.seconds:.1f} s"
     value = f"{result.gate.value:.2f}" if result.gate.kind == RATIO else f"{result.gate.value:.1e}"

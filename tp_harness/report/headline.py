@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from ..judge.verdict import RATIO_ALARM, nearest_gate
@@ -74,7 +75,13 @@ def _of_proof(result: Result) -> str:
     """How probable it is that another function was PROVED, or by how much the outputs are DIFFERENT; else ""."""
     if result.proof is None or result.status not in (Status.PROVED, Status.DIFFERENT):
         return ""
-    return f"{result.proof.bound:.0e}" if result.status.passed else f"{result.proof.shadow:.1e}"
+    return at_most(result.proof.bound) if result.status.passed else f"{result.proof.shadow:.1e}"
+
+
+def at_most(bound: float, digits: int = 0) -> str:
+    """A positive bound as `8e-06` or, with digits after the point, as `7.5e-06`: rounded up, never down."""
+    exponent = math.floor(math.log10(bound)) - digits if bound > 0 else 0
+    return f"{math.ceil(bound / 10.0**exponent - 1e-9) * 10.0**exponent:.{digits}e}"
 
 
 def failed_by(result: Result) -> str:

@@ -12,6 +12,7 @@ from ..results.result import Proof, Result, Status
 from ..results.run_record import RunRecord
 from . import view
 from .failure_text import divergence_text
+from .headline import at_most
 
 _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
@@ -49,7 +50,7 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
 def _properties(case: ET.Element, proof: Proof) -> None:
     """What a verdict in exact arithmetic rests on."""
     properties = ET.SubElement(case, "properties")
-    values = {"primes": ", ".join(map(str, proof.primes)), "points": proof.draws, "bound": f"{proof.bound:.1e}",
+    values = {"primes": ", ".join(map(str, proof.primes)), "points": proof.draws, "bound": at_most(proof.bound, 1),
               "smallest margin": f"{proof.margin:.1e}, {proof.margin_of}".rstrip(", "),
               "branches taken": "; ".join(proof.coverage)}  # fmt: skip
     for name, value in values.items():

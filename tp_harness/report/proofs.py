@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from ..results.result import Proof, Result, Status
 from .cells import Table
+from .headline import at_most
 
 
 def claim(results: Sequence[Result]) -> str:
@@ -14,7 +16,7 @@ def claim(results: Sequence[Result]) -> str:
     if not primes:
         return ""
     return (
-        f"Reference and ranks computed with residues modulo {' and '.join(primes)}, which were drawn at random: there "
+        f"Reference and ranks computed with residues modulo {', '.join(primes)}, which were drawn at random: there "
         "is no rounding, and equal functions give equal residues. PROVED: all residues are equal, so that the sharded "
         "function is the reference's on the branches that were taken: the same experts, clamps and masks. The bound is "
         "the highest probability that another function is accepted, one that differs in one element that an adversary "
@@ -32,10 +34,10 @@ def lines(result: Result) -> list[str]:
         f"{proof.draws} point{'' if proof.draws == 1 else 's'} modulo {' and '.join(map(str, proof.primes))}",
         f"the float64 shadows of the outputs differ by {proof.shadow:.1e} at most",
     ]
-    if proof.margin_of:
+    if math.isfinite(proof.margin):
         said.append(f"smallest margin of a decision: {proof.margin:.1e}, {proof.margin_of}")
     if result.status.passed:
-        said.append(f"another function is accepted with probability {proof.bound:.1e} at most, typically "
+        said.append(f"another function is accepted with probability {at_most(proof.bound, 1)} at most, typically "
                     f"{proof.typical:.1e}")  # fmt: skip
     said += [f"not decided: {text}" for text in _undecided(result)]
     return said + [f"branches taken: {text}" for text in proof.coverage]
@@ -49,9 +51,16 @@ def table(results: Iterable[Result]) -> Table:
         (result.label, str(result.layer), str(result.tp), result.status.value, str(proof.draws),
          *_probabilities(result), _margin(proof), f"{proof.shadow:.1e}",
          "; ".join((*_undecided(result), *proof.coverage)) or "-")
-        for result in results
+        for result in _by_component(results)
         if (proof := result.proof)
     ]  # fmt: skip
+
+
+def _by_component(results: Iterable[Result]) -> list[Result]:
+    """The results of a component and layer together, in the order of the run."""
+    results = tuple(results)
+    order = list(dict.fromkeys((result.label, result.layer) for result in results))
+    return sorted(results, key=lambda result: order.index((result.label, result.layer)))
 
 
 def _undecided(result: Result) -> tuple[str, ...]:
@@ -62,9 +71,9 @@ def _probabilities(result: Result) -> tuple[str, str]:
     """The highest and the typical probability that what was proved is another function."""
     if result.proof is None or not result.status.passed:
         return "-", "-"
-    return f"{result.proof.bound:.1e}", f"{result.proof.typical:.1e}"
+    return at_most(result.proof.bound, 1), f"{result.proof.typical:.1e}"
 
 
 def _margin(proof: Proof) -> str:
     """The decision that is nearest to a tie."""
-    return f"{proof.margin:.1e}, {proof.margin_of}" if proof.margin_of else "no decision"
+    return f"{proof.margin:.1e}, {proof.margin_of}" if math.isfinite(proof.margin) else "no decision"
