@@ -25,8 +25,9 @@ from ..libraries.torch_private import (
     wait_for,
 )
 from . import numbers
-from .decisions import gaps
-from .mode import ExactMode, rule
+from .decisions import decided
+from .mode import ExactMode
+from .operations import rule
 
 _NO_DATA = ("barrier", "monitored_barrier_", "check_for_nan")
 _OUTPUTS = ("output_tensors", "output_tensor", "output_lists", "outputs", "output", "out")
@@ -124,7 +125,7 @@ def _combined(mode: ExactMode, operation: str, parts: list[torch.Tensor]) -> tor
         if operation == "product":
             out = numbers.multiply(mode.field, out, part)
             continue
-        gaps(mode, "all_reduce", out, part)
+        decided(mode, "all_reduce", out, part)
         out = torch.where(part[0] > out[0] if operation == "max" else part[0] < out[0], part, out)
     return out
 

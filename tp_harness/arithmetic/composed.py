@@ -10,7 +10,8 @@ import torch
 
 from . import numbers
 from .field import Numbers
-from .mode import ExactMode, aten, named, rule
+from .mode import ExactMode
+from .operations import aten, named, rule
 
 
 @rule(*named("_softmax _safe_softmax"))

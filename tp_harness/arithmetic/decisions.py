@@ -9,26 +9,35 @@ from typing import Any
 
 import torch
 
-from ..libraries.torch_private import argument_names
+from ..libraries.torch_private import argument_names, tree_map
 from . import numbers
 from .elementwise import dims_of
 from .field import Numbers
-from .mode import ExactMode, aten, named, result_dtype, rule
+from .mode import ExactMode, result_dtype
+from .operations import aten, named, rule
+from .seen import TIE
+
+_SAMPLED = 1 << 12  # magnitudes that say what is usual
+_MOST = 1e300  # anything finite is far from an infinite number
 
 
-def gaps(mode: ExactMode, kind: str, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Note decisions between numbers a and b, aligned and of one shape."""
-    other = ~mode.field.same(a, b)
-    gap = (a[0] - b[0]).abs()
-    if other.all():
-        mode.seen.decide(kind, gap, _scale(a[0], b[0]))
-    else:
-        mode.seen.decide(kind, gap[other], _scale(a[0], b[0]))
+def decided(mode: ExactMode, kind: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Note decisions between numbers a and b, aligned and of one shape; returns where they are the same number, bool.
+
+    A margin is relative to the larger of the two, or to the usual size of all where that is more.
+    """
+    size = torch.maximum(a[0].abs(), b[0].abs())
+    margins = (a[0] - b[0]).abs() / size.clamp(min=_usual(size), max=_MOST)
+    one = (mode.field.same(a, b) & ~(margins > TIE)) | (size.isinf() & (a[0] == b[0]))
+    mode.seen.decide(kind, margins[~one])
+    return one
 
 
-def _scale(*shadows: torch.Tensor) -> float:
-    """The largest finite magnitude."""
-    return max((float(x[x.isfinite()].abs().max()) for x in shadows if x.isfinite().any()), default=1.0)
+def _usual(size: torch.Tensor) -> float:
+    """The lower quartile of some thousand magnitudes, without zeros and infinite ones: a mask's -1e9 is not usual."""
+    some = size.reshape(-1)[:: max(1, size.numel() // _SAMPLED)]
+    some = some[(some > 0) & some.isfinite()]
+    return float(some.kthvalue(len(some) // 4 + 1).values) if len(some) else 1.0
 
 
 def _pair(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
@@ -38,40 +47,47 @@ def _pair(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
 @rule(aten.gt, aten.lt, aten.ge, aten.le, aten.eq, aten.ne)
 def _compare(mode: ExactMode, func: Any, a: Any, b: Any) -> torch.Tensor:
     x, y = _pair(mode.number(a), mode.number(b))
-    gaps(mode, func.overloadpacket.__name__, x, y)
-    return func.overloadpacket(x[0], y[0])
+    one = decided(mode, func.overloadpacket.__name__, x, y)
+    return func.overloadpacket(torch.where(one, y[0], x[0]), y[0])
+
+
+@rule(*named("isnan isinf isfinite isposinf isneginf"))
+def _finite(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
+    return func(mode.memory.shadow(a))
 
 
 @rule(
-    *named(
-        "isnan isinf isfinite isposinf isneginf signbit logical_not logical_and logical_or any all equal isclose "
-        "allclose is_nonzero bucketize searchsorted nonzero count_nonzero"
-    )
+    *named("signbit logical_not logical_and logical_or logical_xor any all is_nonzero nonzero count_nonzero argwhere")
 )
-def _decide(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Of these the margin is the distance from 0, where they ask for it."""
-    shadows, named = torch_shadows(mode, args, kwargs)
-    if func.overloadpacket in (aten.equal, aten.isclose, aten.allclose, aten.bucketize, aten.searchsorted):
-        mode.seen.escape(f"{func} decides, and has no margin")
-    return func(*shadows, **named)
+def _of_zero(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """These ask which numbers are 0."""
+    return func(*(against_zero(mode, x) for x in args), **kwargs)
 
 
-def torch_shadows(mode: ExactMode, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments with the shadows in place of tensors that have numbers."""
-    return tuple(map(mode.memory.shadow, args)), {key: mode.memory.shadow(x) for key, x in kwargs.items()}
+def against_zero(mode: ExactMode, x: Any) -> Any:
+    """The shadow of a tensor of any shape whose numbers are compared with 0, and are 0 where their residues are."""
+    if not mode.memory.holds(x):
+        return x
+    rows = mode.number(x)
+    return rows[0].masked_fill(decided(mode, "sign", rows, torch.zeros_like(rows)), 0.0)
+
+
+@rule(*named("equal isclose allclose bucketize searchsorted"))
+def _undecided(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
+    mode.seen.escape(f"{func} decides, and has no margin")
+    shadows, named_ = tree_map(mode.memory.shadow, (args, kwargs))
+    return func(*shadows, **named_)
 
 
 @rule(aten.sign, aten.sgn)
 def _sign(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    x = mode.number(a)
-    gaps(mode, "sign", x, torch.zeros_like(x))
-    return mode.new(mode.field.constants(x[0].sign()), a.dtype)
+    return mode.new(mode.field.constants(against_zero(mode, a).sign()), a.dtype)
 
 
 @rule(aten.abs)
 def _abs(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
-    gaps(mode, "sign", x, torch.zeros_like(x))
+    decided(mode, "sign", x, torch.zeros_like(x))
     return mode.new(torch.where(x[0] < 0, -x, x), a.dtype)
 
 
@@ -92,7 +108,7 @@ def _clamped(mode: ExactMode, a: torch.Tensor, low: Any, high: Any, kind: str) -
         if bound is not None:
             at = _pair(x, mode.number(bound))
             hit = at[0][0] < at[1][0] if name == "below" else at[0][0] > at[1][0]
-            gaps(mode, kind, *at)
+            decided(mode, kind, *at)
             mode.seen.count(kind, **{name: int(hit.sum()), "all": hit.numel()})
             x = torch.where(hit, at[1], at[0])
     return mode.new(x, a.dtype)
@@ -101,14 +117,15 @@ def _clamped(mode: ExactMode, a: torch.Tensor, low: Any, high: Any, kind: str) -
 @rule(aten.maximum, aten.minimum, aten.fmax, aten.fmin)
 def _maximum(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, y = _pair(mode.number(a), mode.number(b))
-    gaps(mode, func.overloadpacket.__name__, x, y)
+    decided(mode, func.overloadpacket.__name__, x, y)
     second = y[0] > x[0] if func.overloadpacket in (aten.maximum, aten.fmax) else y[0] < x[0]
     return mode.new(torch.where(second, y, x), result_dtype((a, b)))
 
 
 @rule(aten.threshold_backward)
 def _threshold_backward(mode: ExactMode, func: Any, grad: Any, a: Any, threshold: float) -> torch.Tensor:
-    on = mode.memory.shadow(a) > threshold
+    x, y = _pair(mode.number(a), mode.number(threshold))
+    on = (x[0] > y[0]) & ~decided(mode, "relu", x, y)
     return mode.new(torch.where(on, mode.number(grad), 0.0), grad.dtype)
 
 
@@ -146,16 +163,14 @@ def _argmax(mode: ExactMode, func: Any, a: torch.Tensor, dim: Any = None, keepdi
 
 def extreme(mode: ExactMode, x: Numbers, dim: int, *, largest: bool) -> tuple[Numbers, torch.Tensor]:
     """The largest or smallest numbers along a dimension, which is kept, and their indices, of the same shape without
-    the rows.
+    the rows; of equal ones the first.
     """
-    shadow = x[0] if largest else -x[0]
-    if not shadow.dim():
+    if x.dim() == 1:
         return x, torch.zeros((), dtype=torch.int64)
-    best, index = shadow.topk(min(2, shadow.shape[dim]), dim=dim)
-    if best.shape[dim] > 1:
-        first, second = (numbers.gather(x, dim, part) for part in index.split(1, dim))
-        gaps(mode, "max" if largest else "min", first, second)
-    index = index.narrow(dim, 0, 1)
+    index = (x[0].argmax if largest else x[0].argmin)(dim, keepdim=True)
+    best = numbers.gather(x, dim, index).expand(x.shape)
+    one = decided(mode, "max" if largest else "min", x, best)
+    index = one.to(torch.uint8).argmax(dim, keepdim=True)
     return numbers.gather(x, dim, index), index
 
 
@@ -167,6 +182,7 @@ def _topk(
     x = mode.number(a)
     index = (x[0] if largest else -x[0]).topk(min(k + 1, a.shape[dim]), dim=dim).indices
     _ordered(mode, "topk", x, dim, index)
+    _no_tie(mode, x, dim, index, k)
     index = index.narrow(dim, 0, k).clone()
     mode.seen.count("topk", chosen=int(index.unique().numel()), all=a.shape[dim])
     return mode.new(numbers.gather(x, dim, index), a.dtype), index
@@ -190,7 +206,15 @@ def _ordered(mode: ExactMode, kind: str, x: torch.Tensor, dim: int, index: torch
     if count > 1:
         ranked = numbers.gather(x, dim, index)
         at = dim % (x.dim() - 1) + 1
-        gaps(mode, kind, ranked.narrow(at, 0, count - 1), ranked.narrow(at, 1, count - 1))
+        decided(mode, kind, ranked.narrow(at, 0, count - 1), ranked.narrow(at, 1, count - 1))
+
+
+def _no_tie(mode: ExactMode, x: torch.Tensor, dim: int, index: torch.Tensor, k: int) -> None:
+    """Which of several equal numbers is the last that is chosen, nothing says: a tie."""
+    if 0 < k < index.shape[dim]:
+        last, next_ = (numbers.gather(x, dim, index.narrow(dim, at, 1)) for at in (k - 1, k))
+        if mode.field.same(last, next_).any():
+            mode.seen.decide("topk", torch.zeros(1))
 
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

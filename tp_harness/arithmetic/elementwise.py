@@ -8,7 +8,8 @@ import torch
 
 from ..libraries.torch_private import operation_name
 from . import numbers
-from .mode import ExactMode, aten, named, result_dtype, rule
+from .mode import ExactMode, result_dtype
+from .operations import aten, named, rule
 
 _POWERS = 64  # the highest whole power that is multiplied out
 

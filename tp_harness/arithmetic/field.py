@@ -94,8 +94,8 @@ class Field:
         return out
 
     def inverse(self, rows: Numbers) -> Numbers:
-        """1 / x, where the inverse of the residue 0 is 0 and counted in `zeros`: of such a number nothing is shown."""
-        self.zeros += sum(int((rows[row] == 0).sum()) for row in self.value_rows)
+        """1 / x, where the inverse of the residue 0 is 0; counted in `zeros`, unless the shadow is 0 too."""
+        self.zeros += int(((rows[1:] == 0) & (rows[0] != 0)).sum())
         inverses = [look_up(t, r, m) for t, r, m in zip(self._inverses, rows[1:], self.moduli, strict=True)]
         return torch.stack([1 / rows[0], *inverses])
 
@@ -116,9 +116,11 @@ class Field:
         return out
 
     def scalar(self, value: float | Fraction | Constant, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """A constant of the program, (rows,); an infinite one and nan have the residue 0, and their shadow."""
+        """A constant of the program, (rows,); of an infinite one the residue is 0, of nan it is unknown."""
         if isinstance(value, float) and not math.isfinite(value):
-            return torch.tensor([value, *[0.0] * len(self.moduli)], dtype=torch.float64)
+            return torch.tensor(
+                [value, *[math.nan if math.isnan(value) else 0.0] * len(self.moduli)], dtype=torch.float64
+            )
         if isinstance(value, (int, Fraction)):
             constant, shadow = Constant(Fraction(value)), float(value)
         elif isinstance(value, Constant):
@@ -138,6 +140,7 @@ class Field:
         out[0] = shadow
         for row, m in enumerate(self.moduli, start=1):
             out[row] = digits.remainder(m).to(torch.float64) * self._powers_of_two[row - 1][at]
+        out[1:].masked_fill_(shadow.isnan(), math.nan)
         return self.reduce_(out)
 
     def draw(self, name: str, index: torch.Tensor, shadow: torch.Tensor) -> torch.Tensor:
@@ -158,12 +161,14 @@ class Field:
         return out
 
     def same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Where two tensors of numbers have the same residue modulo every p: bool, of the common shape."""
-        pairs = (
-            (self._balanced(a[v], p), self._balanced(b[v], p))
-            for v, p in zip(self.value_rows, self.primes, strict=True)
-        )
-        return torch.stack([x == y for x, y in pairs]).all(0)
+        """Where two tensors of numbers have the same residue modulo every p: bool, of the common shape.
+
+        An infinite number is the same as an infinite one of its sign alone.
+        """
+        difference = (a[1::2] - b[1::2]).abs_()
+        p = self._m[::2].view(-1, *[1] * (difference.dim() - 1))
+        equal = ((difference == 0) | (difference == p)).all(0)
+        return equal & ((a[0] - b[0]).isfinite() | (a[0] == b[0]))
 
     def sign_of_residues(self, rows: Numbers) -> torch.Tensor:
         """-1, 0 or 1 for each residue modulo p, and the same for its exponent: (rows - 1, *shape)."""

@@ -20,6 +20,7 @@ from ..libraries.torch_private import storage_id, storage_reference
 from .field import Field
 from .seen import Seen
 
+_NESTED = (list, tuple, dict)
 SWEEP = 512  # new storages between two searches for those that nobody holds any more
 
 
@@ -59,7 +60,7 @@ class Memory:
     def __init__(self, numbers: Field) -> None:
         self.field, self.seen = numbers, Seen()
         self._entries: dict[int, Stored | Variables] = {}
-        self._pending: dict[int, Callable[[], None]] = {}  # storage -> what completes a receive into it
+        self._pending: dict[int, list[Callable[[], None]]] = {}  # storage -> what completes the receives into it
         self._kept: list[torch.Tensor] = []
         self._handed_out: dict[int, Any] = {}  # storages of constants whose address code has
         self._made = 0
@@ -70,9 +71,20 @@ class Memory:
         """Whether numbers lie beside a tensor; a tensor of whole numbers or booleans has none."""
         return isinstance(x, torch.Tensor) and storage_id(x) in self._entries and x.is_floating_point()
 
-    def hidden(self, x: torch.Tensor) -> bool:
-        """Whether a tensor of any shape that is not floating-point shares the storage of one that has numbers."""
-        return not x.is_floating_point() and storage_id(x) in self._entries
+    def look(self, *values: object) -> tuple[bool, bool]:
+        """Whether any tensor in nested lists, tuples and dicts has numbers, and whether any other shares its storage
+        with one that has.
+        """
+        held = hidden = False
+        for x in values:
+            if isinstance(x, torch.Tensor):
+                if storage_id(x) in self._entries:
+                    floating = x.is_floating_point()
+                    held, hidden = held or floating, hidden or not floating
+            elif isinstance(x, _NESTED):
+                inner = self.look(*(x.values() if isinstance(x, dict) else x))
+                held, hidden = held or inner[0], hidden or inner[1]
+        return held, hidden
 
     def draw(self, x: torch.Tensor, name: str) -> None:
         """Make a contiguous floating-point tensor of any shape the variable `name`; its values stay where they are."""
@@ -142,8 +154,7 @@ class Memory:
         return self.field.draw(part.name, wrapped.view(x.shape), x.detach())
 
     def _complete(self, x: torch.Tensor) -> None:
-        complete = self._pending.pop(storage_id(x), None)
-        if complete is not None:
+        for complete in self._pending.pop(storage_id(x), ()):
             complete()
 
     def _wrong(self, x: torch.Tensor, found: Stored) -> bool:
@@ -165,7 +176,6 @@ class Memory:
     def new_of(self, numbers: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         """The new contiguous tensor `plain`, which is nan, with these numbers of its shape."""
         self._sweep()
-        self._guard(plain)
         own = numbers.reshape(numbers.shape[0], -1)  # a copy where it is a view in another order
         if own.untyped_storage().data_ptr() != own.data_ptr() or own.stride(-1) != 1 or not own.is_contiguous():
             own = own.clone(memory_format=torch.contiguous_format)
@@ -222,8 +232,10 @@ class Memory:
         return True
 
     def await_(self, x: torch.Tensor, complete: Callable[[], None]) -> None:
-        """Have `complete()` called before a tensor of any shape is read."""
-        self._pending[storage_id(x)] = complete
+        """Have `complete()`, which writes to a tensor of any shape, called before it is read."""
+        if not isinstance(self._entries.get(storage_id(x)), Stored):
+            self._store(x)
+        self._pending.setdefault(storage_id(x), []).append(complete)
 
     def hand_out(self, x: torch.Tensor, how: str) -> None:
         """Note that code got hold of a tensor's elements (any shape) or address, so that they may change unseen."""
@@ -239,8 +251,8 @@ class Memory:
     def _guard(self, x: torch.Tensor) -> None:
         """Numbers come to a storage whose address code has: what it reads there is not seen."""
         held = self._handed_out.pop(storage_id(x), None)
-        if held is not None and not held.expired():
-            self.seen.escape("a tensor whose memory was handed out before got numbers that depend on variables")
+        if (held is not None and not held.expired()) or not x.untyped_storage().resizable():
+            self.seen.escape("a tensor whose memory NumPy or others have too got numbers that depend on variables")
 
     def _sweep(self) -> None:
         self._made += 1

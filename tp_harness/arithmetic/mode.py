@@ -7,7 +7,7 @@ unknown, and `Seen` says which operation it was: nothing is proved then, and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,37 +17,11 @@ from ..libraries.torch_private import DispatchMode, leaves, tree_map
 from .field import Numbers
 from .floats import NOMINAL
 from .memory import Memory
+from .operations import Operation, looked_up, without_chance
 from .seen import Seen
-
-aten = torch.ops.aten
-Rule = Callable[..., Any]  # (mode, operation, *args, **kwargs) -> what the operation returns
-RULES: dict[Any, Rule] = {}  # by operation, with all its overloads or one of them
-
-
-def named(names: str) -> frozenset[Any]:
-    """The operations of torch with these names, of those that this version of torch has."""
-    return frozenset(getattr(aten, name) for name in names.split(" ") if hasattr(aten, name))
-
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _SHAPES_ALONE = ("FakeTensor", "FunctionalTensor")
-# These read no element of what they are given.
-_OF_SHAPE = named(
-    "new_empty new_zeros new_ones new_full zeros_like ones_like empty_like full_like new_empty_strided is_same_size "
-    "sym_size sym_stride sym_numel sym_storage_offset _has_same_storage_numel"
-)
-_UNWRITTEN = named("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")
-_KEEP_ELEMENTS = ("detach", "requires_grad")  # in-place operations that write no element
-
-
-def rule(*operations: Any) -> Callable[[Rule], Rule]:
-    """Make a function the rule of operations."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(operations, function))
-        return function
-
-    return register
 
 
 class ExactMode(DispatchMode):
@@ -66,63 +40,83 @@ class ExactMode(DispatchMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if any(kind not in _PLAIN for kind in types):
-            named = {kind.__name__ for kind in types}
-            return func(*args, **kwargs) if named & set(_SHAPES_ALONE) else NotImplemented  # DTensor's own comes first
-        packet = func.overloadpacket
-        if func.namespace in ("c10d", "_c10d_functional", "c10d_functional"):
-            return RULES[func.namespace](self, func, *args, **kwargs)
-        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if any(map(self.memory.hidden, tensors)):
-            self.seen.escape(f"{func} reads the bits of a floating-point tensor as whole numbers")
-        if torch.Tag.nondeterministic_seeded in func.tags and not _without_chance(func, args, kwargs):
+        for kind in types:
+            if kind not in _PLAIN:
+                named = {kind.__name__ for kind in types}
+                # a DTensor's own handler comes first
+                return func(*args, **kwargs) if named & set(_SHAPES_ALONE) else NotImplemented
+        if torch_private.function_modes():  # of TorchScript and of autograd: what rules do is no call of the module's
+            with torch_private.without_function_modes():
+                return self._dispatch(func, args, kwargs)
+        return self._dispatch(func, args, kwargs)
+
+    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operation = looked_up(func)
+        held, hidden = self.memory.look(args, kwargs)
+        if hidden:
+            self.seen.escape(f"{func} reads the bits of a floating-point tensor as numbers of another kind")
+        if operation.collective and operation.rule is not None:
+            return operation.rule(self, func, *args, **kwargs)
+        if operation.random and not without_chance(func, args, kwargs):
             self.seen.escape(f"{func} draws random numbers")
-        if packet in _UNWRITTEN:
+        if operation.unwritten:
             out = func(*args, **kwargs)
             return self.memory.unwritten(out) if out.is_floating_point() and out.device.type == "cpu" else out
-        if not any(map(self.memory.holds, tensors)) or packet in _OF_SHAPE:
-            return func(*args, **kwargs)
-        return self._exactly(func, packet, args, kwargs)
+        if not held or operation.of_shape:
+            return self._plainly(func, operation, args, kwargs)
+        return self._exactly(func, operation, args, kwargs)
 
-    def _exactly(self, func: Any, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        own = RULES.get(func) or RULES.get(packet)
-        if own is None and torch_private.is_composite(func):
+    def _plainly(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operation on constants."""
+        if operation.growing:
+            self.seen.escape(f"{func} gives a tensor memory that no operation wrote")
+        if operation.foreign and not args[0].untyped_storage().resizable():
+            self.seen.escape("memory of NumPy's became a tensor while the module ran")
+        return func(*args, **kwargs)
+
+    def _exactly(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if operation.writes:
+            return self._in_place(func, operation, args, kwargs)
+        if operation.rule is not None:
+            return operation.rule(self, func, *args, **kwargs)
+        if operation.composite or operation.each:
             with self:
-                parts = func.decompose(*args, **kwargs)
+                parts = torch_private.decomposed(func, args, kwargs)
             if parts is not NotImplemented:
                 return parts
-        if own is not None and not torch_private.writes(func):
-            return own(self, func, *args, **kwargs)
-        if torch_private.writes(func):
-            return self._in_place(func, packet, args, kwargs)
-        if torch_private.gives_views(func):
+        if operation.views:
             out = func(*args, **kwargs)
             if all(self.memory.holds(x) for x in leaves(out) if isinstance(x, torch.Tensor) and x.is_floating_point()):
                 return out
             return self.lose(func, args, kwargs)
-        return self._without_rule(func, args, kwargs)
+        return self._without_rule(func, operation, args, kwargs)
 
-    def _in_place(self, func: Any, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _in_place(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation writes is computed by the one that returns it."""
-        name = torch_private.operation_name(func)
-        base, out = name.removesuffix("_"), kwargs.get("out")
-        if base in _KEEP_ELEMENTS:
+        if operation.keeps:
             return func(*args, **kwargs)
+        if operation.each:
+            with self:
+                return torch_private.decomposed(func, args, kwargs)
         written = torch_private.written(func, args, kwargs)
-        functional = packet if out is not None else getattr(aten, base, None) if base != name else None
-        if functional is None or len(written) != 1 or base in ("set", "resize"):
+        if operation.functional is None or operation.growing or len(written) != 1:
             return self._spoil(func, written, args, kwargs)
-        given = {key: value for key, value in kwargs.items() if key != "out"}
-        if not written[0].is_floating_point():
-            shadows = tree_map(self.memory.shadow, (args, kwargs))
-            return func(*shadows[0], **shadows[1])
         with self:
-            result = functional(*args, **given)
-        numbers = self.number(result)
-        if base == "copy":
-            numbers = self.narrowed(numbers, args[1].dtype, written[0].dtype)
-        self.memory.write(written[0], numbers)
+            result = operation.functional(*args, **{key: value for key, value in kwargs.items() if key != "out"})
+        if not isinstance(result, torch.Tensor):
+            return self._spoil(func, written, args, kwargs)
+        self._put(written[0], result)
         return written[0]
+
+    def _put(self, into: torch.Tensor, result: torch.Tensor) -> None:
+        """Write a result of an operation, of any shape, as torch casts it."""
+        if into.is_floating_point():
+            numbers = self.number(result)
+            self.memory.write(into, self.narrowed(numbers, result.dtype, into.dtype))
+            return
+        if result.is_floating_point():
+            self.seen.escape(f"floating-point numbers are made {into.dtype}")
+        into.copy_(self.memory.shadow(result).broadcast_to(into.shape))
 
     def _spoil(self, func: Any, written: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         """Run an operation that writes in a way without a rule; what it wrote is unknown from then on."""
@@ -133,13 +127,13 @@ class ExactMode(DispatchMode):
                 self.memory.write(x, self.memory.unknown(torch.full(x.shape, float("nan"), dtype=torch.float64)))
         return out
 
-    def _without_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _without_rule(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """By torch's own decomposition, or else as a keyed function of each element."""
         decomposition = torch_private.decomposition(func)
         if decomposition is not None:
             with self:
                 return decomposition(*args, **kwargs)
-        if torch.Tag.pointwise in func.tags:
+        if operation.pointwise:
             return self.keyed(func, args, kwargs)
         return self.lose(func, args, kwargs)
 
@@ -171,31 +165,34 @@ class ExactMode(DispatchMode):
         return self.field.keyed(f"rounded to {into}", rounded, [numbers])
 
     def keyed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """An operation on each element, of which nothing else is known; other arguments are part of its name; any
-        shape.
+        """An operation on each element, of which nothing else is known; other arguments and the places of the tensors
+        are part of its name; any shape.
         """
         shadows, named = tree_map(self.memory.shadow, (args, kwargs))
         shadow = func(*shadows, **named)
         if not (isinstance(shadow, torch.Tensor) and shadow.is_floating_point()):
             return self.lose(func, args, kwargs)
-        given = [self.number(x) for x in args if isinstance(x, torch.Tensor)]
+        given = [self.number(x) for x in leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         shape = (self.field.rows, *shadow.shape)
         given = [x.reshape(x.shape[0], *[1] * (len(shape) - x.dim()), *x.shape[1:]).expand(shape) for x in given]
-        others = [x for x in args if not isinstance(x, torch.Tensor)]
-        name = f"{torch_private.operation_name(func)} {others} {sorted(kwargs.items(), key=str)}"
+        others = tree_map(lambda x: ... if isinstance(x, torch.Tensor) else x, (args, sorted(kwargs.items())))
+        name = f"{looked_up(func).name} {others}"
         return self.new(self.field.keyed(name, shadow.to(torch.float64), given), result_dtype(args, kwargs))
 
     def lose(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation without a rule on the shadows; its residues are unknown from here on."""
         self.seen.escape(f"{func} has no rule")
-        shadows, named = tree_map(self.memory.shadow, (args, kwargs))
         dtype = result_dtype(args, kwargs)
         try:
+            shadows, named = tree_map(self.memory.shadow, (args, kwargs))
             out = func(*shadows, **named)
-        except RuntimeError:  # it wants the dtypes that it was given
-            plain = [x.to(y.dtype) if isinstance(y, torch.Tensor) else x for x, y in zip(shadows, args, strict=True)]
-            out = func(*plain, **named)
+        except Exception:  # it wants the dtypes that it was given
+            shadows, named = tree_map(self._as_given, (args, kwargs))
+            out = func(*shadows, **named)
         return tree_map(lambda x: self._unknown(x, dtype), out)
+
+    def _as_given(self, x: Any) -> Any:
+        return self.memory.shadow(x).to(x.dtype) if isinstance(x, torch.Tensor) else x
 
     def _unknown(self, x: Any, dtype: torch.dtype) -> Any:
         if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
@@ -216,10 +213,3 @@ def result_dtype(args: Any, kwargs: Any = None) -> torch.dtype:
     for x in wide[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     return dtype
-
-
-def _without_chance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call that may draw random numbers draws none: dropout with p = 0, or attention without dropout."""
-    names = torch_private.argument_names(func)
-    named = dict(zip(names, args, strict=False)) | kwargs
-    return ("dropout_p" in names and not named.get("dropout_p")) or ("p" in names and named.get("p") == 0)

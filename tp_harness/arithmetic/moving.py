@@ -9,7 +9,8 @@ import torch
 
 from ..libraries.torch_private import tree_map
 from . import numbers
-from .mode import ExactMode, aten, named, result_dtype, rule
+from .mode import ExactMode, result_dtype
+from .operations import aten, named, rule
 
 _MOVING = (
     "index repeat scatter roll flip constant_pad_nd tril triu slice_scatter select_scatter as_strided_scatter "

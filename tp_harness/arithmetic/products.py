@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from . import numbers
-from .mode import ExactMode, aten, result_dtype, rule
+from .mode import ExactMode, result_dtype
 from .moving import by_row
+from .operations import aten, rule
 
 AT_ONCE = 1 << 18  # elements of a matrix whose numbers are made at once
 

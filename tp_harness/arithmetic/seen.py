@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -27,13 +28,12 @@ class Seen:
     zeros: int = 0  # inverted residues 0
     rounded: bool = False  # tensors of constants that are rounded numbers were used
 
-    def decide(self, kind: str, gap: torch.Tensor, scale: torch.Tensor | float) -> None:
-        """Note decisions that a change by `gap` would turn round; any shape, not negative, an infinite one is sure."""
+    def decide(self, kind: str, margins: torch.Tensor) -> None:
+        """Note decisions with their relative margins; any shape, not negative, an infinite one is sure."""
         branch = self.branches.setdefault(kind, Branch())
-        branch.decisions += gap.numel()
-        finite = gap[gap.isfinite()]
-        if finite.numel():
-            branch.margin = min(branch.margin, float(finite.min()) / max(float(scale), 1e-300))
+        branch.decisions += margins.numel()
+        if margins.numel():
+            branch.margin = min(branch.margin, float(margins.nan_to_num(nan=0.0, posinf=math.inf).min()))
 
     def count(self, kind: str, **outcomes: int) -> None:
         """Count outcomes of decisions of a kind."""

@@ -37,6 +37,17 @@ def without_modes() -> AbstractContextManager[Any]:
     return disabled
 
 
+def function_modes() -> int:
+    """How many TorchFunctionModes see what is called here."""
+    return int(torch._C._len_torch_function_stack())  # asked for at every operation
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """Keep every TorchFunctionMode from seeing what is called inside the `with` block."""
+    disabled: AbstractContextManager[Any] = TORCH.part("torch._C:DisableTorchFunction")()
+    return disabled
+
+
 def storage_reference(x: torch.Tensor) -> Any:
     """A weak reference to the storage of a tensor of any shape: while it lives, no other storage gets the same address.
 
@@ -73,6 +84,18 @@ def is_composite(operation: Any) -> bool:
     """Whether an operation is made of others, which torch names by itself (`decompose`)."""
     has: Any = TORCH.part("torch._C:_dispatch_has_kernel_for_dispatch_key")
     return bool(has(operation.name(), "CompositeImplicitAutograd"))
+
+
+def decomposed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation gives that calls others for all its work: it calls them. NotImplemented if it does not.
+
+    An operation on lists of tensors calls another for each one.
+    """
+    if is_composite(operation):
+        return operation.decompose(*args, **kwargs)
+    key: Any = TORCH.part("torch._C:DispatchKey.CompositeExplicitAutograd")
+    run: Any = TORCH.part("torch._ops:OpOverload._op_dk", operation)
+    return run(key, *args, **kwargs)
 
 
 @cache
