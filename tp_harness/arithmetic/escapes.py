@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ _ELEMENTS = (
     *("untyped_storage", "storage", "_typed_storage", "share_memory_", "to_dlpack", "__dlpack__"),
     *("__reduce_ex__", "__deepcopy__"),
 )
+_READS = {"item": "a Python number of an element", "__repr__": "text of elements", "__format__": "text of elements"}
 _MAKERS = ("tensor", "as_tensor", "asarray", "new_tensor")  # of tensors, also of another library's arrays
-# Functions that no TorchFunctionMode sees: one hands out a tensor's memory; what the others do is not followed.
+# What no TorchFunctionMode sees: one hands out a tensor's memory, what the others do is not followed.
 _GIVING = "to_dlpack"
 _UNSEEN = (
     ("torch.utils.dlpack", _GIVING),
@@ -39,17 +41,11 @@ _UNSEEN = (
     ("torch", "from_dlpack"),
     ("torch", "frombuffer"),
     ("torch", "compile"),
+    ("threading:Thread", "start"),
+    ("_thread", "start_new_thread"),
+    ("multiprocessing.process:BaseProcess", "start"),
 )
-_AUDITED = {
-    "_thread.start_new_thread": "a thread was started",
-    "_thread.start_joinable_thread": "a thread was started",
-    "os.fork": "a process was started",
-    "os.forkpty": "a process was started",
-    "os.posix_spawn": "a process was started",
-    "os.system": "a process was started",
-    "_posixsubprocess.fork_exec": "a process was started",
-    "subprocess.Popen": "a process was started",
-}
+_AUDITED = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen")  # Python's events
 _running = threading.local()  # `memory`: that of this thread's run
 _ranks: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # threads that have such a run
 _compiling = threading.Lock()
@@ -71,8 +67,8 @@ class ElementReads(TorchFunctionMode):
         name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
         if name in _ELEMENTS and args and isinstance(args[0], torch.Tensor):
             self.memory.hand_out(args[0], name)
-        elif name == "item" and any(map(self.memory.holds, leaves(args))):
-            self.memory.seen.escape("item() made a Python number of an element")
+        elif name in _READS and any(map(self.memory.holds, leaves(args))):
+            self.memory.seen.escape(f"{name}() made {_READS[name]}")
         elif name in _MAKERS and any(map(_is_array, (*args, *(kwargs or {}).values()))):
             self.memory.seen.escape(f"{name}() made a tensor of another library's array while the module ran")
         return func(*args, **(kwargs or {}))
@@ -120,12 +116,14 @@ def _eagerly() -> Iterator[None]:
 
 
 def _audit(event: str, _arguments: object) -> None:
-    sentence = _AUDITED.get(event)
-    if sentence is None:
-        return
+    if event in _AUDITED:
+        _note(event)
+
+
+def _note(name: str) -> None:
     memory = getattr(_running, "memory", None)
     if memory is not None:
-        memory.seen.escape(f"{sentence} while the module ran, whose work is not seen")
+        memory.seen.escape(f"{name}() was called while the module ran, whose work is not seen")
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
@@ -142,15 +140,15 @@ def _once(function: Callable[[], None]) -> Callable[[], None]:
 
 @_once
 def _install() -> None:
-    """Python keeps an audit hook until it ends; outside of `watching` this one does nothing, nor do the others."""
+    """Outside of `watching` the functions do what they did, and the hook, which Python keeps until it ends, nothing."""
     sys.addaudithook(_audit)
     for place, name in _UNSEEN:
-        _wrap(sys.modules[place], name)
+        _wrap(resolve_name(place), name)
 
 
-def _wrap(module: Any, name: str) -> None:
+def _wrap(place: Any, name: str) -> None:
     """Have a function note that it was called, in the run of the thread that calls it."""
-    function = getattr(module, name, None)
+    function = getattr(place, name, None)
     if function is None:
         return
 
@@ -159,8 +157,8 @@ def _wrap(module: Any, name: str) -> None:
         memory = getattr(_running, "memory", None)
         if memory is not None and name == _GIVING and args:
             memory.hand_out(args[0], name)
-        elif memory is not None:
-            memory.seen.escape(f"{name}() was called while the module ran")
+        else:
+            _note(f"{place.__name__}.{name}")
         return function(*args, **kwargs)
 
-    setattr(module, name, noting)
+    setattr(place, name, noting)
