@@ -1,5 +1,6 @@
-"""What exact arithmetic follows: views, buffers, in-place writes, compiled code, gradients. The right program is proved,
-a wrong one is not, and nothing that is ordinary counts as a way out.
+"""What exact arithmetic follows: views, buffers, in-place writes, compiled code, gradients.
+
+The right program is proved, a wrong one is not, and nothing that is ordinary counts as a way out.
 """
 
 from __future__ import annotations

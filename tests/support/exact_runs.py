@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tp_harness.arithmetic.exact import Exact
-from tp_harness.arithmetic.field import Field
+from tp_harness.arithmetic.residues.field import Field
 from tp_harness.arithmetic.seen import TIE, Seen
 
 FIELD = Field.drawn(13)

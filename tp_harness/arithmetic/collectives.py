@@ -24,10 +24,10 @@ from ..libraries.torch_private import (
     tree_map,
     wait_for,
 )
-from . import numbers
 from .decisions import decided
 from .mode import ExactMode
 from .operations import rule
+from .residues import numbers
 
 _NO_DATA = ("barrier", "monitored_barrier_", "check_for_nan")
 _OUTPUTS = ("output_tensors", "output_tensor", "output_lists", "outputs", "output", "out")

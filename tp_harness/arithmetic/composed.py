@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from . import numbers
-from .field import Numbers
 from .mode import ExactMode
 from .operations import aten, named, rule
+from .residues import numbers
+from .residues.field import Numbers
 
 
 @rule(*named("_softmax _safe_softmax"))

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ..libraries.torch_private import argument_names, tree_map
-from . import numbers
 from .elementwise import dims_of
-from .field import Numbers
 from .mode import ExactMode, result_dtype
 from .operations import aten, named, rule
+from .residues import numbers
+from .residues.field import Numbers
 from .seen import TIE
 
 _SAMPLED = 1 << 12  # magnitudes that say what is usual

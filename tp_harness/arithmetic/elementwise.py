@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..libraries.torch_private import operation_name
-from . import numbers
 from .mode import ExactMode, result_dtype
 from .operations import aten, named, rule
+from .residues import numbers
 
 _POWERS = 64  # the highest whole power that is multiplied out
 
@@ -211,8 +211,8 @@ def _to_copy(mode: ExactMode, func: Any, a: torch.Tensor, *, dtype: Any = None, 
             mode.seen.escape(f"floating-point numbers are made {into} on {others.get('device') or 'cpu'}")
         return mode.memory.shadow(a).to(into)
     plain = func(a, dtype=into, **others)
-    narrow = torch.finfo(into).eps > torch.finfo(a.dtype).eps and torch.finfo(into).eps > torch.finfo(torch.float32).eps
-    if not narrow and mode.memory.moved(a, plain):
+    if mode.memory.can_move(a, plain):
+        mode.memory.move(a, plain)
         return plain
     return mode.new(mode.narrowed(mode.number(a).clone(), a.dtype, into), into)
 

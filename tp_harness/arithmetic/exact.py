@@ -10,10 +10,10 @@ import torch
 
 from . import collectives, composed, decisions, elementwise, moving, products  # noqa: F401  (they register their rules)
 from .escapes import watching
-from .field import Field
 from .floats import NOMINAL
 from .memory import Memory
 from .mode import ExactMode
+from .residues.field import Field
 from .seen import Seen
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..libraries.torch_private import storage_id, storage_reference
-from .field import Field
+from .residues.field import Field
 from .seen import Seen
+from .variables import Variable, Variables, extent, places
 
 _NESTED = (list, tuple, dict)
 SWEEP = 512  # new storages between two searches for those that nobody holds any more
@@ -33,27 +34,6 @@ class Stored:
     dtype: torch.dtype
 
 
-@dataclass
-class Variable:
-    """A part of a storage that holds a variable's plain values, from `begin` to `end` in bytes; `first` is the index of
-    its first element in the whole variable.
-    """
-
-    name: str
-    begin: int
-    end: int
-    dtype: torch.dtype
-    first: int = 0
-
-
-@dataclass
-class Variables:
-    """The variables of a storage."""
-
-    reference: Any
-    parts: list[Variable] = field(default_factory=list)
-
-
 class Memory:
     """The numbers of all tensors of a process; ranks that are threads share one, as they share tensors."""
 
@@ -63,6 +43,7 @@ class Memory:
         self._pending: dict[int, list[Callable[[], None]]] = {}  # storage -> what completes the receives into it
         self._kept: list[torch.Tensor] = []
         self._handed_out: dict[int, Any] = {}  # storages of constants whose address code has
+        self._known: tuple[Stored, Any, torch.Tensor] | None = None  # what `known` gave last
         self._made = 0
 
     # which tensors have numbers
@@ -91,13 +72,10 @@ class Memory:
         if not x.numel():
             return
         self._sweep()
-        begin = int(x.storage_offset()) * x.itemsize
-        part = Variable(name, begin, begin + x.nbytes, x.dtype)
         found = self._entries.get(storage_id(x))
         if not isinstance(found, Variables):
             found = self._entries[storage_id(x)] = Variables(storage_reference(x))
-        if not any((p.begin, p.name) == (begin, name) for p in found.parts):
-            found.parts.append(part)
+        found.put(Variable(name, *extent(x), x.dtype))
 
     # reading
 
@@ -130,6 +108,19 @@ class Memory:
         out[0] = shadow
         return out
 
+    def known(self, x: torch.Tensor) -> torch.Tensor:
+        """The numbers of a tensor of any shape, every exponent known; those of the last one asked for are kept.
+
+        A linear that is computed a few rows at a time asks for its input each time.
+        """
+        found, numbers = self._entries.get(storage_id(x)), self.read(x)
+        if not isinstance(found, Stored):
+            return numbers  # of a variable or constant all are known
+        form = (x.storage_offset(), x.shape, x.stride())
+        if self._known is None or self._known[0] is not found or self._known[1] != form:
+            self._known = found, form, self.field.known(numbers)
+        return self._known[2]
+
     def _constant(self, x: torch.Tensor) -> torch.Tensor:
         x = x.detach()
         if x.numel() == 1:
@@ -139,19 +130,29 @@ class Memory:
         return self.field.constants(x)
 
     def _drawn(self, x: torch.Tensor, found: Variables) -> torch.Tensor:
-        if not x.numel():
+        """The numbers of a tensor of a storage that has variables."""
+        part = found.of(x)
+        if part is not None:
+            return self.field.draw(part.name, x.detach(), places(x, part))
+        if not x.numel() or not (found.unwritten or found.touches(x)):
             return self.field.constants(x)
-        at = x.storage_offset() * x.itemsize
-        span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-        part = next((p for p in found.parts if p.begin <= at and at + span * x.itemsize <= p.end), None)
-        if part is None or part.dtype != x.dtype:
-            self.seen.escape("the bits of a parameter are read as another dtype, or together with what lies beside it")
+        if any(part.dtype != x.dtype for part in found.parts):
+            self.seen.escape("the bits of a parameter are read as another dtype")
             return self.unknown(x.detach().to(torch.float64))
-        index = torch.full((), part.first + int(x.storage_offset()) - part.begin // x.itemsize, dtype=torch.int64)
-        for dim, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
-            index = index + (torch.arange(size) * stride).view(-1, *[1] * (x.dim() - dim - 1))
-        wrapped = index.to(torch.int32)  # the lower 32 bits
-        return self.field.draw(part.name, wrapped.view(x.shape), x.detach())
+        count = x.untyped_storage().nbytes() // x.itemsize
+        return self._piecewise(x, found).as_strided(
+            (self.field.rows, *x.shape), (count, *x.stride()), x.storage_offset()
+        )
+
+    def _piecewise(self, x: torch.Tensor, found: Variables) -> torch.Tensor:
+        """The numbers of the whole storage of `x`: (rows, elements)."""
+        whole = x.detach().as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
+        beside = self.unknown(torch.full(whole.shape, math.nan, dtype=torch.float64))
+        out = beside if found.unwritten else self.field.constants(whole)
+        for part in found.parts:
+            own = slice(part.begin // x.itemsize, part.end // x.itemsize)
+            out[:, own] = self.field.draw(part.name, whole[own], places(whole[own], part))
+        return out
 
     def _complete(self, x: torch.Tensor) -> None:
         for complete in self._pending.pop(storage_id(x), ()):
@@ -184,6 +185,7 @@ class Memory:
 
     def write(self, x: torch.Tensor, numbers: torch.Tensor) -> None:
         """Write numbers, (rows, *shape) or what broadcasts to it, into a tensor, a view of whatever storage."""
+        self._known = None
         found = self._entries.get(storage_id(x))
         if not isinstance(found, Stored):
             found = self._store(x)
@@ -199,37 +201,44 @@ class Memory:
         self._guard(x)
         count = x.untyped_storage().nbytes() // x.itemsize
         whole = x.detach().as_strided((count,), (1,), 0)
-        numbers = self.read(whole)
+        before = self._entries.get(storage_id(x))
+        numbers = self._piecewise(x, before) if isinstance(before, Variables) else self.read(whole)
         found = self._entries[storage_id(x)] = Stored(storage_reference(x), numbers, x.dtype)
         whole.fill_(math.nan)
         return found
 
     def unwritten(self, plain: torch.Tensor) -> torch.Tensor:
         """New memory of any shape that no operation has written yet: what is read of it is nan, and proves nothing."""
-        numbers = torch.full((self.field.rows, plain.untyped_storage().nbytes() // plain.itemsize), math.nan).double()
         self._sweep()
-        self._entries[storage_id(plain)] = Stored(storage_reference(plain), numbers, plain.dtype)
+        self._entries[storage_id(plain)] = Variables(storage_reference(plain), unwritten=True)
         plain.fill_(math.nan)
         return plain
 
-    def moved(self, x: torch.Tensor, copy: torch.Tensor) -> bool:
-        """Make `copy`, a contiguous copy, of any shape, of a whole run of a variable's elements, that variable too, if
-        it is one.
+    def can_move(self, x: torch.Tensor, into: torch.Tensor) -> bool:
+        """Whether a copy of `x` into `into`, both of any shape, is a copy of a run of a variable's elements, and the
+        storage that it goes to can say so.
 
-        So the parameters that a module copied into itself need no memory for their residues.
+        So what a module copies of its parameters needs no memory for residues.
         """
-        found = self._entries.get(storage_id(x))
-        if not isinstance(found, Variables) or not x.is_contiguous() or not copy.is_contiguous() or not x.numel():
+        found, there = self._entries.get(storage_id(x)), self._entries.get(storage_id(into))
+        if not isinstance(found, Variables) or found.of(x) is None or x.shape != into.shape:
             return False
-        at = x.storage_offset() * x.itemsize
-        part = next((p for p in found.parts if p.begin <= at < p.end and p.dtype == x.dtype), None)
-        if part is None or copy.untyped_storage().nbytes() != copy.nbytes:
+        if not (x.is_contiguous() and into.is_contiguous()) or torch.finfo(into.dtype).eps > torch.finfo(x.dtype).eps:
             return False
-        first = part.first + (at - part.begin) // x.itemsize
-        self._entries[storage_id(copy)] = Variables(
-            storage_reference(copy), [Variable(part.name, 0, copy.nbytes, copy.dtype, first)]
-        )
-        return True
+        return isinstance(there, Variables) or (there is None and into.untyped_storage().nbytes() == into.nbytes)
+
+    def move(self, x: torch.Tensor, into: torch.Tensor) -> None:
+        """Note that `into` holds the same elements of a variable as `x`, of the same shape, since `can_move`."""
+        self._sweep()
+        there, found = self._entries.get(storage_id(into)), self._entries[storage_id(x)]
+        assert isinstance(found, Variables)
+        part = found.of(x)
+        assert part is not None
+        if not isinstance(there, Variables):
+            self._guard(into)
+            there = self._entries[storage_id(into)] = Variables(storage_reference(into))
+        first = part.cut(*extent(x)).first
+        there.put(Variable(part.name, *extent(into), into.dtype, first))
 
     def await_(self, x: torch.Tensor, complete: Callable[[], None]) -> None:
         """Have `complete()`, which writes to a tensor of any shape, called before it is read."""

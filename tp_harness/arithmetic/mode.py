@@ -14,10 +14,10 @@ import torch
 
 from ..libraries import torch_private
 from ..libraries.torch_private import DispatchMode, leaves, tree_map
-from .field import Numbers
 from .floats import NOMINAL
 from .memory import Memory
 from .operations import Operation, looked_up, without_chance
+from .residues.field import Numbers
 from .seen import Seen
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -99,6 +99,10 @@ class ExactMode(DispatchMode):
             with self:
                 return torch_private.decomposed(func, args, kwargs)
         written = torch_private.written(func, args, kwargs)
+        if func.overloadpacket is torch.ops.aten.copy_ and self.memory.can_move(args[1], args[0]):
+            func(*args, **kwargs)
+            self.memory.move(args[1], args[0])
+            return args[0]
         if operation.functional is None or operation.growing or len(written) != 1:
             return self._spoil(func, written, args, kwargs)
         with self:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..libraries.torch_private import tree_map
-from . import numbers
 from .mode import ExactMode, result_dtype
 from .operations import aten, named, rule
+from .residues import numbers
 
 _MOVING = (
     "index repeat scatter roll flip constant_pad_nd tril triu slice_scatter select_scatter as_strided_scatter "
@@ -24,7 +24,8 @@ _ADDING = "index_add scatter_add embedding_dense_backward col2im"  # they sum el
 @rule(aten.clone)
 def _clone(mode: ExactMode, func: Any, a: torch.Tensor, *, memory_format: Any = None) -> torch.Tensor:
     plain = func(a, memory_format=memory_format)
-    if mode.memory.moved(a, plain):
+    if mode.memory.can_move(a, plain):
+        mode.memory.move(a, plain)
         return plain
     if plain.is_contiguous():
         return mode.new(mode.number(a).clone(), a.dtype)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from . import numbers
 from .mode import ExactMode, result_dtype
 from .moving import by_row
 from .operations import aten, rule
+from .residues import numbers
 
 AT_ONCE = 1 << 18  # elements of a matrix whose numbers are made at once
 
@@ -98,7 +98,7 @@ def _matrices(mode: ExactMode, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
     Every exponent is made known first: a linear's input has the same elements however its weight is sharded, so that
     this commutes with tensor parallelism.
     """
-    left = mode.field.known(mode.number(a))
+    left = mode.memory.known(a)
     return torch.cat([numbers.product(mode.field, left, part) for part in _parts(mode, b)], dim=-1)
 
 
@@ -107,8 +107,7 @@ def _parts(mode: ExactMode, b: torch.Tensor) -> Any:
     columns = max(1, AT_ONCE // max(1, b.shape[0]))
     flipped = b.t()
     for start in range(0, max(1, b.shape[1]), columns):
-        part = mode.number(flipped[start : start + columns])
-        yield mode.field.known(part).transpose(1, 2)
+        yield mode.memory.known(flipped[start : start + columns]).transpose(1, 2)
 
 
 def _batched(mode: ExactMode, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..arithmetic.casts import cast_tensor
 from ..arithmetic.exact import Exact
-from ..arithmetic.field import Field
 from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.residues.field import Field
 from ..case.case import Case, Tensors
 from ..case.routing import Lock
 from ..case.state_dict import load_weights, weights_of

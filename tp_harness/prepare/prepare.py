@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ..arithmetic.field import Field
 from ..arithmetic.floats import EXACT
+from ..arithmetic.residues.field import Field
 from ..case.rehearsal import unrehearsed_note
 from ..checkpoint.checkpoint import (
     Checkpoint,

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ..arithmetic.exact import Exact
-from ..arithmetic.field import Field
 from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.residues.field import Field
 from ..case.case import Case, Tensors
 from ..case.routing import Lock, routing
 from ..case.taps import tapping

@@ -23,13 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .constants import Constant, meant
+from .drawing import draw_at, draw_run, tables
 from .primes import BITS, PrimePair, draw_pairs, powers, square_root
 from .tables import balanced, index_of, inverses_of, look_up
 
 EXACT = 2.0**53  # float64 holds every whole number up to here
 _MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
-_SPREAD = (0x7FEB352D, -2073254261, 0x2C1B3C6D)  # of Wellons' 32-bit hash "lowbias32", and a third odd one
-_DRAWN_AT_ONCE = 1 << 16  # elements whose hash stays in the cache
 
 Numbers: TypeAlias = torch.Tensor  # (1 + 2 * pairs, *shape), float64: a tensor of such numbers
 
@@ -48,6 +47,7 @@ class Field:
         self.rows = 1 + len(self.moduli)
         self.value_rows = tuple(range(1, self.rows, 2))
         self._m = torch.tensor(self.moduli, dtype=torch.float64)
+        self._inverse_m = 1 / self._m
         self.zeros = 0  # residues 0 that were inverted
         self.longest = int(EXACT / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
 
@@ -64,9 +64,9 @@ class Field:
 
     def reduce_(self, rows: Numbers) -> Numbers:
         """Balance residues that are whole numbers below 2^53, in place; (rows, *shape), which is returned."""
-        residues = rows[1:]
-        m = self._m.view(-1, *[1] * (rows.dim() - 1))
-        residues.sub_((residues / m).round_().mul_(m))
+        residues, shape = rows[1:], (-1, *[1] * (rows.dim() - 1))
+        quotients = torch.mul(residues, self._inverse_m.view(shape)).round_()
+        residues.addcmul_(quotients, self._m.view(shape), value=-1)
         return rows
 
     def known(self, rows: Numbers) -> Numbers:
@@ -143,21 +143,23 @@ class Field:
         out[1:].masked_fill_(shadow.isnan(), math.nan)
         return self.reduce_(out)
 
-    def draw(self, name: str, index: torch.Tensor, shadow: torch.Tensor) -> torch.Tensor:
-        """Independent residues for the elements of a variable: a keyed function of its name and an element's index.
+    def draw(self, name: str, x: torch.Tensor, first: int | torch.Tensor) -> Numbers:
+        """Independent residues for elements of a variable, by its name and their indices.
 
         Args:
             name: of a parameter or input.
-            index: int32 (wrapped to 32 bits), any shape: each element's place in the whole variable.
-            shadow: the values, same shape, any floating-point dtype.
+            x: the values, any shape, any floating-point dtype.
+            first: the index of the first element, if the others follow it; or that of each, int32 of the shape of x.
         """
-        out = torch.empty((self.rows, *index.shape), dtype=torch.float64)
-        out[0] = shadow
-        flat, places = out.view(self.rows, -1), index.reshape(-1)
-        for start in range(0, len(places), _DRAWN_AT_ONCE):
-            part = slice(start, start + _DRAWN_AT_ONCE)
-            for value, pair in zip(self.value_rows, self.pairs, strict=True):
-                self._draw(name, places[part], pair, flat[value, part], flat[value + 1, part])
+        out = torch.empty((self.rows, *x.shape), dtype=torch.float64)
+        out[0] = x
+        flat = out.view(self.rows, -1)
+        for value, pair in zip(self.value_rows, self.pairs, strict=True):
+            digits, rows = tables(self.key, name, pair), flat[value : value + 2]
+            if isinstance(first, int):
+                draw_run(digits, pair, first, rows)
+            else:
+                draw_at(digits, pair, first.reshape(-1), rows)
         return out
 
     def same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -209,25 +211,6 @@ class Field:
         residue = ((mixed >> 11) & (2**50 - 1)).remainder(into).to(torch.float64)
         residue = torch.where(residue > into // 2, residue - into, residue)
         return torch.where(unknown, math.nan, residue)
-
-    def _draw(
-        self, name: str, index: torch.Tensor, pair: PrimePair, value: torch.Tensor, exponent: torch.Tensor
-    ) -> None:
-        """Write residues modulo p and q: of two 32-bit hashes of the index, the upper digits."""
-        keys = random.Random(f"{self.key} {name} {pair.p}")
-        first, second, third = (keys.getrandbits(32) - 2**31 for _ in range(3))
-        x = index ^ first
-        x ^= x >> 16
-        x *= _SPREAD[0]
-        x ^= x >> 15
-        x += second
-        x *= _SPREAD[1]
-        x ^= x >> 16
-        torch.mul(x, pair.p / 2**32, out=value).round_()
-        x ^= third
-        x *= _SPREAD[2]
-        x ^= x >> 15
-        torch.mul(x, pair.q / 2**32, out=exponent).round_()
 
     def write(self, path: Path) -> None:
         """Write the tables, which take a third of a second to make, for other processes to map."""

@@ -1,0 +1,1 @@
+"""Numbers modulo primes: no module of a model, and no operation of torch's dispatcher, is known here."""
