@@ -74,9 +74,9 @@ def test_taps_that_are_off_cost_nothing(ladder: Ladder, monkeypatch: Patch) -> N
     asked: list[tuple[str, ...]] = []
     honest = tapping
 
-    def spied(module: Any, names: Any, read: Any) -> Any:
+    def spied(module: Any, names: Any, *how: Any) -> Any:
         asked.append(tuple(names))
-        return honest(module, names, read)
+        return honest(module, names, *how)
 
     monkeypatch.setattr("tp_harness.ranks.rank.tapping", spied)
     left = ladder.evidence("mlp", 2).ranks[0].tensors

@@ -29,22 +29,27 @@ def _as_it_is(name: str, output: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def tapping(
-    module: nn.Module, sources: Mapping[str, Source], read: Callable[[str, torch.Tensor], torch.Tensor] = _as_it_is
+    module: nn.Module,
+    sources: Mapping[str, Source],
+    read: Callable[[str, torch.Tensor], torch.Tensor] = _as_it_is,
+    graft: Callable[[str, torch.Tensor], torch.Tensor] = _as_it_is,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Record tensors of any shape by tap name, as `read(name, tensor)`; submodules that are missing are left out.
 
     Yields a dict that is filled when the block ends, in the order of first calls. A submodule called several times
-    gives its outputs joined along dimension 0. Enter it before a lock of routers: what it records of a choice would
-    otherwise be the lock's.
+    gives its outputs joined along dimension 0. What the module goes on with is `graft(name, tensor)`, which is not
+    recorded. Enter it before a lock of routers: what it records of a choice would otherwise be the lock's.
     """
     calls: dict[str, list[torch.Tensor]] = {}
     record: dict[str, torch.Tensor] = {}
     known = dict(module.named_modules())
 
     def listen(name: str, source: str, at: int | None) -> torch.utils.hooks.RemovableHandle:
-        def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            value = read(name, output if at is None else output[at])
-            calls.setdefault(name, []).append(value.detach().clone())  # a reduction may overwrite its input
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            own = output if at is None else output[at]
+            calls.setdefault(name, []).append(read(name, own).detach().clone())  # a reduction may overwrite its input
+            given = graft(name, own)
+            return None if given is own else _with(output, at, given)
 
         return known[source].register_forward_hook(hook)
 
@@ -54,6 +59,16 @@ def tapping(
                 stack.callback(listen(name, source, at).remove)
         yield record
     record |= {name: torch.cat(outputs) if len(outputs) > 1 else outputs[0] for name, outputs in calls.items()}
+
+
+def _with(output: Any, at: int | None, value: torch.Tensor) -> Any:
+    """A submodule's output with another value of a tensor; `output` itself where that is no tuple or list."""
+    if at is None:
+        return value
+    if not isinstance(output, (tuple, list)):
+        return output
+    parts = [*output[:at], value, *output[at + 1 :]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def same_choice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

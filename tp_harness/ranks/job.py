@@ -20,8 +20,9 @@ class Task:
     """One component at one layer with one draw of weights and inputs, in one dtype or ("") all of the job's.
 
     `fault` names the mistake that ranks put into it; the judge does not read it. Where the mistake can have several
-    places, `place` says which and `rank` on which rank (-1: all); `number` tells tasks apart that differ in these
-    alone. `tokens`: the task is run on the first so many tokens of each row, 0 for all.
+    places, `place` says which and `rank` on which rank (-1: all). `grafts` names the taps whose tensors are replaced by
+    right ones. `number` tells tasks apart that differ in these alone. `tokens`: the task is run on the first so many
+    tokens of each row, 0 for all.
     """
 
     component: str
@@ -33,6 +34,7 @@ class Task:
     place: str = ""
     rank: int = -1
     number: int = 0
+    grafts: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -135,6 +137,10 @@ class Job:
         """The file of a task's full inputs, and of the routing that its ranks are locked to."""
         return Path(self.folder) / f"{task.clean.key}.inputs.safetensors"
 
+    def right_path(self, task: Task) -> Path:
+        """The file of the full right tensors that `grafts` of a task names."""
+        return Path(self.folder) / f"{task.clean.key}.right.safetensors"
+
     def field_path(self, task: Task) -> Path:
         """The file of the primes and tables that runs of a task in exact arithmetic use."""
         return Path(self.folder) / f"exact.d{task.draw}.safetensors"
@@ -160,7 +166,7 @@ def read_job(path: Path) -> tuple[Job, str]:
     job = Job(
         tp=values["tp"],
         subject=Subject(**subject),
-        tasks=tuple(Task(**task) for task in values["tasks"]),
+        tasks=tuple(Task(**task | {"grafts": tuple(task["grafts"])}) for task in values["tasks"]),
         dtypes=tuple(values["dtypes"]),
         weights=tuple(tuple(paths) for paths in values["weights"]),
         folder=values["folder"],

@@ -28,6 +28,7 @@ from ..parallel.group import Group, use_group
 from ..results.result import Collective
 from .build import build
 from .device import Device, GraphFinding
+from .grafts import Grafts
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
 from .module_state import remembered
@@ -159,8 +160,9 @@ class DtypeRunner:
 
     def locked(self) -> dict[TensorKey, torch.Tensor]:
         """Run the forward that is judged: outputs as the module returns them, routers' (tokens, k or experts), taps."""
+        grafts = Grafts(self.job.right_path(self.task), self.task.grafts, self.case, self.group)
         with (
-            tapping(self.module, self.case.watched if self.job.taps else {}, self.read) as taps,
+            tapping(self.module, self.case.watched if self.job.taps else {}, self.read, grafts) as taps,
             routing(self.module, self.case.routers, self.locks) as routed,
         ):
             outputs, _calls = self.watch.time(self.forward)
