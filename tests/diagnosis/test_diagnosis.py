@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from explained import BLANK
-from ladder import TINY, Ladder, mistake, options
+from ladder import TINY, Ladder, Ranks, mistake, options
 
 from tp_harness.case.case import Case
 from tp_harness.diagnosis import all_signatures
@@ -222,6 +222,17 @@ def test_two_mistakes_that_give_the_same_numbers_are_both_named(ladder: Ladder) 
     texts = diagnosis_text(result)
     assert [text.split(":")[0] for text in texts] == ["possible cause"] * 2
     assert all("(accounts for 100.00% of the squared error; " in text for text in texts)
+
+
+def test_signatures_of_a_norm_that_is_not_recorded_do_not_speak_of_a_later_tensor(ladder: Ladder) -> None:
+    def hide(ranks: Ranks) -> None:
+        for rank, output in ranks.items():
+            seen = {key: tensor for key, tensor in output.tensors.items() if key.name != "norm"}
+            ranks[rank] = replace(output, tensors=seen)
+
+    fault = find_fault("query-bias-of-rank-0")
+    result = explain(ladder.evidence("attention", 2, fault=fault, taps=True, spoil=hide), BLANK)
+    assert [cause.name for cause in result.diagnosis] == [fault.signature]
 
 
 def test_a_permutation_of_ranks_is_told_in_words() -> None:

@@ -11,13 +11,14 @@ from torch.nn.functional import linear
 from ....diagnosis.signature import Guess, Signature, shifted
 from ....diagnosis.site import Site, UnavailableError
 from ....parallel.placements import PlacementError, StridedShard
-from .replay import expert_parts, experts_of, gate_ups, router_weights
+from .replay import expert_parts, experts_of, gate_ups, router_weights, weighted_bias
 
 ALPHA = 1.702
 
 
 def router_bias(site: Site) -> Iterator[Guess]:
     """The router's bias left out, or counted once per rank."""
+    experts_of(site)  # another module's router has another form
     product = linear(site.tap("norm"), site.parameter("gate.weight"))
     yield Guess(product, "not added")
     if site.tp > 1:
@@ -26,6 +27,7 @@ def router_bias(site: Site) -> Iterator[Guess]:
 
 def router_of_raw_input(site: Site) -> Iterator[Guess]:
     """The router given the block's input before the norm."""
+    experts_of(site)  # another module's router has another form
     yield Guess(linear(site.input, site.parameter("gate.weight"), site.parameter("gate.bias")))
 
 
@@ -82,6 +84,20 @@ def experts_shifted(site: Site) -> Iterator[Guess]:
         yield Guess(gate_ups(site, lambda e, t, s=step: linear(t, *_rows(site, (e + s) % count))), shifted("e", step))  # type: ignore[misc]
 
 
+def down_experts_shifted(site: Site) -> Iterator[Guess]:
+    """Another expert's down matrix, on all ranks or on all but the first."""
+    count = len(experts_of(site).mlp2_weight)
+    for first, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+
+        def of(expert: int, rank: int, first: int = first, step: int = step) -> int:
+            return (expert + step) % count if rank >= first else expert
+
+        where = ", on the wrong ranks alone" if first else ""
+        parts = expert_parts(site, site.tap("activation"), router_weights(site), lambda rank: rank, of_expert=of)
+        if site.tp > first:
+            yield Guess(parts, shifted("e", step) + " computes in the place of e" + where)
+
+
 # activation
 
 
@@ -121,8 +137,11 @@ def halves(site: Site) -> Iterator[Guess]:
 
 
 def softmax_over_all(site: Site) -> Iterator[Guess]:
-    """Weights from a softmax over all experts: those of the chosen ones do not add up to 1."""
+    """Weights, of experts and of their biases, from a softmax over all experts: the chosen ones' do not add up to 1."""
     weights = router_weights(site, lambda logits: torch.softmax(logits, dim=-1))
+    if site.leaf == "combined":
+        yield Guess(site.tap("total").reshape(site.tap("combined").shape) + weighted_bias(site, weights))
+        return
     yield Guess(expert_parts(site, site.tap("activation"), weights, lambda rank: rank))
 
 
@@ -167,6 +186,7 @@ EXPERTS = (
         on=("gate_up",),
         guess=experts_shifted,
     ),
+    Signature(name="experts shifted", sentence="expert {detail}", on=("partial",), guess=down_experts_shifted),
     Signature(name="gate up swapped", sentence="gates and ups are exchanged", on=("activation",), guess=swapped),
     Signature(
         name="gate up in halves",
@@ -205,7 +225,7 @@ EXPERTS = (
     Signature(
         name="softmax over all experts",
         sentence="the router's softmax runs over all experts instead of the chosen ones",
-        on=("partial",),
+        on=("partial", "combined"),
         guess=softmax_over_all,
     ),
     Signature(name="experts unweighted", sentence="the experts are {detail}", on=("partial",), guess=unweighted),

@@ -40,6 +40,12 @@ def epsilon(site: Site) -> Iterator[Guess]:
             yield Guess(_normed(site, _mean_square(site.input), eps=eps), f"{eps:g}, not {_norm(site).eps:g}")
 
 
+def _must_be_tapped(site: Site) -> None:
+    """Raise UnavailableError where the norm's own output was not recorded, so that a later tensor was looked at."""
+    if site.leaf != site.target:
+        raise UnavailableError
+
+
 def over_a_shard(site: Site) -> Iterator[Guess]:
     """The mean over rank 0's share of the features on all ranks, or over each rank's own.
 
@@ -55,6 +61,7 @@ def over_a_shard(site: Site) -> Iterator[Guess]:
 
 def first_features(site: Site) -> Iterator[Guess]:
     """The mean over the first features: as many as explain the token that is farthest off."""
+    _must_be_tapped(site)
     x, right = site.input, _mean_square(site.input)
     seen = site.traced.full.to(torch.float64)
     token = (seen - site.traced.expected).norm(dim=-1).argmax()
@@ -68,6 +75,7 @@ def first_features(site: Site) -> Iterator[Guess]:
 
 def padded_width(site: Site) -> Iterator[Guess]:
     """The sum of squares over a larger width: the nearest whole number that the factor tells."""
+    _must_be_tapped(site)
     x = site.input
     large = _mean_square(x) > 100 * _norm(site).eps  # where epsilon hardly matters
     seen, right = (side.to(torch.float64) * large for side in (site.traced.full, site.traced.expected))
@@ -91,6 +99,7 @@ def scale_ignored(site: Site) -> Iterator[Guess]:
 
 def scale_of_a_rank(site: Site) -> Iterator[Guess]:
     """Each odd rank multiplies by another vector, the same for all tokens: fitted on half of the tokens."""
+    _must_be_tapped(site)
     plain = _normed(site, _mean_square(site.input), scale=torch.ones(())).flatten(0, -2)
     right, values, odd = site.right, [], []
     clean = site.clean.norm()

@@ -126,6 +126,8 @@ def expert_parts(
     weights: torch.Tensor,
     of_rank: Callable[[int], int],
     form: Form | None = None,
+    *,
+    of_expert: Callable[[int, int], int] = lambda expert, _rank: expert,
 ) -> list[torch.Tensor]:
     """Every rank's summand, (tokens, hidden) float64.
 
@@ -134,15 +136,16 @@ def expert_parts(
         weights: of the router, (tokens, experts) float64.
         of_rank: rank r computes with the down columns of rank `of_rank(r)`.
         form: applied to the down columns, (hidden, intermediate / tp), of an expert.
+        of_expert: (expert, rank) -> the expert whose down columns the rank takes.
     """
-    shape = (len(weights), experts_of(site).mlp2_weight.shape[1])
+    down_weight = experts_of(site).mlp2_weight
+    shape = (len(weights), down_weight.shape[1])
     parts = [torch.zeros(shape, dtype=torch.float64) for _ in range(site.tp)]
     split = activation.split([len(rows) for _, rows in pairs(site)])
     for (expert, rows), act in zip(pairs(site), split, strict=True):
-        shards = experts_of(site).mlp2_weight[expert].to(torch.float64).chunk(site.tp, dim=1)
-        columns = [(form or _as_it_is)(shard) for shard in shards]
         for rank, own in enumerate(act.chunk(site.tp, dim=-1)):
-            down = linear(own, columns[of_rank(rank)])
+            columns = down_weight[of_expert(expert, rank)].chunk(site.tp, dim=1)[of_rank(rank)].to(torch.float64)
+            down = linear(own, (form or _as_it_is)(columns))
             parts[rank].index_add_(0, rows, down * weights[rows, expert, None])
     return parts
 
