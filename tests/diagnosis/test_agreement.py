@@ -7,7 +7,7 @@ from typing import Any
 
 from explained import BLANK
 
-from tp_harness.results.result import Cause, Divergence, Result, Status
+from tp_harness.results.result import Cause, Divergence, Mistake, Result, Status
 from tp_harness.verification.agreement import agreed
 
 
@@ -132,3 +132,26 @@ def test_float32_speaks_for_the_same_run_alone() -> None:
     assert agreed([wrong(2, "range"), wrong(8, dtype="bfloat16")])[1].as_float32 == ()
     assert agreed([wrong(2, "range"), wrong(2, "offset", dtype="bfloat16")])[1].as_float32 == ()
     assert agreed([wrong(2, refuted="range"), wrong(2, dtype="bfloat16")])[1].as_float32 == ()
+
+
+def test_causes_of_further_mistakes_must_fit_at_every_degree_too() -> None:
+    def beside(tp: int, *told: str, **fields: Any) -> Result:
+        other = wrong(tp, *told, tensor="total", **fields)
+        assert other.first_divergence is not None
+        mistake = Mistake(
+            divergence=other.first_divergence,
+            causes=other.diagnosis,
+            alternatives=other.alternatives,
+            refuted=other.refuted,
+        )
+        return replace(wrong(tp, "range"), further=(mistake,))
+
+    run = [
+        beside(2, TIMES, also="scaled"),
+        beside(8, "scaled", refuted=TIMES),
+        wrong(32, refuted=TIMES, tensor="total"),
+    ]
+    found = agreed(run)
+    assert [[c.name for c in result.diagnosis] for result in found] == [["range"], ["range"], []]
+    assert [[c.name for m in result.further for c in m.causes] for result in found] == [[], ["scaled"], []]
+    assert [[c.name for m in r.further for c in m.causes] for r in agreed(run[:2])] == [["scaled"], ["scaled"]]

@@ -177,6 +177,7 @@ def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, An
     tapped, added = of(wrong, "TAPPED"), of(wrong, "ADDED")
     assert tapped["first_divergence"]["tensor"] == "hidden"
     assert tapped["first_divergence"]["ranks"] == [0, 1]
+    assert tapped["put_right"] == "with it put right, the output is right"
     assert added["first_divergence"]["tensor"] == "output.0"
     assert not [note for note in wrong["notes"] if "bug" in note or "failed" in note]
 

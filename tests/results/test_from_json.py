@@ -14,7 +14,7 @@ from records import gate, new_record, result
 from tp_harness.errors import UsageError
 from tp_harness.results.from_json import from_json
 from tp_harness.results.mutation_score import Trial
-from tp_harness.results.result import Divergence, Gate, RankRecord, Result, Status, Worst, to_json
+from tp_harness.results.result import Divergence, Gate, Mistake, RankRecord, Result, Status, Worst, to_json
 from tp_harness.results.run_record import read_run
 
 WORDS = st.text().filter(lambda word: word not in ("nan", "inf", "-inf"))
@@ -23,7 +23,8 @@ UNTYPED = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=5,
 )
-RESULTS = st.builds(Result, first_divergence=st.none() | st.builds(Divergence))
+MISTAKES = st.builds(Mistake, alike=st.tuples(st.builds(Mistake)))
+RESULTS = st.builds(Result, first_divergence=st.none() | st.builds(Divergence), further=st.tuples(MISTAKES))
 
 
 @given(UNTYPED)
@@ -74,7 +75,7 @@ def test_a_moved_run_keeps_its_name_and_what_this_version_does_not_know(tmp_path
 
 def test_fields_of_later_versions_default_when_an_older_file_lacks_them() -> None:
     values = to_json(result())
-    for name in ("first_divergence", "diagnosis", "ranks", "gates", "traceback"):
+    for name in ("first_divergence", "diagnosis", "further", "put_right", "ranks", "gates", "traceback"):
         del values[name]
     assert from_json(Result, values) == result()
 

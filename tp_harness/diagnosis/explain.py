@@ -13,10 +13,10 @@ from ..judge.evidence import Evidence
 from ..judge.shape_checks import RANDOM
 from ..parallel.placements import Placement, PlacementError, Replicate, Shard
 from ..prepare.oracle import Tapped
-from ..results.result import Divergence, Result
-from . import Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
+from ..results.result import Divergence, Mistake, Result
+from . import Diagnosis, Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
 from .localise import divergences, first_divergence
-from .trace import Traced
+from .trace import Traced, with_grafts
 
 REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
 First = tuple[Divergence, Traced | None] | None  # the first divergence, as localise.py finds it
@@ -40,14 +40,7 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     if first is None:
         return result
     divergence, traced = first
-    if traced is None or divergence.kind not in NUMBERS:
-        return replace(result, first_divergence=divergence)
-    site = site_of(evidence, tapped, traced, divergence.ranks)
-    leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
-    found = diagnose(site, leaves, signatures)
-    for place in _own_places(evidence, tapped, site):
-        if not found.causes:
-            found = diagnose(place, [place.target], signatures).after(found)
+    found = _diagnosed(evidence, tapped, divergence, traced, signatures)
     return replace(
         result,
         first_divergence=divergence,
@@ -58,16 +51,75 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     )
 
 
-def _own_places(evidence: Evidence, tapped: Tapped, site: Site) -> Iterator[Site]:
-    """Where an own module may tell what is wrong: its first wrong tensor, and then its outputs that are wrong."""
+@torch.no_grad()
+def mistakes(evidence: Evidence, grafts: Sequence[str]) -> list[Mistake]:
+    """Every tensor that is wrong although the ranks went on with right values of `grafts`, with what reproduces it.
+
+    Args:
+        evidence: the ranks ran with taps on, and recorded their own values of `grafts` before these were replaced.
+        grafts: names of taps.
+
+    Returns:
+        In order of execution; nothing after a tensor whose shape is wrong. A tensor that was put right counts as right
+        for those after it.
+
+    Raises:
+        PlacementError: a user's placement cannot cut a tap.
+    """
+    tapped = evidence.expectation.run_tapped(evidence.dtype)
+    order = ["", *tapped.oracle.taps]
+    found: list[Mistake] = []
+    for seen, traced in divergences(evidence, tapped):
+        put_right = [mistake.divergence.tensor for mistake in found if mistake.divergence.tensor in grafts]
+        divergence = replace(seen, after=max((seen.after, *put_right), key=order.index))
+        passed_on = with_grafts(evidence, tapped, [name for name in grafts if name != divergence.tensor])
+        told = _diagnosed(passed_on, tapped, divergence, traced, all_signatures(), elsewhere=False)
+        found.append(
+            Mistake(divergence=divergence, causes=told.causes, alternatives=told.alternatives, refuted=told.refuted)
+        )
+    return found
+
+
+def _diagnosed(
+    evidence: Evidence,
+    tapped: Tapped,
+    divergence: Divergence,
+    traced: Traced | None,
+    signatures: Sequence[Signature],
+    *,
+    elsewhere: bool = True,
+) -> Diagnosis:
+    """What reproduces a divergence; `elsewhere`: an own module is also looked at in its outputs that are wrong."""
+    if traced is None or divergence.kind not in NUMBERS:
+        return Diagnosis()
+    site = site_of(evidence, tapped, traced, divergence.ranks)
+    leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
+    found = diagnose(site, leaves, signatures)
+    for place in _own_places(evidence, tapped, site, elsewhere=elsewhere):
+        if not found.causes:
+            found = diagnose(place, [place.target], signatures).after(found)
+    return found
+
+
+def _own_places(evidence: Evidence, tapped: Tapped, site: Site, *, elsewhere: bool) -> Iterator[Site]:
+    """Where an own module may tell what is wrong: the wrong tensor, and then its outputs that are wrong."""
     if is_known(tapped.reference):
         return
     if site.target != "output":
         yield as_output(site)
     for divergence, traced in divergences(evidence, tapped):
         output = traced and traced.name.startswith("output.") and traced.name != site.traced.name
-        if traced and output and divergence.kind in NUMBERS:
+        if elsewhere and traced and output and divergence.kind in NUMBERS:
             yield as_output(site_of(evidence, tapped, traced, divergence.ranks))
+
+
+def placed(evidence: Evidence, tapped: Tapped) -> Evidence:
+    """The evidence with the placements by which an own case's taps are right, as far as the first wrong tensor.
+
+    Raises:
+        PlacementError: a user's placement cannot cut a tap.
+    """
+    return _placed(evidence, tapped)[0]
 
 
 def _placed(evidence: Evidence, tapped: Tapped) -> tuple[Evidence, First, list[str]]:

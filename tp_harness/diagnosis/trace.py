@@ -5,7 +5,7 @@ Not covered: a tap that only one side has (a kernel hides it), or that is empty,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +18,9 @@ from ..judge.evidence import Evidence
 from ..judge.gather import join
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
 from ..prepare.oracle import Tapped
+from ..ranks.grafts import right_shard
 from ..ranks.rank_files import digest
-from ..ranks.rank_report import OUTPUT, Variant
+from ..ranks.rank_report import OUTPUT, TensorKey, Variant
 
 
 class Residues(NamedTuple):
@@ -157,6 +158,31 @@ def _placement(evidence: Evidence, name: str) -> Placement | None:
     of = next((router for router in evidence.case.routers if name in router.sources), None)
     found = evidence.case.taps.get(name)
     return found or (None if of is None or evidence.shared_out(of) else Replicate())
+
+
+def with_grafts(evidence: Evidence, tapped: Tapped, grafts: Iterable[str]) -> Evidence:
+    """The evidence with what the ranks went on with in the place of their own values of some taps."""
+    put = {}
+    for name in grafts:
+        placement = _placement(evidence, name)
+        if placement and not evidence.without(name, "tap"):
+            key = TensorKey(evidence.dtype, "tap", name)
+            for rank, own in enumerate(evidence.shards(name, "tap")):
+                right = right_shard(placement, tapped.oracle.taps[name], rank, evidence.tp)
+                if right.numel() == own.numel():
+                    put[rank, key] = right.reshape(own.shape).to(own.dtype)
+    ranks = {
+        rank: replace(output, tensors={key: put.get((rank, key), x) for key, x in output.tensors.items()})
+        for rank, output in evidence.ranks.items()
+    }
+    return replace(evidence, ranks=ranks)
+
+
+def graftable(evidence: Evidence, tapped: Tapped) -> tuple[str, ...]:
+    """The taps in whose place every rank can be given a right value, in order: all but choices and empty ones."""
+    choices = [router.chosen for router in evidence.case.routers]
+    names = (name for name in tapped.oracle.taps if name not in choices and tapped.oracle.taps[name].numel())
+    return tuple(name for name in names if _placement(evidence, name) and not evidence.without(name, "tap"))
 
 
 class ShapeError(Exception):

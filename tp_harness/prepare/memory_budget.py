@@ -97,14 +97,17 @@ def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None)
     model, family = options.model, family_of(options.model)
     layers = (options.depth or model.num_hidden_layers) if component == family.whole else 1
 
+    def tapped(ranks: int, width: int) -> int:
+        return width * layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
+
     def of_one(ranks: int, width: int) -> int:
         """Bytes that one of `ranks` keeps, with `width` bytes per number."""
-        tapped = layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
-        return width * tapped + family.working_bytes(model, component, (options.batch, options.seq), ranks, width)
+        return tapped(ranks, width) + family.working_bytes(model, component, (options.batch, options.seq), ranks, width)
 
     single = max(_widths(options))
     references, ranks = of_one(1, ORACLE) + of_one(1, single), tp * (RANK_BYTES + of_one(tp, single))
-    needed = LEAD_BYTES + max(references, ranks)  # one after the other
+    right = tapped(1, ORACLE)  # in the run's folder, to be put in the places of wrong ones
+    needed = LEAD_BYTES + max(references, ranks) + right  # one after the other
     if options.case or free is None or needed <= free:
         return ""
     return f"all tensors need about {_gib(needed)} of memory, and {_gib(free)} are free; try fewer layers or tokens"

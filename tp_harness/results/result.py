@@ -9,6 +9,9 @@ from typing import Any
 
 from .collective import Collective as Collective  # noqa: PLC0414 (a type of run.json like those below)
 from .gate import Gate as Gate  # noqa: PLC0414
+from .mistake import Cause as Cause  # noqa: PLC0414
+from .mistake import Divergence as Divergence  # noqa: PLC0414
+from .mistake import Mistake as Mistake  # noqa: PLC0414
 from .proof import Proof as Proof  # noqa: PLC0414
 from .status import Status as Status  # noqa: PLC0414
 from .status import exit_code as exit_code  # noqa: PLC0414
@@ -76,43 +79,6 @@ class Worst:
     rank: int
     actual: float
     expected: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Divergence:
-    """The first tensor, in order of execution, that exceeds its limit.
-
-    `kind`: "value" (`gate` says which limit), "replicas" (ranks that must agree differ), "choice" (of experts),
-    "nonfinite" or "shape". `after` is the last tensor before it that was right, "" if there is none. `ranks` are those
-    whose part is wrong; all of them for a sum over ranks. `index` is the worst element, `token` its (row, position),
-    None where not known.
-    """
-
-    tensor: str
-    kind: str
-    after: str
-    ranks: tuple[int, ...]
-    index: tuple[int, ...]
-    token: tuple[int, int] | None = None
-    actual: float
-    expected: float
-    gate: Gate | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cause:
-    """A known mistake that reproduces the wrong numbers of the first divergent tensor.
-
-    `explained` is the share of the squared error that vanishes when the tensor is compared with the mistake's result.
-    `residual` is the relative error that remains; `limit` is what rounding allows for it.
-    """
-
-    name: str
-    sentence: str
-    explained: float
-    residual: float
-    limit: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +180,9 @@ class Result:
     alternatives: tuple[Cause, ...] = ()  # others that reproduce the numbers, and say less of them
     refuted: tuple[str, ...] = ()  # names of known mistakes that would act here, and give other numbers
     as_float32: tuple[Cause, ...] = ()  # what float32 found at the same degree, where this dtype found none
+    alike: tuple[Mistake, ...] = ()  # as a Mistake's, of the first divergence
+    further: tuple[Mistake, ...] = ()  # in order: wrong although the first divergence, and all before, was put right
+    put_right: str = ""  # a sentence: what the outputs are with all mistakes put right; "" where that was not tried
     proof: Proof | None = None  # of dtype "exact" alone
 
     @property

@@ -25,8 +25,30 @@ def agreed(results: Sequence[Result]) -> list[Result]:
     there it would give other numbers than were seen. What fits at every degree is told instead. Where one degree alone
     is wrong, and no other was right, a factor that equals the degree is told as the degree, and as any factor.
     """
-    settled = [replace(result, diagnosis=_told(result, results)) for result in results]
+    views = [view for result in results for view in _views(result)]
+    settled = [_settled(result, views) for result in results]
     return [replace(result, as_float32=_of_float32(result, settled)) for result in settled]
+
+
+def _views(result: Result) -> list[Result]:
+    """The result, and for each of its further mistakes the result as if that were the first."""
+    further = (
+        replace(
+            result,
+            first_divergence=mistake.divergence,
+            diagnosis=mistake.causes,
+            alternatives=mistake.alternatives,
+            refuted=mistake.refuted,
+        )
+        for mistake in result.further
+    )
+    return [result, *further]
+
+
+def _settled(result: Result, views: Sequence[Result]) -> Result:
+    first, *others = (_told(view, views) for view in _views(result))
+    further = (replace(mistake, causes=told) for mistake, told in zip(result.further, others, strict=True))
+    return replace(result, diagnosis=first, further=tuple(further))
 
 
 def _told(result: Result, results: Iterable[Result]) -> tuple[Cause, ...]:

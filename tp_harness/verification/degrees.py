@@ -6,8 +6,9 @@ import math
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ..results.result import Result, Status
 from ..results.run_record import RunRecord
 from ..system.interrupts import check_interrupt
 from .agreement import agreed
+from .grafts import Grafting, Left, kept
 from .negative_control import ControlRun, failure_status
 from .run_notes import run_notes
 
@@ -199,24 +201,44 @@ class DegreeRun:
         tasks = {i: self._task_beside_crashes(result) for i, result in failed.items()}
         if not failed:
             return
-        job = self.material.tapped_job(self.tp, tuple(dict.fromkeys(tasks.values())))
-        log_dir = self.record.folder / "logs" / f"{self.name}-taps"
+        with ExitStack() as stack:  # what the ranks record is removed at the end
+            run = partial(self._run_tapped, stack)
+            left = run(tuple(dict.fromkeys(tasks.values())), "taps", "looking for what went wrong first")
+            grafting = Grafting(self.material, self.tp, partial(run, what="looking for further mistakes"))
+            if left is None:
+                return
+            for i, result in failed.items():
+                self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
+                with self._spared(f"{result.title}: what went wrong first was"):
+                    evidence = kept(Evidence.of(self.material, tasks[i], self.tp, result.dtype, left(tasks[i])))
+                    self.record.replace(i, explain(evidence, result))
+                    self.record.replace(i, grafting.add(i, self.record.results[i], tasks[i], evidence))
+            with self._spared(f"tp {self.tp}: further mistakes were"):
+                for i, result in grafting.results():
+                    self.record.replace(i, result)
+
+    def _run_tapped(self, stack: ExitStack, tasks: tuple[Task, ...], word: str, what: str) -> Left | None:
+        """Run tasks with all taps recorded; gives what reads their files. Where the ranks fail, a note and None."""
+        job = self.material.tapped_job(self.tp, tasks)
+        for task in tasks:
+            stack.callback(remove_outputs, job, task)
+        log_dir = self.record.folder / "logs" / f"{self.name}-{word}"
         outcome = run_to_end(self.session, job, log_dir=log_dir, timeout=self.options.timeout)
-        if not outcome.ok:
-            self.record.notes.append(f"tp {self.tp}: looking for what went wrong first failed: {outcome.message}")
-            return
-        for i, result in failed.items():
-            self.progress(f"tp {self.tp}: what went wrong first in {result.title}")
-            ranks = read_outputs(job, tasks[i])
-            evidence = Evidence.of(self.material, tasks[i], self.tp, result.dtype, ranks)
-            try:
-                self.record.replace(i, explain(evidence, result))
-            except Exception as error:  # the verdict stands, whatever becomes of its explanation
-                (log_dir / "explanation.log").write_text(traceback.format_exc())
-                whose = blame(error) if is_theirs(error) else f"which is a bug in tp-harness: {described(error)}"
-                self.record.notes.append(
-                    f"{result.title}: what went wrong first was not found out, {whose} ({log_dir / 'explanation.log'})"
-                )
+        if outcome.ok:
+            return partial(read_outputs, job)
+        self.record.notes.append(f"tp {self.tp}: {what} failed: {outcome.message}")
+        return None
+
+    @contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """Turn any error into a note: the verdict stands, whatever becomes of its explanation."""
+        try:
+            yield
+        except Exception as error:
+            log = self.record.folder / "logs" / f"{self.name}-taps" / "explanation.log"
+            log.write_text(traceback.format_exc())
+            whose = blame(error) if is_theirs(error) else f"which is a bug in tp-harness: {described(error)}"
+            self.record.notes.append(f"{what} not found out, {whose} ({log})")
 
     def _taps_fit(self, result: Result) -> bool:
         """Whether there is memory for all tensors of what a result is of; a note says so if not."""
