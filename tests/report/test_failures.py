@@ -9,7 +9,7 @@ from report_pages import PAGES, Path
 
 from tp_harness.report.failure_text import details, sentence
 from tp_harness.report.failures import failures
-from tp_harness.results.result import Cause, Check, Divergence, Result, Status
+from tp_harness.results.result import Cause, Check, Divergence, Mistake, Result, Status
 
 BIAS = Cause(name="bias x tp", sentence="down.bias is added once per rank", explained=1.0, residual=1e-7, limit=1e-6)
 TWICE = replace(BIAS, name="scaled 2", sentence="down is 2 times what it should be")
@@ -155,3 +155,42 @@ def test_the_pages_begin_with_the_same_paragraphs(tmp_path: Path) -> None:
     text = PAGES["report.md"](record, ())
     assert text.count(f"**MISMATCH** {head}") == 1
     assert text.index(head) < text.index("| component")
+
+
+HALF = replace(BIAS, name="all-reduce missing", sentence="an all_reduce is missing")
+FURTHER = Mistake(divergence=divergence("total", after="down"), causes=(HALF,))
+PUT_RIGHT = "with these put right, the output is right"
+
+
+def test_every_mistake_is_listed_in_order_with_what_is_right_then() -> None:
+    unknown = Mistake(divergence=divergence("norm", after="total"))
+    alike = (Mistake(divergence=divergence("gate")), Mistake(divergence=divergence("up"), causes=(TWICE,)))
+    results = [
+        replace(wrong(tp), alike=alike, further=(FURTHER, unknown) if tp == 8 else (FURTHER,), put_right=PUT_RIGHT)
+        for tp in (2, 8)
+    ]
+    [failure] = failures(results)
+    head = "mine: output.0 is wrong at tp 2, 8 in float32: 3 mistakes: 1. bias x tp; 2. all-reduce missing; 3. in norm"
+    assert sentence(failure) == head
+    lines = details(failure)
+    assert "wrong by itself too, by the same mistake as far as can be told: gate, up (scaled 2)" in lines
+    [second] = [line for line in lines if line.startswith("mistake 2: total on all ranks; ")]
+    assert second.endswith("worst at [0, 3]: 2 instead of 1; what is before it was put right")
+    assert lines[lines.index(second) + 1].startswith("likely cause: all-reduce missing: an all_reduce is missing (")
+    [third] = [line for line in lines if line.startswith("mistake 3 (at tp 8 in float32): norm on ranks 0-1; ")]
+    assert lines[lines.index(third) + 1] == "no known cause"
+    assert lines[-1] == PUT_RIGHT
+
+
+def test_what_becomes_of_the_output_is_told_for_each_degree_where_it_differs() -> None:
+    still = "with it put right, output.0 is still wrong, for a reason that was not found"
+    right = "with it put right, the output is right"
+    [failure] = failures([replace(wrong(tp), put_right=said) for tp, said in ((2, right), (8, still))])
+    assert details(failure)[-2:] == [f"{right} (at tp 2 in float32)", f"{still} (at tp 8 in float32)"]
+
+
+def test_all_pages_list_further_mistakes(tmp_path: Path) -> None:
+    run = new_record(tmp_path, replace(wrong(2), further=(FURTHER,), put_right=PUT_RIGHT))
+    for name, page in PAGES.items():
+        for words in ("all-reduce missing", "what is before it was put right", PUT_RIGHT):
+            assert words in page(run), name

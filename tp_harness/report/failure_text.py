@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..judge.verdict import nearest_gate, severity
-from ..results.result import Cause, Divergence, Result, Status
+from ..results.result import Cause, Divergence, Mistake, Result, Status
 from .failures import Failure, has_numbers
 from .headline import failed_by
 
@@ -34,9 +34,19 @@ def sentence(failure: Failure) -> str:
     first = failure.first
     head = f"{_names(failure)}: {_what(failure)} {_where(failure.results, failure.run)}"
     if has_numbers(first):
-        return ": ".join(filter(None, (head, " or ".join(cause.name for cause in failure.causes))))
+        return ": ".join(filter(None, (head, _mistakes(failure))))
     reasons = dict.fromkeys(result.reason for result in failure.results)
     return f"{head}: {reasons.popitem()[0]}" if len(reasons) == 1 else head
+
+
+def _mistakes(failure: Failure) -> str:
+    """The cause, or `2 mistakes: 1. bias x tp; 2. all-reduce missing`: of one without a cause, where it is."""
+    first, others = " or ".join(cause.name for cause in failure.causes), failure.further
+    if not others or not failure.first.first_divergence:
+        return first
+    named = [first or f"in {failure.first.first_divergence.tensor}"]
+    named += [" or ".join(c.name for c in m.causes) or f"in {m.divergence.tensor}" for m in others.values()]
+    return f"{len(named)} mistakes: " + "; ".join(f"{number}. {name}" for number, name in enumerate(named, 1))
 
 
 def _names(failure: Failure) -> str:
@@ -85,7 +95,7 @@ def _list(numbers: Iterable[int]) -> str:
 
 def details(failure: Failure) -> list[str]:
     """The lines below the sentence: what passes, the first wrong tensor, the cause, numbers per dtype and degree."""
-    parts = (_passing, _undecided, _first_tensor, _causes, _numbers, _notes)
+    parts = (_passing, _undecided, _first_tensor, _causes, _alike, _numbers, _further, _notes)
     return [line for part in parts for line in part(failure)]
 
 
@@ -155,6 +165,43 @@ def diagnosis_text(result: Result) -> list[str]:
         f"({_fit(result, cause)}; tp {result.tp} {result.dtype})"
         for cause in result.diagnosis
     ]
+
+
+def further_text(mistake: Mistake, number: int, result: Result, where: str = "") -> list[str]:
+    """The lines of mistake `number` of a result: the tensor, its cause, and what else it may have made wrong."""
+    found = mistake.divergence
+    ranks, *rest = _divergence(found)
+    if found.ranks == tuple(range(result.tp)):
+        ranks = ranks.replace(ranks_text(found.ranks), "all ranks", 1)
+    text = "; ".join([ranks, *rest, "what is before it was put right"])
+    told = replace(result, diagnosis=mistake.causes, as_float32=(), hypotheses=0)
+    line = f"mistake {number}{where and f' ({where})'}: {found.tensor} {text}"
+    return [line, *diagnosis_text(told), *alike_text(mistake.alike)]
+
+
+def alike_text(alike: Iterable[Mistake]) -> list[str]:
+    """A line on the tensors that are wrong by themselves, and that the mistake before it may have made wrong."""
+    names = [m.divergence.tensor + (f" ({' or '.join(c.name for c in m.causes)})" if m.causes else "") for m in alike]
+    return [f"wrong by itself too, by the same mistake as far as can be told: {', '.join(names)}"] if names else []
+
+
+def _further(failure: Failure) -> list[str]:
+    """What is wrong beside the first mistake, and what is right once all are put right."""
+    lines: list[str] = []
+    tried = [result for result in failure.results if result.put_right or result.further]
+    for number, (tensor, mistake) in enumerate(failure.further.items(), 2):
+        having = [r for r in tried if any(m.divergence.tensor == tensor for m in r.further)]
+        where = _where(having, failure.run) if len(having) < len(tried) else ""
+        lines += further_text(mistake, number, having[0], where)
+    said = dict.fromkeys(result.put_right for result in tried if result.put_right)
+    for sentence_ in said:
+        having = [result for result in tried if result.put_right == sentence_]
+        lines.append(sentence_ + (f" ({_where(having, failure.run)})" if len(said) > 1 else ""))
+    return lines
+
+
+def _alike(failure: Failure) -> list[str]:
+    return alike_text(failure.first.alike)
 
 
 def is_certain(result: Result, cause: Cause) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..config.dtypes import DTYPES
 from ..judge.verdict import nearest_gate
-from ..results.result import Cause, Result, Status, exit_code
+from ..results.result import Cause, Mistake, Result, Status, exit_code
 from .headline import failed_by
 
 _ORDER = (3, 1, 4)  # exit codes, the worst first
@@ -40,6 +40,16 @@ class Failure:
         """The causes that every result with a cause names."""
         names = [{cause.name for cause in r.diagnosis} for r in self.results if r.diagnosis]
         return tuple(c for c in self.first.diagnosis if all(c.name in held for held in names))
+
+    @property
+    def further(self) -> dict[str, Mistake]:
+        """The mistakes beside the first by tensor, in order; each as in a result that knows its cause, if one does."""
+        found: dict[str, Mistake] = {}
+        for mistake in (m for result in (self.first, *self.results) for m in result.further):
+            known = found.get(mistake.divergence.tensor)
+            if known is None or (mistake.causes and not known.causes):
+                found[mistake.divergence.tensor] = mistake
+        return found
 
 
 def failures(results: Sequence[Result]) -> list[Failure]:

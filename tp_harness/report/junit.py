@@ -11,7 +11,7 @@ from ..results.mutation_score import Trial
 from ..results.result import Proof, Result, Status
 from ..results.run_record import RunRecord
 from . import view
-from .failure_text import divergence_text
+from .failure_text import alike_text, divergence_text, further_text
 from .headline import at_most
 
 _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided
@@ -87,6 +87,9 @@ def _details(record: RunRecord, result: Result) -> list[str]:
         lines.append(f"first wrong tensor: {divergence_text(result.first_divergence)}")
     lines += [f"cause: {cause.name}: {cause.sentence}" for cause in result.diagnosis]
     lines += [f"cause as in float32: {cause.name}: {cause.sentence}" for cause in result.as_float32]
+    lines += alike_text(result.alike)
+    lines += [line for i, mistake in enumerate(result.further, 2) for line in further_text(mistake, i, result)]
+    lines += [result.put_right] if result.put_right else []
     lines += [f"log of {label}: {path}" for label, path in view.logs(record, result)[:1]]
     lines.append(f"repeat: {view.command(record, result)}")
     return [*lines, result.traceback] if result.traceback else lines
