@@ -127,7 +127,8 @@ def _note(name: str) -> None:
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
-    lock, done = threading.Lock(), []
+    lock = threading.Lock()
+    done: list[bool] = []
 
     def run() -> None:
         with lock:
