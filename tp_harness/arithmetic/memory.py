@@ -22,7 +22,8 @@ from .seen import Seen
 from .variables import Variable, Variables, extent, places
 
 _NESTED = (list, tuple, dict)
-SWEEP = 512  # new storages between two searches for those that nobody holds any more
+SWEEP_STORAGES = 512  # new ones between two searches for those that nobody holds any more
+SWEEP_BYTES = 1 << 25  # or new numbers of so many bytes
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Memory:
         self._kept: list[torch.Tensor] = []
         self._handed_out: dict[int, Any] = {}  # storages of constants whose address code has
         self._known: tuple[Stored, Any, torch.Tensor] | None = None  # what `known` gave last
-        self._made = 0
+        self._made = self._bytes = 0  # storages and bytes of numbers since the last search
 
     # which tensors have numbers
 
@@ -176,7 +177,7 @@ class Memory:
 
     def new_of(self, numbers: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         """The new contiguous tensor `plain`, which is nan, with these numbers of its shape."""
-        self._sweep()
+        self._sweep(numbers.nbytes)
         own = numbers.reshape(numbers.shape[0], -1)  # a copy where it is a view in another order
         if own.untyped_storage().data_ptr() != own.data_ptr() or own.stride(-1) != 1 or not own.is_contiguous():
             own = own.clone(memory_format=torch.contiguous_format)
@@ -263,9 +264,11 @@ class Memory:
         if (held is not None and not held.expired()) or not x.untyped_storage().resizable():
             self.seen.escape("a tensor whose memory NumPy or others have too got numbers that depend on variables")
 
-    def _sweep(self) -> None:
-        self._made += 1
-        if self._made % SWEEP == 0:
-            gone = [key for key, entry in self._entries.items() if entry.reference.expired()]
-            for key in gone:
-                del self._entries[key]
+    def _sweep(self, nbytes: int = 0) -> None:
+        """Forget the numbers of storages that nobody holds, now and then; `nbytes` of new ones are to be held."""
+        self._made, self._bytes = self._made + 1, self._bytes + nbytes
+        if self._made < SWEEP_STORAGES and self._bytes < SWEEP_BYTES:
+            return
+        self._made = self._bytes = 0
+        for key in [key for key, entry in self._entries.items() if entry.reference.expired()]:
+            del self._entries[key]
