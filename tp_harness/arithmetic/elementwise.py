@@ -211,8 +211,7 @@ def _to_copy(mode: ExactMode, func: Any, a: torch.Tensor, *, dtype: Any = None, 
             mode.seen.escape(f"floating-point numbers are made {into} on {others.get('device') or 'cpu'}")
         return mode.memory.shadow(a).to(into)
     plain = func(a, dtype=into, **others)
-    if mode.memory.can_move(a, plain):
-        mode.memory.move(a, plain)
+    if mode.memory.move(a, plain):
         return plain
     return mode.new(mode.narrowed(mode.number(a).clone(), a.dtype, into), into)
 

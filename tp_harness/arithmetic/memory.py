@@ -215,31 +215,39 @@ class Memory:
         plain.fill_(math.nan)
         return plain
 
-    def can_move(self, x: torch.Tensor, into: torch.Tensor) -> bool:
-        """Whether a copy of `x` into `into`, both of any shape, is a copy of a run of a variable's elements, and the
-        storage that it goes to can say so.
+    def move(self, x: torch.Tensor, into: torch.Tensor) -> bool:
+        """Note that `into` is to be a copy of `x`, both of any shape, if `x` is of a variable; False if that cannot be.
 
-        So what a module copies of its parameters needs no memory for residues.
+        So what a module copies of its parameters needs no memory for residues. The caller copies the values.
         """
         found, there = self._entries.get(storage_id(x)), self._entries.get(storage_id(into))
-        if not isinstance(found, Variables) or found.of(x) is None or x.shape != into.shape:
+        part = found.of(x) if isinstance(found, Variables) else None
+        if part is None or x.shape != into.shape or not into.is_contiguous():
             return False
-        if not (x.is_contiguous() and into.is_contiguous()) or torch.finfo(into.dtype).eps > torch.finfo(x.dtype).eps:
+        if torch.finfo(into.dtype).eps > torch.finfo(x.dtype).eps:
             return False
-        return isinstance(there, Variables) or (there is None and into.untyped_storage().nbytes() == into.nbytes)
-
-    def move(self, x: torch.Tensor, into: torch.Tensor) -> None:
-        """Note that `into` holds the same elements of a variable as `x`, of the same shape, since `can_move`."""
-        self._sweep()
-        there, found = self._entries.get(storage_id(into)), self._entries[storage_id(x)]
-        assert isinstance(found, Variables)
-        part = found.of(x)
-        assert part is not None
+        copied = part.copied(x, into)
+        whole = into.untyped_storage().nbytes() == into.nbytes
+        if copied is None or not (isinstance(there, Variables) or (there is None and whole)):
+            return False
         if not isinstance(there, Variables):
             self._guard(into)
+            self._sweep()
             there = self._entries[storage_id(into)] = Variables(storage_reference(into))
-        first = part.cut(*extent(x)).first
-        there.put(Variable(part.name, *extent(into), into.dtype, first))
+        there.put(copied)
+        return True
+
+    def writable(self, x: torch.Tensor) -> torch.Tensor:
+        """The numbers of a tensor of any shape, (rows, *shape), as a view that may be written to; its values become
+        nan.
+        """
+        self._known = None
+        found = self._entries.get(storage_id(x))
+        if not isinstance(found, Stored):
+            found = self._store(x)
+        return found.numbers.as_strided(
+            (self.field.rows, *x.shape), (found.numbers.shape[1], *x.stride()), x.storage_offset()
+        )
 
     def await_(self, x: torch.Tensor, complete: Callable[[], None]) -> None:
         """Have `complete()`, which writes to a tensor of any shape, called before it is read."""

@@ -99,10 +99,9 @@ class ExactMode(DispatchMode):
             with self:
                 return torch_private.decomposed(func, args, kwargs)
         written = torch_private.written(func, args, kwargs)
-        if func.overloadpacket is torch.ops.aten.copy_ and self.memory.can_move(args[1], args[0]):
-            func(*args, **kwargs)
-            self.memory.move(args[1], args[0])
-            return args[0]
+        done = self._at_once(func, operation, args, kwargs)
+        if done is not NotImplemented:
+            return done
         if operation.functional is None or operation.growing or len(written) != 1:
             return self._spoil(func, written, args, kwargs)
         with self:
@@ -111,6 +110,16 @@ class ExactMode(DispatchMode):
             return self._spoil(func, written, args, kwargs)
         self._put(written[0], result)
         return written[0]
+
+    def _at_once(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an in-place operation with a rule of its own returns, or a copy of a part of a variable; else
+        NotImplemented.
+        """
+        if func.overloadpacket is torch.ops.aten.copy_ and self.memory.move(args[1], args[0]):
+            return func(*args, **kwargs)
+        if operation.rule is None or operation.name == operation.base:
+            return NotImplemented
+        return operation.rule(self, func, *args, **kwargs)
 
     def _put(self, into: torch.Tensor, result: torch.Tensor) -> None:
         """Write a result of an operation, of any shape, as torch casts it."""

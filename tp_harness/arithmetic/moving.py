@@ -24,8 +24,7 @@ _ADDING = "index_add scatter_add embedding_dense_backward col2im"  # they sum el
 @rule(aten.clone)
 def _clone(mode: ExactMode, func: Any, a: torch.Tensor, *, memory_format: Any = None) -> torch.Tensor:
     plain = func(a, memory_format=memory_format)
-    if mode.memory.can_move(a, plain):
-        mode.memory.move(a, plain)
+    if mode.memory.move(a, plain):
         return plain
     if plain.is_contiguous():
         return mode.new(mode.number(a).clone(), a.dtype)
@@ -93,6 +92,37 @@ def _put(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
     if reduction not in ("sum", "add"):
         return mode.lose(func, args, kwargs)
     return by_row(mode, func, args, kwargs, sums=True)
+
+
+@rule(aten.index_add_)
+def _index_add(
+    mode: ExactMode, func: Any, x: Any, dim: int, index: torch.Tensor, source: Any, *, alpha: Any = 1
+) -> Any:
+    """In place: a sum that grows by a few rows at a time is not copied whole."""
+    if alpha != 1 or not _written_in_place(x):
+        return NotImplemented
+    at = dim % x.dim() + 1
+    into = mode.memory.writable(x).index_add_(at, index, mode.number(source))
+    touched = index.unique()
+    into.index_copy_(at, touched, mode.field.reduce_(into.index_select(at, touched)))
+    return x
+
+
+@rule(aten.index_put_)
+def _index_put(mode: ExactMode, func: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """In place, as `index_add_`."""
+    if accumulate or not _written_in_place(x):
+        return NotImplemented
+    source = mode.number(values)
+    into = mode.memory.writable(x)
+    for row, own in zip(into, source, strict=True):
+        func(row, indices, own)
+    return x
+
+
+def _written_in_place(x: torch.Tensor) -> bool:
+    """Whether torch writes to a tensor without rounding to fewer digits than float32 has."""
+    return x.is_floating_point() and torch.finfo(x.dtype).eps <= torch.finfo(torch.float32).eps
 
 
 def by_row(mode: ExactMode, func: Any, args: Any, kwargs: Any, *, sums: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class Variable:
-    """A part of a storage, from `begin` to `end` in bytes, that holds elements of a variable in their order.
+    """A part of a storage, from `begin` to `end` in bytes, that holds elements of a variable.
 
-    `first` is the index of the part's first element in the whole variable.
+    They are those of a view of the variable, in the view's order: `first` is the index of the view's first element in
+    the variable, `form` the view's sizes and strides (empty for a contiguous one), and the part begins with the view's
+    element number `skip`.
     """
 
     name: str
@@ -20,11 +23,27 @@ class Variable:
     end: int
     dtype: torch.dtype
     first: int = 0
+    form: tuple[tuple[int, int], ...] = ()
+    skip: int = 0
 
     def cut(self, begin: int, end: int) -> Variable:
         """The part of it within these bytes."""
         begin, end = max(begin, self.begin), min(end, self.end)
-        return replace(self, begin=begin, end=end, first=self.first + (begin - self.begin) // self.dtype.itemsize)
+        return replace(self, begin=begin, end=end, skip=self.skip + (begin - self.begin) // self.dtype.itemsize)
+
+    def copied(self, x: torch.Tensor, into: torch.Tensor) -> Variable | None:
+        """The part that `into` becomes, a contiguous tensor, when `x` of this part and of its shape is copied to it.
+
+        None where the elements have no such order.
+        """
+        begin, end = extent(into)
+        skip = self.skip + int(x.storage_offset()) - self.begin // x.itemsize
+        if x.is_contiguous():
+            return replace(self, begin=begin, end=end, dtype=into.dtype, skip=skip)
+        if self.form:
+            return None
+        form = tuple(zip(x.shape, x.stride(), strict=True))
+        return Variable(self.name, begin, end, into.dtype, self.first + skip, form)
 
 
 @dataclass
@@ -61,17 +80,31 @@ def extent(x: torch.Tensor) -> tuple[int, int]:
 
 
 def places(x: torch.Tensor, part: Variable) -> int | torch.Tensor:
-    """The index in the part's variable of a tensor's first element, if it is contiguous; else of each element.
+    """The index in the part's variable of a tensor's first element, if the others follow it; else of each element.
 
     The latter modulo 2^32: int32, in the tensor's shape.
     """
-    first = part.first + int(x.storage_offset()) - part.begin // x.itemsize
-    if x.is_contiguous():
-        return first
+    first = part.skip + int(x.storage_offset()) - part.begin // x.itemsize
+    if x.is_contiguous() and not part.form:
+        return part.first + first
+    index = _steps(tuple(zip(x.shape, x.stride(), strict=True)), first)
+    if not part.form:
+        return index + _wrapped(part.first)
+    found = torch.full((), _wrapped(part.first), dtype=torch.int32)
+    for size, stride in reversed(part.form):
+        rest = index // size
+        found = found + (index - rest * size) * _wrapped(stride)
+        index = rest
+    return found
+
+
+def _steps(form: Iterable[tuple[int, int]], first: int) -> torch.Tensor:
+    """first + the sum of i_d stride_d, modulo 2^32, for all indices i: int32, in the shape of the sizes."""
+    dims = tuple(form)
     index = torch.full((), _wrapped(first), dtype=torch.int32)
-    for dim, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+    for dim, (size, stride) in enumerate(dims):
         steps = torch.arange(size, dtype=torch.int32) * _wrapped(stride)
-        index = index + steps.view(-1, *[1] * (x.dim() - dim - 1))
+        index = index + steps.view(-1, *[1] * (len(dims) - dim - 1))
     return index
 
 
