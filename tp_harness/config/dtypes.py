@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..errors import UnknownNameError, UsageError
 
 DTYPES = ("exact", "float64", "float32", "bfloat16")  # a run has them in this order
-DEFAULT_DTYPES = ("float32", "bfloat16")
-HELP = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; repeatable; default: {', '.join(DEFAULT_DTYPES)}"
+FLOATS = ("float32", "bfloat16")
+DEFAULT_DTYPES = ("exact", *FLOATS)
+_BY_DEFAULT = f"{', '.join(DEFAULT_DTYPES)} (exact for small models)"
+HELP = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; repeatable; default: {_BY_DEFAULT}"
 SIXTEEN_BITS = ("bfloat16", "float16")
 OTHERS = ("fp64", "double", "float16", "fp16", "half", "float8", "fp8")  # are no mistyped names
 COMPILED = ("xla", "neuron")  # backends whose ranks compile what they run
@@ -29,9 +31,13 @@ def check_dtypes(given: tuple[str, ...], backend: str, kernels: str) -> None:
             raise UsageError(f"--dtype is {name}, but {obstacle}, or leave {name} out.")
 
 
-def dtypes_in_order(given: tuple[str, ...], backend: str, kernels: str) -> tuple[str, ...]:
-    """The dtypes of a run: those that were asked for; by default, those that the backend can run with these kernels."""
-    chosen = given or tuple(name for name in DEFAULT_DTYPES if not _obstacle(name, backend, kernels))
+def dtypes_in_order(given: tuple[str, ...], backend: str, kernels: str, *, small: bool = True) -> tuple[str, ...]:
+    """The dtypes of a run: those that were asked for; by default, those that the backend can run with these kernels.
+
+    Of a model that is not `small`, exact arithmetic takes many times the time of the others, and is asked for by name.
+    """
+    default = DEFAULT_DTYPES if small else FLOATS
+    chosen = given or tuple(name for name in default if not _obstacle(name, backend, kernels))
     return tuple(sorted(chosen, key=DTYPES.index))
 
 

@@ -91,8 +91,8 @@ class Resolved:
 def resolve(options: Options) -> Resolved:
     """Check every option and decide the open ones.
 
-    A small model gets two rows, 40 tokens (longer than its window), two draws and both kinds of layer; a
-    real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
+    A small model gets two rows, 40 tokens (longer than its window), two draws, both kinds of layer and exact
+    arithmetic; a real one gets one row of 160 tokens, one draw, and both kinds of layer for attention alone.
 
     Raises:
         UsageError: an option has a wrong value, or contradicts another; one sentence with the next step.
@@ -134,7 +134,7 @@ def resolve(options: Options) -> Resolved:
         model=model,
         batch=options.batch or (2 if small else 1),
         seq=options.seq or (40 if small else 160),
-        dtypes=dtypes_in_order(options.dtypes, options.backend, options.kernels),
+        dtypes=dtypes_in_order(options.dtypes, options.backend, options.kernels, small=small),
         seed=options.seed,
         draws=options.draws or (2 if small else 1),
         init=options.init,

@@ -25,7 +25,9 @@ RANK_BYTES = 40 << 20  # private to a forked rank that has done little; measured
 LEAD_BYTES = 200 << 20
 SPARE = 1.1  # free bytes of a folder's place over those needed, at least
 ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
-WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 4}  # of what a forward computes in; 16-bit products are float32
+# Of what a forward computes in: 16-bit products are float32; a number in exact arithmetic has three parts of 8 bytes,
+# twice while it is reduced.
+WIDTHS = {"exact": 48, "float64": 8, "float32": 4, "bfloat16": 4}
 
 
 @dataclass(frozen=True, kw_only=True)

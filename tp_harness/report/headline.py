@@ -12,10 +12,6 @@ from ..results.result import Gate, Result, Status
 
 WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
 _ERROR = "the relative L2 error against the float64 oracle"
-_PROVED = (
-    "exact: PROVED (the same function on the branches that were taken) with the highest probability that another one "
-    "is accepted, DIFFERENT with the relative difference."
-)
 
 
 def legend(results: Iterable[Result]) -> str:
@@ -23,7 +19,8 @@ def legend(results: Iterable[Result]) -> str:
     results = tuple(results)
     dtypes = {result.dtype for result in results if result.gates}
     errors = [dtype for dtype in ("float64", "float32") if dtype in dtypes]
-    said = [_PROVED] if any(result.proof for result in results) else []
+    bounds = [result.proof.bound for result in results if result.proof]
+    said = [_proved(max(bounds))] if bounds else []
     said += [f"{' and '.join(errors)}: rel_L2, {_ERROR}."] if errors else []
     if "bfloat16" in dtypes:
         said.append(
@@ -31,6 +28,13 @@ def legend(results: Iterable[Result]) -> str:
             f"{RATIO_ALARM:g} unless it stands beside it."
         )
     return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
+
+
+def _proved(bound: float) -> str:
+    return (
+        "exact: PROVED is the same function on the branches that were taken; another one is accepted with probability "
+        f"{at_most(bound)} at most. DIFFERENT has the relative difference."
+    )
 
 
 def number_of(result: Result) -> Gate | None:
@@ -54,7 +58,7 @@ def measure(result: Result, exact: str = "") -> str:
     """`2.1e-07`, `R 2.51 of 4.95` (the limit) or `worst token 1.2e-04 over 4.0e-05`; "" where there is none.
 
     Args:
-        result: of a run; its number is a relative error, the ratio R of two, or the bound of a proof.
+        result: of a run; its number is a relative error, the ratio R of two, or that of what is DIFFERENT.
         exact: the word for a number that is 0, "" for the number itself.
     """
     gate = number_of(result)
@@ -72,10 +76,8 @@ def measure(result: Result, exact: str = "") -> str:
 
 
 def _of_proof(result: Result) -> str:
-    """How probable it is that another function was PROVED, or by how much the outputs are DIFFERENT; else ""."""
-    if result.proof is None or result.status not in (Status.PROVED, Status.DIFFERENT):
-        return ""
-    return at_most(result.proof.bound) if result.status.passed else f"{result.proof.shadow:.1e}"
+    """By how much outputs are DIFFERENT; "" of anything else."""
+    return f"{result.proof.shadow:.1e}" if result.proof and result.status is Status.DIFFERENT else ""
 
 
 def at_most(bound: float, digits: int = 0) -> str:
