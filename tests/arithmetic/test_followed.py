@@ -1,6 +1,6 @@
-"""What exact arithmetic follows: views, buffers, in-place writes, compiled code, gradients.
+"""What exact arithmetic follows, right programs proved and wrong ones not: views, buffers, compiled code, gradients.
 
-The right program is proved, a wrong one is not, and nothing that is ordinary counts as a way out.
+Nothing that is ordinary counts as a way out.
 """
 
 from __future__ import annotations

@@ -40,8 +40,7 @@ def _from_peak(mode: ExactMode, x: torch.Tensor, dim: int) -> torch.Tensor:
 def _log_softmax(mode: ExactMode, func: Any, a: torch.Tensor, dim: int, half_to_float: Any) -> torch.Tensor:
     x = _from_peak(mode, mode.number(a), dim)
     raised = numbers.total(mode.field, mode.field.exp(x), [dim], keepdim=True)
-    logarithm = mode.field.keyed("log", raised[0].log(), [raised])
-    return mode.computed(numbers.subtract(mode.field, x, logarithm), a.dtype)
+    return mode.computed(numbers.subtract(mode.field, x, numbers.logarithm(mode.field, raised)), a.dtype)
 
 
 @rule(*named("_softmax_backward_data"))
@@ -188,9 +187,9 @@ def _logsumexp(mode: ExactMode, func: Any, a: torch.Tensor, dim: Any, keepdim: A
     raised = numbers.total(
         mode.field, mode.field.exp(mode.number(a)), [dim] if isinstance(dim, int) else dim, keepdim=bool(keepdim)
     )
-    return mode.computed(
-        mode.field.keyed("log", mode.memory.shadow(a).logsumexp(dim, bool(keepdim)), [raised]), a.dtype
-    )
+    out = numbers.logarithm(mode.field, raised)
+    out[0] = mode.memory.shadow(a).logsumexp(dim, bool(keepdim))
+    return mode.computed(out, a.dtype)
 
 
 @rule(aten.softplus)
@@ -198,7 +197,6 @@ def _softplus(mode: ExactMode, func: Any, a: torch.Tensor, beta: float = 1, thre
     """log(1 + exp(beta x)) / beta, everywhere: where torch takes x itself, the two agree to its rounding."""
     field = mode.field
     raised = numbers.add(field, field.exp(numbers.multiply(field, mode.number(a), field.scalar(beta))), field.scalar(1))
-    out = numbers.multiply(
-        field, field.keyed("log", raised[0].log(), [raised]), field.scalar(Fraction(1) / Fraction(beta))
-    )
+    out = numbers.multiply(field, numbers.logarithm(field, raised), field.scalar(Fraction(1) / Fraction(beta)))
+    out[0] = torch.nn.functional.softplus(mode.memory.shadow(a), beta, threshold)
     return mode.computed(out, a.dtype)

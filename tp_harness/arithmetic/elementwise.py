@@ -103,6 +103,11 @@ def _exp(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     return mode.computed(mode.field.exp(mode.number(a)), a.dtype)
 
 
+@rule(aten.log)
+def _log(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
+    return mode.computed(numbers.logarithm(mode.field, mode.number(a)), a.dtype)
+
+
 @rule(aten.sigmoid)
 def _sigmoid(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     return mode.computed(numbers.sigmoid(mode.field, mode.number(a)), a.dtype)

@@ -141,9 +141,13 @@ class ExactMode(DispatchMode):
         return out
 
     def _without_rule(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """By torch's own decomposition, or else as a keyed function of each element."""
+        """By torch's own decomposition, or else as a keyed function of each element.
+
+        Of a function of one element, torch's table has only that it is a primitive one.
+        """
         decomposition = torch_private.decomposition(func)
-        if decomposition is not None:
+        primitive = operation.pointwise and decomposition is not None and decomposition.__module__ == "torch._refs"
+        if decomposition is not None and not primitive:
             with self:
                 return decomposition(*args, **kwargs)
         if operation.pointwise:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
-from types import FrameType
 
 # Threads of these run nothing that a module gave them: this harness, what shows progress, test runners, debuggers.
 OWN_BUSINESS = ("tp_harness", "rich", "tqdm", "execnet", "xdist", "pytest_timeout", "debugpy", "pydevd", "ipykernel")
 
 
 def turns() -> dict[threading.Thread, int]:
-    """How often each other thread with Python code has given up the processor; one that slept all the time, never.
+    """How often each other thread has given up the processor; one that sleeps all the time, never.
 
     The main thread is left out, as are threads with business of their own. Empty where the system does not count.
     """
-    frames, left_out = sys._current_frames(), (threading.main_thread(), threading.current_thread())
+    left_out = (threading.main_thread(), threading.current_thread())
     counts = {}
     for thread in threading.enumerate():
-        frame = frames.get(thread.ident or 0)
-        if thread in left_out or frame is None or _package(frame) in OWN_BUSINESS:
+        if thread in left_out or _package(thread) in OWN_BUSINESS:
             continue
         try:
             counts[thread] = _switches(Path(f"/proc/self/task/{thread.native_id}/status").read_text())
@@ -34,11 +31,7 @@ def _switches(status: str) -> int:
     return sum(int(count) for _, count in lines)
 
 
-def _package(frame: FrameType) -> str:
-    """The package of the function that a thread was started with."""
-    root, name = "", ""
-    while frame:
-        name = str(frame.f_globals.get("__name__"))
-        root = root if name == "threading" else name
-        frame = frame.f_back  # type: ignore[assignment]
-    return root.partition(".")[0]
+def _package(thread: threading.Thread) -> str:
+    """The package of the function that a thread was started with, or of the thread's class."""
+    function = getattr(thread, "_target", None) or type(thread)  # `sys._current_frames` can hang until Python 3.12
+    return str(getattr(function, "__module__", "")).partition(".")[0]

@@ -80,6 +80,11 @@ def square_root(field: Field, x: Numbers) -> Numbers:
     return field.keyed("sqrt", x[0].sqrt(), [x])
 
 
+def logarithm(field: Field, x: Numbers) -> Numbers:
+    """log(x), a keyed function."""
+    return field.keyed("log", x[0].log(), [x])
+
+
 def sigmoid(field: Field, x: Numbers) -> Numbers:
     """1 / (1 + exp(-x)); 1 + exp(-x) is never 0, because -1 has no logarithm where q is odd."""
     out = field.inverse(add(field, field.exp(-x), field.scalar(1)))
