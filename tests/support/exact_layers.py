@@ -185,7 +185,7 @@ NORMS = (
     Step(
         "attention",
         (
-            lambda e, x, y: _sdpa(e, x, y),
+            _sdpa,
             lambda e, x, y: _joined(_scores(e, x, y).softmax(-1) @ _heads(y)),
             _chunked_attention,
             _divided_last,

@@ -1,7 +1,7 @@
 """Drawn programs in exact arithmetic: true rewritings are proved, on ranks too, and no mistake is.
 
-    python tests/support/fuzz_exact.py --count 10000           # programs; prints what became of them
-    python tests/support/fuzz_exact.py --count 2000 --bits 8   # with small primes: how often a wrong element is accepted
+    python tests/support/fuzz_exact.py --count 10000           # programs
+    python tests/support/fuzz_exact.py --count 2000 --bits 8   # how often a wrong element is accepted modulo a small prime
 
 Each program runs as its reference, in other true forms on two ranks, and with one mistake on two ranks; and in torch's
 own float64, which says whether the mistake changes anything. A failure is printed with the --draw that repeats it.
@@ -103,7 +103,7 @@ def _mistake(draw: int, tally: Tally, program, values, numbers: Field, right: Ru
     others = plainly(wrong, values, RANKS)
     for run, other in zip(exactly(wrong, values, numbers, RANKS), others, strict=True):
         difference = apart(other, plain)
-        if not SAME < difference:
+        if not difference > SAME:
             tally.ends["inert mistake"] += 1
             continue
         if proved(right, run, numbers):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -17,6 +18,7 @@ SHORT = 1 << 12  # a float with a denominator up to this is meant as it stands
 DENOMINATORS = (1 << 6, 1 << 12, 1 << 17)
 MOST = 1 << 20  # of a numerator
 STEPS = 4  # roundings that a root may have on its way, each of half a unit
+DIGITS = {torch.float64: 15, torch.float32: 6, torch.float16: 3, torch.bfloat16: 2}  # decimals that a dtype keeps apart
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Constant:
 
 @lru_cache(maxsize=4096)
 def meant(value: float, dtype: torch.dtype = torch.float64) -> Constant:
-    """The simplest rational, or else root of a rational, that rounds to `value` in its dtype; `value` itself if none.
+    """The simplest rational or decimal, or else root of a rational, that rounds to `value` in its dtype; `value` itself
+    if none.
 
+    A float64 that float32 holds too is taken for one of float32: torch's own functions pass an epsilon on like that.
     Roots are looked for in float64 alone: with fewer digits, many a number is near one by chance.
 
     Args:
@@ -40,15 +44,25 @@ def meant(value: float, dtype: torch.dtype = torch.float64) -> Constant:
     exact = Fraction(value)
     if exact.denominator <= SHORT:
         return Constant(exact)
-    wide = dtype == torch.float64
-    for most in DENOMINATORS if wide else DENOMINATORS[:2]:
-        found = exact.limit_denominator(most)
-        if found and abs(found.numerator) <= MOST and _rounded(float(found), dtype) == value:
-            return Constant(found)
+    wide = dtype == torch.float64 and _rounded(value, torch.float32) != value
+    found = next(_simple(value, exact, dtype if wide or dtype != torch.float64 else torch.float32), None)
+    if found is not None:
+        return Constant(found)
     square = (exact * exact).limit_denominator(SHORT)
     if wide and 0 < square.numerator <= SHORT and abs(math.sqrt(square) / value - 1) < STEPS * sys.float_info.epsilon:
         return Constant(square, root=True)
     return Constant(exact)
+
+
+def _simple(value: float, exact: Fraction, dtype: torch.dtype) -> Iterator[Fraction]:
+    """The fractions and the decimal that round to `value`, simplest first."""
+    wide = dtype == torch.float64
+    decimal = Fraction(f"{value:.{DIGITS.get(dtype, 1)}g}")
+    near = [exact.limit_denominator(most) for most in (DENOMINATORS if wide else DENOMINATORS[:2])]
+    fractions = [each for each in near if each and abs(each.numerator) <= MOST]
+    for each in (*fractions, decimal) if wide else (decimal, *fractions):
+        if _rounded(float(each), dtype) == value:
+            yield each
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
