@@ -16,7 +16,7 @@ from exact_runs import Run
 from exact_step import Env, Function, Step
 
 from tp_harness.arithmetic.exact import Exact
-from tp_harness.arithmetic.field import Field
+from tp_harness.arithmetic.residues.field import Field
 from tp_harness.backends.local_group import LocalGroup, Turns
 from tp_harness.parallel.group import Group
 
