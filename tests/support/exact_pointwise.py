@@ -203,7 +203,7 @@ DECISIONS = (
     Step(
         "masked",
         (lambda e, x, y: x.masked_fill(y > 0, 0.5), lambda e, x, y: torch.where(y <= 0, x, 0.5)),
-        (lambda e, x, y: x.masked_fill(y > 0.1, 0.5),),
+        (lambda e, x, y: x.masked_fill(y > 0.5, 0.5),),
     ),
     Step(
         "largest",

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tp_harness.arithmetic.residues.field import Field
 
 SAME = 1e-9  # relative to the largest element: where float64 says that two results are equal
-FIELDS = 16  # that the programs are tried in
+FIELDS = 4  # that the programs are tried in
 OTHER = 1e-7  # above which it says that they are not
 
 
