@@ -38,7 +38,7 @@ class Program:
         values = list(given)
         for (_, first, second), function in zip(self.steps, self.functions, strict=True):
             values.append(function(env, values[first], values[second]))
-        return values[-1] + values[-2] * 2
+        return values[-1] + values[-2] * 0.7
 
     def __str__(self) -> str:
         """The names of its steps."""

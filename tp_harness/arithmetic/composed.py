@@ -18,15 +18,21 @@ from .residues.field import Numbers
 def _softmax(
     mode: ExactMode, func: Any, a: torch.Tensor, dim: int, half_to_float: Any = False, **_: Any
 ) -> torch.Tensor:
-    return mode.computed(softmax(mode, mode.number(a), dim), torch.float32 if half_to_float is True else a.dtype)
+    out = softmax(mode, mode.number(a), dim, safe=func.overloadpacket is not aten._softmax)
+    return mode.computed(out, torch.float32 if half_to_float is True else a.dtype)
 
 
-def softmax(mode: ExactMode, x: Numbers, dim: int) -> Numbers:
-    """exp(x - m) over its sum; which m is taken does not matter, because exp(a + b) = exp(a) exp(b) holds exactly."""
+def softmax(mode: ExactMode, x: Numbers, dim: int, *, safe: bool) -> Numbers:
+    """exp(x - m) over its sum; which m is taken does not matter, because exp(a + b) = exp(a) exp(b) holds exactly.
+
+    Where all is masked, a `safe` one is 0, and another nan.
+    """
     raised = mode.field.exp(_from_peak(mode, x, dim))
     out = numbers.divide(mode.field, raised, numbers.total(mode.field, raised, [dim], keepdim=True))
     mode.seen.count("softmax", masked=int(x[0].isneginf().sum()), all=x[0].numel())
     out[0] = x[0].softmax(dim)
+    if safe:
+        out[0].masked_fill_(x[0].isneginf().all(dim, keepdim=True), 0.0)
     return out
 
 
@@ -142,7 +148,7 @@ def attention(
         scores = torch.where(mask, scores, field.scalar(-math.inf).view(-1, *[1] * (scores.dim() - 1)))
     elif mask is not None:
         scores = numbers.add(field, scores, mode.number(mask))
-    return numbers.product(field, softmax(mode, scores, -1), v)
+    return numbers.product(field, softmax(mode, scores, -1, safe=True), v)
 
 
 @rule(*named("_scaled_dot_product_flash_attention_for_cpu"))

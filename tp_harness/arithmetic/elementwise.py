@@ -86,7 +86,7 @@ def _rsqrt(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
 def _pow(mode: ExactMode, func: Any, a: torch.Tensor, exponent: float) -> torch.Tensor:
     """Whole and half powers by products and square roots."""
     doubled = 2 * exponent
-    if doubled != int(doubled) or abs(exponent) > _POWERS:
+    if not abs(exponent) <= _POWERS or doubled != int(doubled):
         return mode.keyed(func, (a, exponent), {})
     x = mode.number(a)
     whole, half = divmod(int(abs(doubled)), 2)
@@ -212,8 +212,10 @@ def _to_copy(mode: ExactMode, func: Any, a: torch.Tensor, *, dtype: Any = None, 
     """A cast: of floating-point numbers to whole ones it is a decision that cannot be followed further."""
     into = dtype or a.dtype
     if not into.is_floating_point or str(others.get("device", "cpu")) != "cpu":
-        if into != torch.bool:
-            mode.seen.escape(f"floating-point numbers are made {into} on {others.get('device') or 'cpu'}")
+        if into == torch.bool:
+            with mode:
+                return a != 0
+        mode.seen.escape(f"floating-point numbers are made {into} on {others.get('device') or 'cpu'}")
         return mode.memory.shadow(a).to(into)
     plain = func(a, dtype=into, **others)
     if mode.memory.move(a, plain):

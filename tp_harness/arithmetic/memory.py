@@ -41,7 +41,7 @@ class Memory:
     def __init__(self, numbers: Field) -> None:
         self.field, self.seen = numbers, Seen()
         self._entries: dict[int, Stored | Variables] = {}
-        self._pending: dict[int, list[Callable[[], None]]] = {}  # storage -> what completes the receives into it
+        self._pending: dict[int, list[Callable[[], bool]]] = {}  # storage -> what completes the receives into it
         self._kept: list[torch.Tensor] = []
         self._handed_out: dict[int, Any] = {}  # storages of constants whose address code has
         self._known: tuple[Stored, Any, torch.Tensor] | None = None  # what `known` gave last
@@ -156,8 +156,10 @@ class Memory:
         return out
 
     def _complete(self, x: torch.Tensor) -> None:
-        for complete in self._pending.pop(storage_id(x), ()):
-            complete()
+        waiting = self._pending.pop(storage_id(x), None)
+        left = [complete for complete in waiting or () if not complete()]
+        if left:
+            self._pending[storage_id(x)] = left
 
     def _wrong(self, x: torch.Tensor, found: Stored) -> bool:
         """Whether the plain elements are not those that `write` left."""
@@ -249,10 +251,11 @@ class Memory:
             (self.field.rows, *x.shape), (found.numbers.shape[1], *x.stride()), x.storage_offset()
         )
 
-    def await_(self, x: torch.Tensor, complete: Callable[[], None]) -> None:
-        """Have `complete()`, which writes to a tensor of any shape, called before it is read."""
-        if not isinstance(self._entries.get(storage_id(x)), Stored):
-            self._store(x)
+    def await_(self, x: torch.Tensor, complete: Callable[[], bool]) -> None:
+        """Have `complete()` called before a tensor of any shape is read: it writes to it, or returns False as long as
+        nobody has waited for what comes. Until then its numbers are unknown.
+        """
+        self.write(x, self.unknown(torch.full(x.shape, math.nan, dtype=torch.float64)))
         self._pending.setdefault(storage_id(x), []).append(complete)
 
     def hand_out(self, x: torch.Tensor, how: str) -> None:

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-from ..libraries.torch_private import tree_map
+from ..libraries.torch_private import argument_names, leaves, tree_map
 from .mode import ExactMode, result_dtype
-from .operations import aten, named, rule
+from .operations import aten, looked_up, named, rule
 from .residues import numbers
 
 _MOVING = (
     "index repeat scatter roll flip constant_pad_nd tril triu slice_scatter select_scatter as_strided_scatter "
     "repeat_interleave masked_scatter slice_backward select_backward index_fill diagonal_scatter rot90 _unsafe_index "
-    "masked_select unfold_backward index_copy take take_along_dim pixel_shuffle channel_shuffle im2col block_diag "
+    "masked_select index_copy take take_along_dim pixel_shuffle channel_shuffle im2col block_diag "
     "diag_embed reflection_pad1d replication_pad1d _reshape_copy as_strided_copy"
 )
-_ADDING = "index_add scatter_add embedding_dense_backward col2im"  # they sum elements
+# These sum elements.
+_ADDING = "index_add scatter_add embedding_dense_backward col2im unfold_backward index_put scatter_reduce index_reduce"
 
 
 @rule(aten.clone)
@@ -83,15 +84,11 @@ def _embedding(mode: ExactMode, func: Any, weight: torch.Tensor, index: torch.Te
 
 @rule(*named(_MOVING), *named(_ADDING))
 def _move(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    return by_row(mode, func, args, kwargs, sums=func.overloadpacket.__name__ in _ADDING.split())
-
-
-@rule(aten.index_put, aten.scatter_reduce, aten.index_reduce)
-def _put(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    reduction = next((x for x in (*args, *kwargs.values()) if isinstance(x, str)), "sum")
-    if reduction not in ("sum", "add"):
+    given = dict(zip(argument_names(func), args, strict=False)) | kwargs
+    reduction = given.get("reduce", "sum")
+    if reduction not in ("sum", "add") or given.get("scale_grad_by_freq"):
         return mode.lose(func, args, kwargs)
-    return by_row(mode, func, args, kwargs, sums=True)
+    return by_row(mode, func, args, kwargs, sums=looked_up(func).name in _ADDING.split() or "reduce" in given)
 
 
 @rule(aten.index_add_)
@@ -146,4 +143,5 @@ def by_row(mode: ExactMode, func: Any, args: Any, kwargs: Any, *, sums: bool) ->
     if isinstance(rows[0], (tuple, list)):
         return type(rows[0])(mode.new(torch.stack(parts), dtype) for parts in zip(*rows, strict=True))
     out = torch.stack(rows)
-    return mode.new(mode.field.reduce_(out) if sums else out, dtype)
+    large = any(isinstance(x, int) and abs(x) > min(mode.field.moduli) // 2 for x in leaves((args, kwargs)))
+    return mode.new(mode.field.reduce_(out) if sums or large else out, dtype)

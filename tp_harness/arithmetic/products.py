@@ -83,9 +83,10 @@ def _vector_matrix(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor)
 def _convolution(
     mode: ExactMode, func: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any
 ) -> torch.Tensor:
-    if math.prod(weight.shape[1:]) > mode.field.longest:
+    if max(weight.shape[:2]) * math.prod(weight.shape[2:]) > mode.field.longest:
         return mode.lose(func, (x, weight, bias, *rest), {})
-    out = by_row(mode, func, (x, weight, None, *rest), {}, sums=True)
+    known = [mode.new(mode.memory.known(each), each.dtype) for each in (x, weight)]  # as of any linear map's operands
+    out = by_row(mode, func, (*known, None, *rest), {}, sums=True)
     if bias is None:
         return out
     places = mode.number(bias).view(mode.field.rows, -1, *[1] * (out.dim() - 2))

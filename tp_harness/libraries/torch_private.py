@@ -174,9 +174,16 @@ def process_group(group: Any) -> dist.ProcessGroup:
 
 def wait_for(work: Any) -> None:
     """Wait until a collective is complete, whose handle an operation of the dispatcher returned."""
-    if isinstance(work, torch.ScriptObject):
-        work = TORCH.part("torch.distributed:Work").unbox(work)
-    work.wait()
+    _unboxed(work).wait()
+
+
+def is_complete(work: Any) -> bool:
+    """Whether that collective is complete, as far as anybody has waited for it."""
+    return bool(_unboxed(work).is_completed())
+
+
+def _unboxed(work: Any) -> Any:
+    return TORCH.part("torch.distributed:Work").unbox(work) if isinstance(work, torch.ScriptObject) else work
 
 
 def reduction_of_caller() -> str:
