@@ -53,9 +53,8 @@ ARITHMETIC = (
     ),
     Step(
         "tenths",
-        (lambda e, x, y: x * 0.3 + y, lambda e, x, y: x * 0.1 + x / 5 + y),
-        (lambda e, x, y: x * 0.300001 + y,),
-        (lambda e, x, y: x * (0.1 + 0.2) + y,),
+        (lambda e, x, y: x * 0.3 + y, lambda e, x, y: x * 0.1 + x / 5 + y, lambda e, x, y: x * (0.1 + 0.2) + y),
+        (lambda e, x, y: x * 0.30001 + y,),
     ),
     Step(
         "addcmul",

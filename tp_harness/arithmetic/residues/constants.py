@@ -50,7 +50,8 @@ def meant(value: float, dtype: torch.dtype = torch.float64) -> Constant:
         return Constant(found)
     square = (exact * exact).limit_denominator(SHORT)
     if wide and 0 < square.numerator <= SHORT and abs(math.sqrt(square) / value - 1) < STEPS * sys.float_info.epsilon:
-        return Constant(square, root=True)
+        root = Fraction(math.isqrt(square.numerator), math.isqrt(square.denominator))
+        return Constant(root) if root * root == square else Constant(square, root=True)
     return Constant(exact)
 
 
