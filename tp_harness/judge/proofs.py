@@ -29,6 +29,16 @@ AGREE_ROUNDED = 3e-7  # where constants of float32 were made in two ways, they d
 AGREE_LOST = 1e-3  # where an operation ran outside of exact arithmetic, perhaps in the dtype that it was given
 
 
+def without_crash(result: Result) -> Result:
+    """A result in exact arithmetic of a user's module that ran in another dtype: an error that is raised in exact
+    arithmetic alone is no crash of the module, and nothing is proved.
+    """
+    if result.status is not Status.CRASH:
+        return result
+    reason = f"an error is raised in exact arithmetic alone, so that the other dtypes decide: {result.reason}"
+    return replace(result, status=Status.NOT_PROVED, reason=reason)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compared:
     """A tensor of all ranks beside the reference's: where residues differ or are unknown, bool in its full shape.

@@ -22,7 +22,7 @@ from ..case.case import Case, Tensors
 from ..case.routing import Lock
 from ..case.state_dict import load_weights, weights_of
 from ..checkpoint.checkpoint import Checkpoint
-from ..errors import UsageError, doing
+from ..errors import UsageError, doing, told
 from ..parallel.placements import same_bits
 from ..ranks.job import Job, Task
 from ..ranks.rank import as_tuple
@@ -116,15 +116,21 @@ class Expectation:
         return replace(self, oracle=self.oracle.first(tokens, batch), first_of=(self, tokens, batch))
 
     def _run(self, dtype: str, *, taps: bool = False) -> ReferenceRun:
-        exactly = dtype == EXACT
+        if dtype != EXACT:
+            return self._run_in(dtype, Floats(nominal(dtype)), self.locks, taps=taps)
+        arithmetic = Exact(Field.read(self.field))
+        try:
+            return self._run_in(dtype, arithmetic, {}, taps=taps)  # shadows choose as the oracle does
+        except UsageError:
+            raise
+        except Exception as error:  # the float64 run, which was the first, raised none
+            arithmetic.seen.escape(f"an error is raised in exact arithmetic alone: {told(error)}")
+            plain = self._run_in(dtype, FLOAT64, self.locks, taps=taps)
+            return plain.unproved(len(arithmetic.field.primes), arithmetic.seen)
+
+    def _run_in(self, dtype: str, arithmetic: Floats | Exact, locks: Mapping[str, Lock], *, taps: bool) -> ReferenceRun:
         return run_reference(
-            self.cases[dtype],
-            self.reference,
-            self.inputs,
-            Exact(Field.read(self.field)) if exactly else Floats(nominal(dtype)),
-            {} if exactly else self.locks,  # shadows choose as the oracle does
-            tied=self.tied,
-            taps=taps,
+            self.cases[dtype], self.reference, self.inputs, arithmetic, locks, tied=self.tied, taps=taps
         )
 
     def _run_near(self, dtype: str, number: int) -> tuple[ReferenceRun, ReferenceRun]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -43,6 +43,16 @@ class ReferenceRun:
     unlocked: tuple[str, ...] = ()
     residues: Mapping[str, Tensors] = field(default_factory=dict)
     seen: Seen | None = None
+
+    def unproved(self, primes: int, seen: Seen) -> ReferenceRun:
+        """The float64 run in place of an exact one that could not be done: of `primes` residues each, none is known."""
+        found = {f"{OUTPUT}{i}": output for i, output in enumerate(self.outputs)} | dict(self.taps)
+        unknown = {
+            name: tuple(torch.full(x.shape, -1, dtype=torch.int32) for _ in range(primes))
+            for name, x in found.items()
+            if x.is_floating_point()
+        }
+        return replace(self, residues=unknown, seen=seen)
 
     def first(self, tokens: int, batch: int) -> ReferenceRun:
         """The run on the first `tokens` of each of `batch` rows, where no token depends on later ones; without taps.

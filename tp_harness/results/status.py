@@ -43,6 +43,11 @@ class Status(str, Enum):
         return not (self.passed or self.is_open)
 
     @property
+    def is_incomplete(self) -> bool:
+        """Whether the ranks did not leave what they were to leave."""
+        return self in (Status.CRASH, Status.TIMEOUT, Status.MISSING)
+
+    @property
     def badness(self) -> int:
         """0 for a pass, 1 where it is open or was not run, and more the earlier an exit code counts."""
         groups = [group for _code, group in reversed(_EXIT_CODES)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..arithmetic.floats import EXACT
 from ..backends import POLL_SECONDS, Backend, RunningJob, Session, run_to_end
 from ..config.options import OWN, Resolved
 from ..diagnosis.explain import explain
@@ -22,6 +23,7 @@ from ..faults.choice import with_fault_s_target
 from ..judge.evidence import Evidence
 from ..judge.gather import Awaited, read_outputs, remove_outputs
 from ..judge.judge import judge
+from ..judge.proofs import without_crash
 from ..judge.verdict import nearest_gate, reconciled, severity
 from ..launch import LaunchOutcome
 from ..prepare.material import Material, Progress, Target
@@ -137,15 +139,20 @@ class DegreeRun:
         return dtypes if crashed and self.options.case and self.session.starts_anew and len(dtypes) > 1 else ()
 
     def _reconcile(self) -> None:
-        """Say of 16-bit results what they cannot decide, now that float32 has a verdict too."""
-        results = enumerate(self.record.results)
-        found = [(i, result) for i, result in results if result.tp == self.tp and self.todo.holds(result)]
-        in_float32 = {self.todo.target_of(result): result for _, result in found if result.dtype == "float32"}
-        for i, result in found:
-            exact = in_float32.get(self.todo.target_of(result))
-            if exact:
+        """Say what 16-bit results and exact arithmetic cannot decide, now that other dtypes have a verdict too."""
+        for i, result in self._held():
+            beside = [other for _, other in self._held() if self.todo.target_of(other) == self.todo.target_of(result)]
+            ran = any(not other.status.is_incomplete for other in beside)
+            if self.options.case and result.dtype == EXACT and ran:
+                self.record.replace(i, without_crash(result))
+            single = next((other for other in beside if other.dtype == "float32"), None)
+            if single:
                 planned = self.material.subject.case(self._task(result), dtype=result.dtype, tp=self.tp).collectives
-                self.record.replace(i, reconciled(result, exact, planned=planned is not None))
+                self.record.replace(i, reconciled(self.record.results[i], single, planned=planned is not None))
+
+    def _held(self) -> list[tuple[int, Result]]:
+        """This degree's results, and where they are in the record."""
+        return [(i, r) for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.holds(r)]
 
     def _new_log_dir(self) -> Path:
         """tp8, or tp8-NAME of several Cases, and for further starts tp8-start1 and so on; never one that holds logs."""
@@ -196,7 +203,7 @@ class DegreeRun:
 
     def _explain(self) -> None:
         """Run what differed once more, with every tap recorded, and say of each result where it went wrong first."""
-        failed = {i: r for i, r in enumerate(self.record.results) if r.tp == self.tp and self.todo.unexplained(r)}
+        failed = {i: r for i, r in self._held() if self.todo.unexplained(r)}
         failed = {i: result for i, result in failed.items() if self._taps_fit(result)}
         tasks = {i: self._task_beside_crashes(result) for i, result in failed.items()}
         if not failed:
@@ -254,9 +261,8 @@ class DegreeRun:
 
     def _task_beside_crashes(self, result: Result) -> Task:
         """The same, in the result's dtype alone where the ranks crash in another one."""
-        held = (r for r in self.record.results if r.tp == self.tp and self.todo.holds(r))
-        of_target = (r for r in held if self.todo.target_of(r) == self.todo.target_of(result))
-        crashed = any(r.status is Status.CRASH for r in of_target)
+        of_target = (r for _, r in self._held() if self.todo.target_of(r) == self.todo.target_of(result))
+        crashed = any(r.error for r in of_target)
         return replace(self._task(result), dtype=result.dtype if crashed else "")
 
     def _failure(self, target: Target, dtype: str, outcome: LaunchOutcome) -> Result:
