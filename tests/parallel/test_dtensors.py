@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from command import Harness
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import Partial as Sum
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from tp_harness.case.plan import stand_in_group
 from tp_harness.parallel import dtensors, placements
@@ -214,6 +215,16 @@ def test_a_tensor_is_read_by_its_placement_and_put_back(group_of_4: None) -> Non
     assert dtensors.placement_of("full", full) is None
     assert dtensors.local(full) is full
     assert dtensors.like(full, full) is full
+
+
+def test_fused_blocks_that_are_each_cut_by_themselves(group_of_4: None) -> None:
+    full, mesh = torch.arange(16.0).view(16, 1), init_device_mesh("cpu", (4,))
+    x = distribute_tensor(full, mesh, [_StridedShard(0, split_factor=2)], src_data_rank=None)
+    strided = dtensors.placement_of("x", x)
+    assert strided == StridedShard(0, 2) and torch.equal(dtensors.local(x), strided.shard(full, 0, 4))
+    assert dtensors.Placed.of(strided).placement == strided
+    assert dtensors.agree(StridedShard(-2, 2), strided, ndim=2, size=4)
+    assert not dtensors.agree(StridedShard(0, 4), strided, ndim=2, size=4)
 
 
 def test_a_dimension_of_length_1_does_not_matter(group_of_4: None) -> None:

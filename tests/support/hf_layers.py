@@ -23,7 +23,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
-from tp_harness import Case, Replicate, Shard
+from tp_harness import Case
 
 SIZES = {
     "hidden_size": 40,
@@ -82,30 +82,28 @@ class Layer(nn.Module):
 class ParallelLayer(Layer):
     """The same layer, cut by transformers' plans of tensor and expert parallelism: its parameters are DTensors."""
 
-    def __init__(self, family: str, attention: str = "eager") -> None:
-        super().__init__(family, attention)
+    def __init__(self, family: str, tensors: dict[str, str], experts: dict[str, str], way: str = "auto") -> None:
+        super().__init__(family)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        tensors, experts = PLANS[family]
         apply_tensor_parallelism(self, mesh, self.named(tensors))
-        if experts:
-            apply_expert_parallelism(self, mesh, mesh, self.named(experts))
+        apply_expert_parallelism(self, mesh, mesh, self.named(experts), way)
 
     def named(self, plan: dict[str, str]) -> dict[str, str]:
         """A plan by this module's own names: of each parameter first, and then of the modules that hold them."""
         own = {name.replace("layers.*.", "layer."): style for name, style in plan.items() if name.startswith("layers")}
-        names = [name for name, _ in self.named_parameters()]
+        names, modules = [name for name, _ in self.named_parameters()], dict(self.named_modules())
         styles = {name: own.get(name, own.get(name.rpartition(".")[0])) for name in names}
         held = {name: style for name, style in styles.items() if style}
-        modules = dict(self.named_modules())
         return held | {name: style for name, style in own.items() if name in modules}
 
 
-SINKS = {"layers.*.self_attn.sinks": "colwise", "layers.*.self_attn": "local_params"}
 HEADS = {f"layers.*.self_attn.{x}_proj": style for x, style in zip("qkvo", (*3 * ["colwise"], "rowwise"), strict=True)}
-PLANS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    "llama": (LlamaConfig.base_model_tp_plan, {}),
-    "qwen3_moe": (Qwen3MoeConfig.base_model_tp_plan, {}),
-    "gpt_oss": (HEADS | SINKS, GptOssConfig.base_model_ep_plan),
+SINKS = {"layers.*.self_attn.sinks": "colwise", "layers.*.self_attn": "local_params"}
+PLANS: dict[str, tuple[object, ...]] = {
+    "LLAMA_TP": ("llama", LlamaConfig.base_model_tp_plan, {}),
+    "QWEN_TP": ("qwen3_moe", Qwen3MoeConfig.base_model_tp_plan, {}),
+    "QWEN_EP": ("qwen3_moe", HEADS, Qwen3MoeConfig.base_model_ep_plan),
+    "GPT_OSS_EP": ("gpt_oss", HEADS | SINKS, GptOssConfig.base_model_ep_plan, "all_to_all"),
 }
 
 
@@ -123,4 +121,4 @@ LLAMA, QWEN, GPT_OSS = (
     case(family, partial(Layer, family, attention), replicated=True)
     for family, attention in (("llama", "sdpa"), ("qwen3_moe", "sdpa"), ("gpt_oss", "eager_sinks_by_sdpa"))
 )
-LLAMA_TP, QWEN_TP, GPT_OSS_TP = (case(family, partial(ParallelLayer, family)) for family in PARTS)
+LLAMA_TP, QWEN_TP, QWEN_EP, GPT_OSS_EP = (case(plan[0], partial(ParallelLayer, *plan)) for plan in PLANS.values())

@@ -159,6 +159,12 @@ def arrived(x: Any) -> torch.Tensor:
     return own
 
 
+def split_factor(placement: Any) -> int | None:
+    """Of a DTensor's placement that cuts fused blocks each by itself, how many there are; None of any other."""
+    strided = TORCH.part("torch.distributed.tensor.placement_types:_StridedShard")
+    return int(placement.split_factor) if isinstance(placement, strided) else None
+
+
 def group_named(name: str) -> dist.ProcessGroup:
     """The process group that the dispatcher calls by this name."""
     group: dist.ProcessGroup = TORCH.part("torch.distributed.distributed_c10d:_resolve_process_group")(name)

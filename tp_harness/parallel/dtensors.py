@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..libraries.torch_private import arrived, without_modes
-from .placements import KVHeads, Partial, Placement, Replicate, Shard
+from ..libraries.torch_private import arrived, split_factor, without_modes
+from .placements import KVHeads, Partial, Placement, Replicate, Shard, StridedShard
 
 
 class DTensorError(UsageError):
@@ -29,16 +29,19 @@ class Placed:
 
     kind: str
     dim: int = 0
+    stride: int = 1
 
     @staticmethod
     def of(placement: Placement) -> Placed:
         """A placement that `placement_of` has returned, as JSON values."""
-        return Placed(kind=type(placement).__name__, dim=getattr(placement, "dim", 0))
+        dim, stride = getattr(placement, "dim", 0), getattr(placement, "stride", 1)
+        return Placed(kind=type(placement).__name__, dim=dim, stride=stride)
 
     @property
     def placement(self) -> Placement:
         """The Placement that this describes."""
-        return {"Shard": Shard(self.dim), "Replicate": Replicate(), "Partial": Partial()}[self.kind]
+        cut = {"Shard": Shard(self.dim), "StridedShard": StridedShard(self.dim, self.stride)}
+        return {**cut, "Replicate": Replicate(), "Partial": Partial()}[self.kind]
 
 
 def is_dtensor(x: object) -> bool:
@@ -124,6 +127,8 @@ def _ours(name: str, placement: Any) -> Placement:
     tensor = sys.modules["torch.distributed.tensor"]
     if type(placement) is tensor.Shard:
         return Shard(placement.dim)
+    if (blocks := split_factor(placement)) is not None:
+        return StridedShard(placement.dim, blocks)
     if type(placement) is tensor.Replicate:
         return Replicate()
     if type(placement) is tensor.Partial and placement.reduce_op == "sum":
@@ -144,7 +149,7 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
 
     Args:
         said: any placement, as a Case says it.
-        read: Shard, Replicate or Partial, as a DTensor has it.
+        read: Shard, StridedShard, Replicate or Partial, as a DTensor has it.
         ndim: the number of dimensions.
         size: the number of ranks.
     """
@@ -153,4 +158,6 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
     if isinstance(said, (Shard, KVHeads)) and isinstance(read, Shard):
         shared = isinstance(said, KVHeads) and said.num_heads % size != 0  # several ranks hold one head
         return not shared and said.dim % ndim == read.dim % ndim
+    if isinstance(said, StridedShard) and isinstance(read, StridedShard):
+        return (said.dim % ndim, said.stride) == (read.dim % ndim, read.stride)
     return type(said) is type(read)
