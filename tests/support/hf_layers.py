@@ -23,7 +23,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
-from tp_harness import Case
+from tp_harness import Case, Replicate, Shard
 
 SIZES = {
     "hidden_size": 40,
@@ -112,9 +112,22 @@ def inputs(generator: torch.Generator) -> tuple[torch.Tensor]:
     return (torch.randn(2, 9, 40, generator=generator),)
 
 
+WHOLE, FEATURES, OF_HEADS = Replicate(), Shard(-1), Shard(2)
+ATTENTION = {"input_layernorm": WHOLE, **{f"self_attn.{x}_proj": FEATURES for x in "qkv"}}
+BEHIND = {"self_attn.o_proj": WHOLE, "post_attention_layernorm": WHOLE}
+NORMS, EXPERTS = {f"self_attn.{x}_norm": OF_HEADS for x in "qk"}, {"mlp.experts": WHOLE}
+TAPS = {
+    "llama": ATTENTION | BEHIND | {"mlp.gate_proj": FEATURES, "mlp.up_proj": FEATURES, "mlp.down_proj": WHOLE},
+    "qwen3_moe": ATTENTION | NORMS | BEHIND | EXPERTS,
+    "gpt_oss": ATTENTION | BEHIND | EXPERTS,
+}
+
+
 def case(family: str, sharded: Callable[[], nn.Module], **fields: object) -> Case:
     """A Case against the eager layer on one core."""
-    return Case(name=family, reference=partial(Layer, family), sharded=sharded, inputs=inputs, **fields)
+    cut = not fields.get("replicated")
+    taps = {f"layer.{name}": placement if cut else WHOLE for name, placement in TAPS[family].items()}
+    return Case(name=family, reference=partial(Layer, family), sharded=sharded, inputs=inputs, taps=taps, **fields)
 
 
 LLAMA, QWEN, GPT_OSS = (
