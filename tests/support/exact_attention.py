@@ -132,6 +132,17 @@ class Ring(Flash):
         return came
 
 
+class Posted(Ring):
+    """The same with messages that are posted together and waited for."""
+
+    def next(self, held: torch.Tensor, rank: int, n: int) -> torch.Tensor:
+        came = torch.empty_like(held)
+        both = (dist.isend, held, (rank + 1) % n), (dist.irecv, came, (rank - 1) % n)
+        for work in dist.batch_isend_irecv([dist.P2POp(*message) for message in both]):
+            work.wait()
+        return came
+
+
 class Gathered(Ring):
     """The same with all keys and values at once, by one all_gather."""
 
@@ -229,7 +240,8 @@ def attention(sharded: Callable[[], nn.Module], **fields: object) -> Case:
 flash, ring = partial(attention, replicated=True), attention
 dtensor = partial(Case, name="mlp", reference=MLP, sharded=Parallel, inputs=inputs, taps={"hidden": Shard(-1)})
 
-FLASH, RING, GATHERED, DTENSOR = flash(Flash), ring(Ring), ring(Gathered), dtensor()
+FLASH, DTENSOR = flash(Flash), dtensor()
+RING, POSTED, GATHERED = ring(Ring), ring(Posted), ring(Gathered)
 FLASH_0, FLASH_1, FLASH_2 = flash(Stale), flash(Early), flash(Scaled)
 RING_0, RING_1, RING_2 = ring(OtherWay), ring(Standing), ring(StaleRing)
 DTENSOR_0, DTENSOR_1, DTENSOR_2 = (replace(DTENSOR, edit=edit) for edit in (tanh_gelu, rolled("up.bias"), eps))
