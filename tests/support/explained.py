@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ BLANK = Result(
 )  # fmt: skip
 
 
-def explained(folder: Path, monkeypatch: Patch, case: Case, tp: int, wrong: Callable[[Patch], object]) -> Result:
+def explained(
+    folder: Path, monkeypatch: Patch, case: Case, tp: int, wrong: Callable[[Patch], object], dtype: str = "float32"
+) -> Result:
     """What is said of a case in which something is wrong while its ranks run."""
-    own = own_ladder(folder, monkeypatch, case, dtypes=("float32",))
+    own = own_ladder(folder, monkeypatch, case, dtypes=(dtype,))
     with monkeypatch.context() as patch:
         wrong(patch)
-        evidence = own.evidence("own", tp, taps=True)
-    return explain(evidence, BLANK)
+        evidence = own.evidence("own", tp, dtype, taps=True)
+    return explain(evidence, replace(BLANK, dtype=dtype))

@@ -169,7 +169,7 @@ def extreme(mode: ExactMode, x: Numbers, dim: int, *, largest: bool) -> tuple[Nu
         return x, torch.zeros((), dtype=torch.int64)
     index = (x[0].argmax if largest else x[0].argmin)(dim, keepdim=True)
     best = numbers.gather(x, dim, index).expand(x.shape)
-    one = decided(mode, "max" if largest else "min", x, best)
+    one = decided(mode, "max" if largest else "min", x, best).scatter(dim, index, True)  # also where it is unknown
     index = one.to(torch.uint8).argmax(dim, keepdim=True)
     return numbers.gather(x, dim, index), index
 

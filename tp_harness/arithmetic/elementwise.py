@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,14 +26,23 @@ def _add(mode: ExactMode, func: Any, a: Any, b: Any, alpha: float = 1) -> torch.
 
 @rule(aten.mul)
 def _mul(mode: ExactMode, func: Any, a: Any, b: Any) -> torch.Tensor:
-    return mode.computed(numbers.multiply(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
+    into = mode.new if _keeps_digits(a) or _keeps_digits(b) else mode.computed
+    return into(numbers.multiply(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
+
+
+def _keeps_digits(factor: Any) -> bool:
+    """Whether a product with it, or a quotient by it, has no more digits: 0, a power of two, or a boolean tensor."""
+    if isinstance(factor, torch.Tensor):
+        return factor.dtype == torch.bool
+    return math.frexp(factor)[0] in (0.0, 0.5, -0.5)
 
 
 @rule(aten.div, aten.true_divide)
 def _div(mode: ExactMode, func: Any, a: Any, b: Any, rounding_mode: str | None = None) -> torch.Tensor:
     if rounding_mode:
         return mode.keyed(func, (a, b), {"rounding_mode": rounding_mode})
-    return mode.computed(numbers.divide(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
+    into = mode.new if _keeps_digits(b) else mode.computed
+    return into(numbers.divide(mode.field, mode.number(a), mode.number(b)), result_dtype((a, b)))
 
 
 @rule(aten.addcmul)
@@ -58,7 +68,7 @@ def _lerp(mode: ExactMode, func: Any, a: Any, b: Any, weight: Any) -> torch.Tens
 
 @rule(aten.neg)
 def _neg(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(-mode.number(a), a.dtype)
+    return mode.new(-mode.number(a), a.dtype)
 
 
 @rule(aten.reciprocal)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 
@@ -28,6 +29,13 @@ class Exact:
     def __init__(self, field: Field, shared: str = "") -> None:
         self.field = field
         self.memory = _shared_memory(field, shared) if shared else Memory(field)
+        self._given: Mapping[str, torch.Tensor] = {}
+
+    def again(self, given: Mapping[str, torch.Tensor]) -> Exact:
+        """A further run on the same memory, in which variables of these names are tensors that have numbers already."""
+        other = copy(self)
+        other._given = given
+        return other
 
     dtype = NOMINAL
 
@@ -45,7 +53,9 @@ class Exact:
 
     def draw(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Make a contiguous tensor of any shape the variable `name`, unless it holds whole numbers; returns it."""
-        if x.is_floating_point():
+        if name in self._given and x.is_floating_point():
+            self.memory.write(x, self.memory.read(self._given[name]))
+        elif x.is_floating_point():
             self.memory.draw(x, name)
         return x
 
@@ -57,12 +67,31 @@ class Exact:
         """The numbers of a result, (rows, *shape); None where it is not floating-point, or has none."""
         return self.memory.read(x).clone() if self.memory.holds(x) else None
 
-    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The shadow of a result of any shape, float64, and its residues modulo each p, int32: none of whole ones."""
+    def split(self, x: torch.Tensor, *, exponents: bool = False) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The shadow of a result of any shape, float64, and its residues modulo each p, int32: none of whole ones.
+
+        With `exponents`, also those of its exponents modulo each q, so that `joined` loses nothing.
+        """
         if not x.is_floating_point():
             return x, ()
         rows = self.memory.read(x)
-        return rows[0].clone(), tuple(self.field.residues(rows))
+        return rows[0].clone(), tuple(self.field.residues(rows, exponents=exponents))
+
+    def joined(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A tensor with the numbers that `split` gave, any shape, nominally float64; of whole numbers, `shadow`."""
+        return self.memory.new(self.field.from_residues(shadow, residues), torch.float64) if residues else shadow
+
+    def same(self, actual: torch.Tensor, expected: torch.Tensor) -> bool | None:
+        """Whether the residues of `actual` modulo each p are those of `expected`, both of one shape.
+
+        Elements of which `actual` knows none are left out; None where those of `expected` are unknown, or all.
+        """
+        rows = list(self.field.value_rows)
+        own, right = self.memory.read(actual), self.memory.read(expected)
+        known = ~own[rows].isnan().any(0)
+        if not known.any() or right[rows].isnan().any(0)[known].any():
+            return None
+        return bool(self.field.same(own, right)[known].all())
 
     def follows(self, x: torch.Tensor) -> bool:
         """Whether a tensor of any shape depends on variables, as far as was seen; whole numbers are decisions."""

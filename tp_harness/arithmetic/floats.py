@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -48,9 +49,20 @@ class Floats:
         """The values of a tensor of any shape."""
         return x
 
-    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def split(self, x: torch.Tensor, *, exponents: bool = False) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """A result of any shape, and its residues: none."""
+        del exponents
         return x, ()
+
+    def joined(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `split` took apart, any shape."""
+        del residues
+        return shadow
+
+    def again(self, given: Mapping[str, torch.Tensor]) -> Floats:
+        """A further run, with other values of some parameters: nothing need be remembered of it."""
+        del given
+        return self
 
     def follows(self, x: torch.Tensor) -> bool:
         """Whether it is known on what a tensor of any shape depends: not here, and nobody asks."""

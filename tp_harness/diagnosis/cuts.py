@@ -6,7 +6,7 @@ Weight and bias of one submodule are cut alike, and so are tried together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 
 from ..parallel.placements import PlacementError, QKVHeads, Shard, StridedShard
-from .own import by_owner, cut_tensors, made, own_parameters, own_tensors, rerun
+from .own import by_owner, changed, cut_tensors, made, own_parameters, own_tensors
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
 from .watch import seen
@@ -148,17 +148,17 @@ def _cut_together(site: Site) -> list[tuple[str, dict[str, Cut]]]:
 
 def _guess(site: Site, cuts: dict[str, Cut], order: Order, detail: str) -> Iterator[Guess]:
     """What the reference gives with the parameters in that order, unless they stay as they are or do not divide."""
-    parameters, changed = own_tensors(site), {}
+    moved: dict[str, tuple[int, torch.Tensor]] = {}
     for name, cut in cuts.items():
-        positions = torch.arange(parameters[name].shape[_dim(cut)])
+        positions = torch.arange(own_tensors(site)[name].shape[_dim(cut)])
         try:
-            moved = order(positions)
+            moved[name] = _dim(cut), order(positions)
         except (PlacementError, RuntimeError):  # an odd number has no halves
             return
-        if torch.equal(moved, positions):
+        if torch.equal(moved[name][1], positions):
             return
-        changed[name] = parameters[name].index_select(_dim(cut), moved)
-    yield from made(site, partial(rerun, changed=changed), detail)
+    how = changed(lambda tensors: {name: tensors[name].index_select(*at) for name, at in moved.items()})
+    yield from made(site, how, detail)
 
 
 def of_another(site: Site) -> Iterator[Guess]:
@@ -169,14 +169,19 @@ def of_another(site: Site) -> Iterator[Guess]:
     raw = {name: x.shape for name, x in tensors.items() if "." not in name}
     for one, other in combinations(owned, 2):
         if forms[one] == forms[other] or (one in raw and other in raw and raw[one] == raw[other]):
-            there = {name: tensors[other + name.removeprefix(one)] for name in owned[one]}
-            back = {name: tensors[one + name.removeprefix(other)] for name in owned[other]}
-            for changed, text in (
+            there = {name: other + name.removeprefix(one) for name in owned[one]}
+            back = {name: one + name.removeprefix(other) for name in owned[other]}
+            for sources, text in (
                 (there | back, f"{one} and {other} in each other's place"),
                 (there, f"{other} in the place of {one}, too"),
                 (back, f"{one} in the place of {other}, too"),
             ):
-                yield from made(site, partial(rerun, changed=changed), text)
+                yield from made(site, changed(partial(_taken, sources=sources)), text)
+
+
+def _taken(tensors: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """By name, the tensor that it is taken for."""
+    return {name: tensors[source] for name, source in sources.items()}
 
 
 CUTS = (

@@ -6,7 +6,7 @@ of another scale give what it gives with larger or smaller queries. So the param
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..parallel.placements import KVHeads, QKVHeads, Shard
-from .own import by_owner, cut_tensors, made, own_parameters, own_tensors, rerun
+from .own import by_owner, changed, cut_tensors, made, own_tensors, rerun
 from .signature import Guess, Signature
 from .site import Site
 from .watch import seen
@@ -83,14 +83,16 @@ def _with_queries(site: Site, count: int, kv: int, head_dim: int) -> Heads:
 
 def in_turn(site: Site) -> Iterator[Guess]:
     """A rank's query heads take its KV heads one after the other, where neighbouring query heads share one."""
-    parameters = own_parameters(site)
     for heads in heads_of(site):
         held = max(1, heads.num_key_value_heads // site.tp)
         own = torch.arange(heads.num_attention_heads).view(site.tp, -1, held)
         order = own.transpose(1, 2).flatten()
         if not torch.equal(order, own.flatten()):
-            changed = {name: _reordered(parameters[name], *at, order) for name, at in heads.queries.items()}
-            yield from made(site, partial(rerun, changed=changed), str(held))
+            yield from made(site, changed(partial(_with_heads, heads=heads, order=order)), str(held))
+
+
+def _with_heads(tensors: Mapping[str, torch.Tensor], heads: Heads, order: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: _reordered(tensors[name], *at, order) for name, at in heads.queries.items()}
 
 
 def _reordered(parameter: torch.Tensor, dim: int, unit: int, order: torch.Tensor) -> torch.Tensor:
@@ -103,13 +105,12 @@ def _reordered(parameter: torch.Tensor, dim: int, unit: int, order: torch.Tensor
 
 def scores_scaled(site: Site) -> Iterator[Guess]:
     """Scores that lack their scale, have it twice, or have one made of another number."""
-    parameters = own_parameters(site)
     for heads in heads_of(site):
         rows = heads.num_attention_heads * heads.head_dim
         projections = {name: at for name, at in heads.queries.items() if at == (0, heads.head_dim)}
         for names, (text, factor) in product(by_owner(projections).values(), _factors(site, heads).items()):
-            changed = {name: _scaled(parameters[name], rows, factor) for name in names}
-            yield from made(site, partial(rerun, changed=changed), f"{text} = {factor:.4g}")
+            how = changed(partial(_with_scaled, names=list(names), rows=rows, factor=factor))
+            yield from made(site, how, f"{text} = {factor:.4g}")
         for text, factor in _factors(site, heads).items():  # whatever norm the queries go through
             yield from made(site, partial(rerun, watched=Rescaled(factor)), f"{text} = {factor:.4g}")
 
@@ -145,10 +146,15 @@ class Rescaled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _with_scaled(
+    tensors: Mapping[str, torch.Tensor], names: Sequence[str], rows: int, factor: float
+) -> dict[str, torch.Tensor]:
+    return {name: _scaled(tensors[name], rows, factor) for name in names}
+
+
 def _scaled(parameter: torch.Tensor, rows: int, factor: float) -> torch.Tensor:
-    factors = torch.ones(len(parameter), dtype=torch.float64)
-    factors[:rows] = factor
-    return parameter.to(torch.float64) * factors.view(-1, *[1] * (parameter.ndim - 1))
+    wide = parameter.to(torch.float64)
+    return torch.cat((wide[:rows] * factor, wide[rows:]))
 
 
 HEADS = (

@@ -11,7 +11,6 @@ from math import log
 import torch
 
 from ..parallel.placements import Partial, Replicate
-from ..ranks.rank_files import digest
 from .common import LEAST_NUMBERS
 from .signature import Guess, Signature
 from .site import Site, UnavailableError
@@ -135,8 +134,8 @@ def _classes(site: Site) -> list[list[int]]:
     if not isinstance(site.traced.placement, Replicate) or site.leaf != "output":
         raise UnavailableError
     classes: dict[str, list[int]] = {}
-    for rank, shard in enumerate(site.traced.shards):
-        classes.setdefault(digest(shard), []).append(rank)
+    for rank, bits in enumerate(site.traced.digests):
+        classes.setdefault(bits, []).append(rank)
     return list(classes.values())
 
 

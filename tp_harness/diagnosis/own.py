@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import torch
 
+from ..arithmetic.floats import Floats, nominal
+from ..libraries.torch_private import without_modes
 from ..parallel.placements import Placement, PlacementError, Replicate
 from ..prepare.changed_run import run_with
-from ..ranks.rank_files import digest
 from .carry import Value
 from .signature import Guess
 from .site import Site, UnavailableError, is_known
@@ -99,8 +100,8 @@ def classes(site: Site) -> list[list[int]]:
     if not isinstance(site.traced.placement, Replicate):
         return [[rank] for rank in range(site.tp)]
     found: dict[str, list[int]] = {}
-    for rank, shard in enumerate(site.traced.shards):
-        found.setdefault(digest(shard), []).append(rank)
+    for rank, bits in enumerate(site.traced.digests):
+        found.setdefault(bits, []).append(rank)
     return list(found.values())
 
 
@@ -127,13 +128,33 @@ def rerun(
     runs[0] += 1
     if runs[0] > min(RUNS, MOST_WORK // size):
         raise UnavailableError
-    dtype, case = site.evidence.dtype if site.rounded else "float64", site.evidence.case
+    arithmetic = Floats(nominal(site.evidence.dtype)) if site.rounded else site.arithmetic
     try:
-        run = run_with(site.tapped, case, dtype, changed or {}, outputs=outputs, watched=watched, given=given)
+        with without_modes():  # the run enters its own
+            run = run_with(
+                site.tapped,
+                site.evidence.case,
+                arithmetic,
+                changed or {},
+                tied=site.evidence.expectation.tied,
+                outputs=outputs,
+                watched=watched,
+                given=given,
+            )
     except Exception as error:  # a user's module may check what it is given
         raise UnavailableError from error
     name = site.traced.name
-    return (run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])]).to(torch.float64)
+    found = run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])]
+    return arithmetic.joined(found.to(torch.float64), run.residues.get(name, ()))
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Callable[[Site], torch.Tensor]:
+    """(site) -> what the reference gives with other values of some of its tensors (`own_tensors`), as `rerun` gives it.
+
+    Args:
+        change: (tensors) -> other values by name, each in the shape of what it replaces.
+    """
+    return lambda site: rerun(site, change(own_tensors(site)))
 
 
 def made(site: Site, how: Callable[[Site], Value], detail: str = "") -> Iterator[Guess]:

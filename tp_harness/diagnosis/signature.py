@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import torch
 
+from ..arithmetic.floats import EXACT
 from ..judge import distance, verdict
 from ..judge.gates import sums_in
 from ..parallel.placements import PlacementError
 from ..results.gate import REL_L2
 from ..results.result import Cause, Distance, Gate
 from .carry import Value, carry
+from .numbered import numbered
 from .site import Site, UnavailableError
 
 EXPLAINED = 0.9  # the least share of the squared error: the rest, at most a third of the error, is rounding
@@ -64,14 +66,20 @@ class Signature:
 
 
 class Fit(NamedTuple):
-    """How near a guess is to what was seen."""
+    """How near a guess is to what was seen.
+
+    `exact`: whether it has the same residues, None where that is not known.
+    """
 
     gates: tuple[Gate, ...]
     explained: float
+    exact: bool | None = None
 
     @property
     def reproduces(self) -> bool:
-        """Within the clean error, which is a small part of what is to be explained."""
+        """The same residues; where these are not known, within the clean error, a small part of what is explained."""
+        if self.exact is not None:
+            return self.exact
         return all(gate.passed for gate in self.gates) and self.explained >= EXPLAINED
 
 
@@ -166,9 +174,10 @@ def _cause(tried: Tried, fit: Fit) -> Cause:
     return Cause(
         name=tried.signature.name,
         sentence=tried.signature.sentence.format(detail=tried.guess.detail, tp=tried.place.tp).strip() + where,
-        explained=fit.explained,
-        residual=fit.gates[0].value,
+        explained=1.0 if fit.exact else fit.explained,
+        residual=0.0 if fit.exact else fit.gates[0].value,  # of the shadows, which are rounded, it says nothing
         limit=fit.gates[0].limit,
+        exact=bool(fit.exact),
     )
 
 
@@ -192,6 +201,8 @@ def _fit(tried: Tried) -> Fit | None:
     left = (actual - guessed).sum(dim=0) if place.traced.summed else actual - guessed
     explained = 1 - (left.norm() / mismatch).square().item()
     fit = Fit(_gates(place, actual, guessed, None), explained)
+    if place.evidence.dtype == EXACT:
+        return fit._replace(exact=_has_residues(tried)) if explained >= EXPLAINED else fit
     if fit.reproduces or explained < EXPLAINED:
         return fit
     rounded = _rounded(tried)
@@ -234,7 +245,24 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
 
 def _rounded(tried: Tried) -> torch.Tensor | None:
     """The same guess made of rounded values: a mistake may carry rounding further than the right code does."""
-    place, remake = replace(tried.place, rounded=True), tried.guess.remake
+    sides = _sides_again(tried, replace(tried.place, rounded=True))
+    return sides[1] if sides else None
+
+
+def _has_residues(tried: Tried) -> bool | None:
+    """Whether the guess, made in exact arithmetic, has the residues that the ranks have; None where it has none."""
+    place = numbered(tried.place)
+    with place.arithmetic.computing():
+        sides = _sides_again(tried, place)
+        if sides is None:
+            return None
+        actual, guessed = (x.sum(dim=0) for x in sides) if place.traced.summed else sides
+    return place.arithmetic.same(actual, guessed)
+
+
+def _sides_again(tried: Tried, place: Site) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What is seen and what is guessed, made again of another site's values."""
+    remake = tried.guess.remake
     try:
         if remake:
             guess: Guess | None = tried.guess._replace(value=remake(place))
@@ -242,8 +270,7 @@ def _rounded(tried: Tried) -> torch.Tensor | None:
             guess = next(islice(tried.signature.guess(place), tried.number, None), None)
     except (UnavailableError, PlacementError):
         return None
-    sides = guess and _sides(place, guess, partly=tried.partly)
-    return sides[1] if sides else None
+    return _sides(place, guess, partly=tried.partly) if guess else None
 
 
 def _mismatch(place: Site, count: int) -> float:

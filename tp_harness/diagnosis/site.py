@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arithmetic.exact import Exact
+from ..arithmetic.floats import EXACT, Floats, nominal
 from ..judge.evidence import Evidence
 from ..models import knowledge
 from ..parallel.placements import Placement, Replicate
 from ..prepare.oracle import ReferenceRun, Tapped
 from .trace import Traced
 
+FLOAT64 = Floats(torch.float64)
 ROUNDING = 2.0**-50  # of some sums in float64
 UNKNOWN = ("", "output")
 
@@ -33,7 +36,8 @@ class Site:
     A signature speaks of `leaf`: the same, unless tensors just before the wrong one were not tapped, in which a mistake
     may lie, too. `wrong` are the ranks that hold it wrong. `rounded`: the values before it are the single-core
     reference's in the dtype under test instead of the oracle's, so that a signature shows how far rounding moves what
-    its mistake makes. `memo` holds what several signatures need and is costly to compute.
+    its mistake makes. `arithmetic` is that of what signatures compute: float64 or, once the tensors here carry numbers,
+    exact. `memo` holds what several signatures need and is costly to compute.
     """
 
     evidence: Evidence
@@ -44,12 +48,18 @@ class Site:
     target: str
     wrong: tuple[int, ...]
     rounded: bool = False
+    arithmetic: Floats | Exact = FLOAT64
     memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tp(self) -> int:
         """Number of ranks."""
         return self.evidence.tp
+
+    @property
+    def tables(self) -> torch.dtype:
+        """The dtype to which a module rounds tables that it makes in float64, in the run whose values these are."""
+        return nominal(EXACT) if self.evidence.dtype == EXACT else torch.float64
 
     @property
     def run(self) -> ReferenceRun:

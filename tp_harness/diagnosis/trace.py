@@ -36,7 +36,8 @@ class Traced:
     """One tensor at every rank, and what it must be.
 
     `shards` are the ranks' by rank; `expected` is the float64 oracle's and `baseline` the single-core reference's in
-    the dtype under test, both full. Of a run in exact arithmetic, these are float64, and `residues` decide.
+    the dtype under test, both full. Of a run in exact arithmetic, these are float64, and `residues` decide. `bits` are
+    digests of the shards, where these are told apart by others' bits than their own.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Traced:
     expected: torch.Tensor
     baseline: torch.Tensor
     residues: tuple[Residues, ...] = ()
+    bits: tuple[str, ...] = ()
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """By rank, what tells shards with other bits apart."""
+        return self.bits or tuple(map(digest, self.shards))
 
     def differs(self, rank: int) -> torch.Tensor:
         """Where a rank's part has other residues than it must: bool, in the shape of its shard; of a sum, where that
@@ -74,7 +81,7 @@ class Traced:
     @cached_property
     def agreed(self) -> bool:
         """Whether all ranks must hold the same, and do."""
-        same = isinstance(self.placement, Replicate) and len({digest(shard) for shard in self.shards}) == 1
+        same = isinstance(self.placement, Replicate) and len(set(self.digests)) == 1
         return same and len(self.shards) > 1
 
     @cached_property
@@ -143,8 +150,9 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
 def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Variant) -> tuple[Residues, ...]:
     """A tensor's residues modulo each prime; () where it has none."""
     right = tapped.baseline.residues.get(traced.name, ())
+    primes = evidence.expectation.primes if right else ()
     found = []
-    for number, (prime, expected) in enumerate(zip(evidence.expectation.primes if right else (), right, strict=True)):
+    for number, (prime, expected) in enumerate(zip(primes, right[: len(primes)], strict=True)):  # after them, exponents
         name = f"{traced.name}%{number}"
         if not evidence.without(name, variant):
             shards = zip(evidence.shards(name, variant), traced.shards, strict=True)

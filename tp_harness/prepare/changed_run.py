@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from torch import nn
 
-from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.exact import Exact
+from ..arithmetic.floats import Floats
 from ..case.case import Case
 from .oracle import ReferenceRun, Tapped, locks_of, run_reference
 
@@ -16,9 +17,10 @@ from .oracle import ReferenceRun, Tapped, locks_of, run_reference
 def run_with(
     tapped: Tapped,
     case: Case,
-    dtype: str,
+    arithmetic: Floats | Exact,
     tensors: Mapping[str, torch.Tensor],
     *,
+    tied: Mapping[str, str] | None = None,
     outputs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     watched: AbstractContextManager[object] | None = None,
     given: Callable[[str, torch.Tensor], object] | None = None,
@@ -28,14 +30,15 @@ def run_with(
     Args:
         tapped: the reference, and its inputs.
         case: the case of the reference.
-        dtype: of the run, for example "float32".
+        arithmetic: of the run.
         tensors: by name, other values of parameters and buffers, of the same shapes and dtypes.
+        tied: as `run_reference` wants it.
         outputs: by name, a function from a submodule's output to its replacement.
         watched: entered while the reference runs.
         given: called with the name of every submodule and its first input, any shape, if that is floating-point.
 
     Returns:
-        Outputs of the same shapes as the oracle's, and their taps, in `dtype`.
+        Outputs of the same shapes as the oracle's, and their taps, in the arithmetic's dtype.
 
     Raises:
         KeyError: a name in `tensors` that the reference does not have.
@@ -54,13 +57,16 @@ def run_with(
         stack.enter_context(watched or nullcontext())
         return stack
 
-    with _holding(tapped.reference, tensors):
+    names = {name: case.prefix + name for name in tensors}
+    others = {(tied or {}).get(stored, stored): tensors[name] for name, stored in names.items()}
+    with _holding(tapped.reference, {name: arithmetic.plain(values) for name, values in tensors.items()}):
         return run_reference(
             case,
             tapped.reference,
             tapped.inputs,
-            Floats(torch.float64 if dtype == EXACT else nominal(dtype)),
+            arithmetic.again(others),
             locks,
+            tied=tied,
             taps=True,
             within=changed,
         )

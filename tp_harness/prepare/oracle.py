@@ -33,7 +33,7 @@ class ReferenceRun:
     and a choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its
     groups; `unlocked`: the routers that continued with another choice than the one they were locked to. In exact
     arithmetic, outputs and taps are the float64 shadows; `residues` has those modulo each prime, int32 of the same
-    shape, by the name of a tap or output; `seen` is what the run went through.
+    shape, by the name of a tap or output, and with taps those of exponents, too; `seen` is what the run went through.
     """
 
     outputs: Tensors
@@ -174,7 +174,7 @@ def run_reference(
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
     found = {f"{OUTPUT}{i}": output for i, output in enumerate(outputs)} | tapped
-    split = {name: arithmetic.split(x) for name, x in found.items()}
+    split = {name: arithmetic.split(x, exponents=taps) for name, x in found.items()}
     return ReferenceRun(
         outputs=tuple(split[f"{OUTPUT}{i}"][0] for i in range(len(outputs))),
         routing={name: arithmetic.split(x)[0] for name, x in routed.tensors.items()},

@@ -221,8 +221,8 @@ class DtypeRunner:
         for key, tensor in tensors.items():
             if key.is_output_in(self.dtype) and not self.arithmetic.follows(tensor) and self.arithmetic.seen:
                 self.arithmetic.seen.escape(f"{key.name} depends on no parameter or input, as far as was seen")
-            found[key], residues = self.arithmetic.split(tensor)
-            found |= {key.modulo(prime): own for prime, own in enumerate(residues)}
+            found[key], residues = self.arithmetic.split(tensor, exponents=self.job.taps)
+            found |= {key.modulo(number): own for number, own in enumerate(residues)}
         return found
 
     def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> list[str]:

@@ -35,9 +35,12 @@ class TensorKey:
         dtype, variant, name = text.split(".", 2)
         return TensorKey(dtype, cast("Variant", variant), name)
 
-    def modulo(self, prime: int) -> TensorKey:
-        """The key of the tensor's residues modulo a prime, by its number: `exact.locked.output.0%1`."""
-        return replace(self, name=f"{self.name}%{prime}")
+    def modulo(self, number: int) -> TensorKey:
+        """The key of the tensor's residues modulo a prime, by its number: `exact.locked.output.0%1`.
+
+        The p of all pairs come first; their q follow where taps are recorded.
+        """
+        return replace(self, name=f"{self.name}%{number}")
 
     def is_output_in(self, dtype: str) -> bool:
         """Whether it is an output of the run that is judged in `dtype`; a router may be called `output`."""

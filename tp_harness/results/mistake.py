@@ -34,7 +34,8 @@ class Cause:
     """A known mistake that reproduces the wrong numbers of the first divergent tensor.
 
     `explained` is the share of the squared error that vanishes when the tensor is compared with the mistake's result.
-    `residual` is the relative error that remains; `limit` is what rounding allows for it.
+    `residual` is the relative error that remains; `limit` is what rounding allows for it. `exact`: in a run in exact
+    arithmetic, the mistake's result has the very residues that were seen.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Cause:
     explained: float
     residual: float
     limit: float
+    exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,20 +177,34 @@ class Field:
         signs = [self._balanced(rows[v], p).sign() for v, p in zip(self.value_rows, self.primes, strict=True)]
         return torch.stack([sign for sign in signs for _ in range(2)])
 
-    def residues(self, rows: Numbers) -> list[torch.Tensor]:
-        """By prime p, the residues from 0 to p - 1, int32, of the tensor's shape; -1 where unknown."""
+    def residues(self, rows: Numbers, *, exponents: bool = False) -> list[torch.Tensor]:
+        """By prime p, the residues from 0 to p - 1, int32, of the tensor's shape; -1 where unknown.
+
+        With `exponents`, after them by prime q those of the exponents.
+        """
         return [
-            index_of(rows[v], p).nan_to_num(nan=-1.0).to(torch.int32)
-            for v, p in zip(self.value_rows, self.primes, strict=True)
+            index_of(rows[row], m).nan_to_num(nan=-1.0).to(torch.int32)
+            for row, m in self._in_order[: None if exponents else len(self.pairs)]
         ]
 
-    def from_residues(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The numbers that `residues` wrote, with unknown exponents; `shadow` is float64 of the same shape."""
+    def from_residues(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> Numbers:
+        """The numbers that `residues` wrote, exponents unknown where it left them out.
+
+        `shadow` is float64, of the residues' shape.
+        """
         out = torch.full((self.rows, *shadow.shape), math.nan, dtype=torch.float64)
         out[0] = shadow
-        for row, residue, p in zip(self.value_rows, residues, self.primes, strict=True):
-            out[row] = torch.where(residue < 0, math.nan, self._balanced(residue.to(torch.float64), p))
+        for (row, m), residue in zip(self._in_order, residues, strict=False):
+            out[row] = torch.where(residue < 0, math.nan, self._balanced(residue.to(torch.float64), m))
         return out
+
+    @property
+    def _in_order(self) -> list[tuple[int, int]]:
+        """Row and modulus of each p, then of each q."""
+        return [
+            *zip(self.value_rows, self.primes, strict=True),
+            *((row, pair.q) for row, pair in self._exponents()),
+        ]
 
     def _exponents(self) -> list[tuple[int, PrimePair]]:
         return [(value + 1, pair) for value, pair in zip(self.value_rows, self.pairs, strict=True)]

@@ -45,8 +45,25 @@ def primitive_root(prime: int) -> int:
     return next(g for g in range(2, prime) if all(pow(g, (prime - 1) // f, prime) != 1 for f in factors))
 
 
+@lru_cache(maxsize=4096)
 def square_root(number: int, prime: int) -> int | None:
-    """The even square root of a number modulo an odd prime below 2^31, counted from 0; None where it has none."""
+    """A square root of a whole number above 0 modulo an odd prime below 2^31, counted from 0; None where it has none.
+
+    It is the product of the roots of the factors that have one, so that sqrt(8) sqrt(2) = 4.
+    """
+    root, rest = 1, 1
+    for factor in _prime_factors(number):
+        while number % factor**2 == 0:
+            number //= factor**2
+            root = root * factor % prime
+        if number % factor == 0:
+            own = _even_root(factor, prime)
+            root, rest = (root, rest * factor) if own is None else (root * own % prime, rest)
+    of_rest = _even_root(rest, prime) if rest > 1 else 1
+    return None if of_rest is None else root * of_rest % prime
+
+
+def _even_root(number: int, prime: int) -> int | None:
     residue = number % prime
     if pow(residue, (prime - 1) // 2, prime) != 1:
         return None

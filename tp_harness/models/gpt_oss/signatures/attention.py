@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch.nn.functional import linear
@@ -31,11 +32,17 @@ def unrotated(site: Site) -> torch.Tensor:
 
 
 def tables(site: Site, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of `positions` (batch, seq) int64: (batch, seq, 1, head_dim / 2), float64."""
-    module = site.module
-    rope = module if isinstance(module, rotary.RotaryEmbedding) else attention_of(site).rope
-    cos, sin = rope.cos_sin(site.positions if positions is None else positions)
-    return cos.unsqueeze(-2), sin.unsqueeze(-2)
+    """cos and sin of `positions` (batch, seq) int64: (batch, seq, 1, head_dim / 2), rounded as in the site's run."""
+    return _tables(site, _rope(site), site.positions if positions is None else positions)
+
+
+def _tables(site: Site, rope: rotary.RotaryEmbedding, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = (x.unsqueeze(-2).to(site.tables) for x in rope.cos_sin(positions))
+    return cos, sin
+
+
+def _rope(site: Site) -> rotary.RotaryEmbedding:
+    return site.module if isinstance(site.module, rotary.RotaryEmbedding) else attention_of(site).rope
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -137,21 +144,28 @@ def positions_ignored(site: Site) -> Iterator[Guess]:
 
 
 def no_concentration(site: Site) -> Iterator[Guess]:
-    """Unscaled cos and sin."""
-    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else attention_of(site).rope
-    if rope.concentration != 1.0:
-        yield Guess(site.right / rope.concentration)
+    """Unscaled cos and sin: made so, or divided after they were rounded."""
+    if _rope(site).concentration != 1.0:
+        plain = copy(_rope(site))
+        plain.concentration = 1.0
+        yield Guess(rotate(unrotated(site), *_tables(site, plain, site.positions)))
+        scale = torch.tensor(_rope(site).concentration, dtype=site.tables)
+        yield Guess(rotate(unrotated(site), *(table / scale for table in tables(site))))
 
 
 def no_interpolation(site: Site) -> Iterator[Guess]:
     """Plain frequencies, theta^(-2i/d), with and without YaRN's concentration."""
-    rope = site.module if isinstance(site.module, rotary.RotaryEmbedding) else attention_of(site).rope
-    half = len(rope.inv_freq)
-    theta = rope.inv_freq[1].item() ** -half  # the fast pairs keep their frequency
-    plain = theta ** -(torch.arange(half, dtype=torch.float64) / half)
-    angle = (site.positions.to(torch.float64)[..., None] * plain).unsqueeze(-2)
-    for factor in (1.0, rope.concentration):
-        yield Guess(rotate(unrotated(site), angle.cos() * factor, angle.sin() * factor))
+    half = len(_rope(site).inv_freq)
+    theta = _rope(site).inv_freq[1].item() ** -half  # the fast pairs keep their frequency
+    for factor in (1.0, _rope(site).concentration):
+        plain = rotary.RotaryEmbedding(2 * half, _whole(theta), torch.float32)
+        plain.concentration = factor
+        yield Guess(rotate(unrotated(site), *_tables(site, plain, site.positions)))
+
+
+def _whole(number: float) -> float:
+    """The whole number that it is, but for rounding."""
+    return round(number) if math.isclose(number, round(number), rel_tol=1e-12) else number
 
 
 # heads
@@ -212,7 +226,7 @@ def softmax_scale(site: Site) -> Iterator[Guess]:
     }
     for detail, scale in wrong.items():
         if not math.isclose(scale, dim**-0.5):
-            yield Guess(attend(site, scale=scale * dim**0.5), detail)
+            yield Guess(attend(site, scale=scale), detail)
 
 
 def heads_tiled(site: Site) -> Iterator[Guess]:

@@ -6,6 +6,7 @@ tensor that was looked at. Formulas are those of `reference/gpt_oss.py`, which n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,7 @@ def attend(
     *,
     sinks: torch.Tensor | None = None,
     window: int | None = None,
-    scale: float = 1.0,
+    scale: float | None = None,
     causal: bool = True,
     key: torch.Tensor | None = None,
     value: torch.Tensor | None = None,
@@ -61,7 +62,7 @@ def attend(
     Args:
         sinks: (heads,) float64.
         window: tokens that a query sees; 0 means all before it.
-        scale: factor on the scores, beside 1 / sqrt(head_dim).
+        scale: factor on the scores in the place of 1 / sqrt(head_dim).
         causal: whether later keys are hidden.
         key, value: (batch, seq, kv_heads, head_dim) float64.
         query: (batch, seq, heads, head_dim) float64.
@@ -74,7 +75,9 @@ def attend(
     mask = gpt_oss.visible(site.positions, window)
     if not causal:  # a window, where there is one, still hides what is long past
         mask = mask | gpt_oss.visible(-site.positions, 0)
-    grouped = query.unflatten(-2, (key.shape[-2], -1)) * scale
+    if scale is not None:
+        query = query * scale * math.sqrt(query.shape[-1])
+    grouped = query.unflatten(-2, (key.shape[-2], -1))
     return gpt_oss.sink_attention(grouped, key, value, sinks, mask)
 
 
