@@ -194,12 +194,42 @@ def works() -> None:
     with stand_in_groups(2):
         work = dist.all_reduce(torch.ones(2), async_op=True)
         private.wait_for(work)
+        assert isinstance(private.is_complete(work), bool)
         boxed = dist.group.WORLD.boxed()
         assert private.process_group(boxed).size() == private.process_group(dist.group.WORLD).size() == 2
         private.wait_for(torch.ops.c10d.broadcast_([torch.ones(1)], boxed, 0, 0)[1])  # a boxed one
 
 
+def decomposed() -> None:
+    of_each = torch.ops.aten._foreach_add.Scalar
+    with Seen() as seen:
+        both = private.decomposed(of_each, ([torch.ones(1), torch.zeros(1)], 2.0), {})
+    assert torch.cat(both).tolist() == [3.0, 2.0]
+    assert seen.names.count("add") == 2
+    assert private.decomposed(torch.ops.aten.reshape.default, (torch.ones(2), [1, 2]), {}).shape == (1, 2)
+
+
+def function_modes() -> None:
+    class Counting(torch.overrides.TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counting.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    assert private.function_modes() == 0
+    with Counting():
+        assert private.function_modes() == 1
+        with private.without_function_modes():
+            torch.ones(1) + 1
+    assert Counting.calls == 0
+
+
 CHECKS: dict[str, Callable[[], None]] = {
+    "torch._C:DisableTorchFunction": function_modes,
+    "torch._C:DispatchKey.CPU": decomposed,
+    "torch._C:DispatchKeySet": decomposed,
+    "torch._ops:OpOverload.redispatch": decomposed,
     "torch.nn.modules.module:_EXTRA_STATE_KEY_SUFFIX": extra_state,
     "torch.nn:Module.__dict__": module_internals,
     "torch.utils._python_dispatch:TorchDispatchMode": dispatch_mode,

@@ -93,9 +93,9 @@ def decomposed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """
     if is_composite(operation):
         return operation.decompose(*args, **kwargs)
-    key: Any = TORCH.part("torch._C:DispatchKey.CompositeExplicitAutograd")
-    run: Any = TORCH.part("torch._ops:OpOverload._op_dk", operation)
-    return run(key, *args, **kwargs)
+    key: Any = TORCH.part("torch._C:DispatchKey.CPU")
+    keys: Any = TORCH.part("torch._C:DispatchKeySet")(key)
+    return TORCH.part("torch._ops:OpOverload.redispatch", operation)(keys, *args, **kwargs)
 
 
 @cache
