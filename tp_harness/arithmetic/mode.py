@@ -7,7 +7,7 @@ unknown, and `Seen` says which operation it was: nothing is proved then, and not
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -220,11 +220,20 @@ class ExactMode(DispatchMode):
 SINGLE = torch.finfo(torch.float32).eps
 
 
+def _floating(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for x in values:
+        if isinstance(x, torch.Tensor):
+            if x.is_floating_point():
+                yield x
+        elif isinstance(x, (list, tuple)):
+            yield from _floating(x)
+
+
 def result_dtype(args: Any, kwargs: Any = None) -> torch.dtype:
     """The dtype to which torch promotes the floating-point tensors among arguments; a `dtype` that is given counts."""
     if kwargs and kwargs.get("dtype") is not None:
         return kwargs["dtype"]
-    found = [x for x in leaves((args, kwargs or {})) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    found = list(_floating((args, tuple((kwargs or {}).values()))))
     wide = [x for x in found if x.dim()] or found
     dtype = wide[0].dtype
     for x in wide[1:]:

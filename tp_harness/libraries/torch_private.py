@@ -53,7 +53,12 @@ def storage_reference(x: torch.Tensor) -> Any:
 
     `expired()` says whether nothing else holds the storage.
     """
-    return TORCH.part("torch.multiprocessing.reductions:StorageWeakRef")(x.untyped_storage())
+    return _weak_storage()(x.untyped_storage())
+
+
+@cache
+def _weak_storage() -> Any:
+    return TORCH.part("torch.multiprocessing.reductions:StorageWeakRef")
 
 
 def storage_id(x: torch.Tensor) -> int:

@@ -27,6 +27,7 @@ from .drawing import draw_at, draw_run, tables
 from .primes import BITS, PrimePair, draw_pairs, powers, square_root
 from .tables import balanced, index_of, inverses_of, look_up
 
+_SCALARS = 4096  # constants of a program that are kept
 EXACT = 2.0**53  # float64 holds every whole number up to here
 _MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
 
@@ -48,6 +49,7 @@ class Field:
         self.value_rows = tuple(range(1, self.rows, 2))
         self._m = torch.tensor(self.moduli, dtype=torch.float64)
         self._inverse_m = 1 / self._m
+        self._scalars: dict[tuple[str, torch.dtype], torch.Tensor] = {}  # what `scalar` made
         self.zeros = 0  # residues 0 that were inverted
         self.longest = int(EXACT / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
 
@@ -79,7 +81,7 @@ class Field:
         rows = rows.clone()
         for value, (exponent, pair) in zip(self.value_rows, self._exponents(), strict=True):
             residue = self._balanced(rows[value], pair.p)
-            fresh = self._keyed("exponent", [residue.abs()], pair.q) * residue.sign()
+            fresh = self._keyed("exponent", [residue.abs()], (pair.q,))[0] * residue.sign()
             rows[exponent] = torch.where(rows[exponent].isnan(), fresh, rows[exponent])
         return rows
 
@@ -111,12 +113,20 @@ class Field:
         out[0] = shadow
         for value, pair in zip(self.value_rows, self.pairs, strict=True):
             given = [self._balanced(x[value], pair.p) for x in arguments]
-            out[value] = self._keyed(name, given, pair.p)
-            out[value + 1] = self._keyed(name, given, pair.q)
+            out[value], out[value + 1] = self._keyed(name, given, (pair.p, pair.q))
         return out
 
     def scalar(self, value: float | Fraction | Constant, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """A constant of the program, (rows,); of an infinite one the residue is 0, of nan it is unknown."""
+        key = repr(value), dtype  # -0.0 is not 0.0
+        found = self._scalars.get(key)
+        if found is None:
+            if len(self._scalars) >= _SCALARS:
+                self._scalars.clear()
+            found = self._scalars[key] = self._scalar(value, dtype)
+        return found.clone()
+
+    def _scalar(self, value: float | Fraction | Constant, dtype: torch.dtype) -> torch.Tensor:
         if isinstance(value, float) and not math.isfinite(value):
             return torch.tensor(
                 [value, *[math.nan if math.isnan(value) else 0.0] * len(self.moduli)], dtype=torch.float64
@@ -215,16 +225,19 @@ class Field:
         index = index_of(residue, m)
         return torch.where(index > m // 2, index - m, index)
 
-    def _keyed(self, name: str, arguments: Sequence[torch.Tensor], into: int) -> torch.Tensor:
-        """Balanced residues modulo `into`; unknown where an argument is."""
-        start = (zlib.crc32(name.encode()) * 0x9E3779B1 + self.key + into * 0x85EBCA6B) & (2**62 - 1)
-        mixed, unknown = torch.tensor(start), torch.tensor(False)
+    def _keyed(self, name: str, arguments: Sequence[torch.Tensor], moduli: Sequence[int]) -> list[torch.Tensor]:
+        """For each modulus, independent balanced residues; unknown where an argument is."""
+        start = (zlib.crc32(name.encode()) * 0x9E3779B1 + self.key + moduli[0] * 0x85EBCA6B) & (2**62 - 1)
+        mixed = torch.tensor(start)
         for argument in arguments:
-            unknown = unknown | argument.isnan()
-            mixed = _mixed(mixed + argument.nan_to_num(nan=0.0).to(torch.int64) * _MIX[2])
-        residue = ((mixed >> 11) & (2**50 - 1)).remainder(into).to(torch.float64)
-        residue = torch.where(residue > into // 2, residue - into, residue)
-        return torch.where(unknown, math.nan, residue)
+            mixed = _mixed(argument.nan_to_num(nan=0.0).to(torch.int64).mul_(_MIX[2]).add_(mixed))
+        unknown = sum(arguments[1:], arguments[0]).mul_(0) if len(arguments) > 1 else arguments[0] * 0
+        out = []
+        for modulus in moduli:
+            upper = (mixed >> 11).to(torch.float64)  # 53 binary digits, of which none is rounded away
+            out.append(upper.mul_((modulus - 1) / 2**53).round_().add_(unknown))
+            mixed = _mixed(mixed) if len(moduli) > 1 else mixed
+        return out
 
     def write(self, path: Path) -> None:
         """Write the tables, which take a third of a second to make, for other processes to map."""
@@ -266,9 +279,9 @@ class Field:
 
 def _mixed(x: torch.Tensor) -> torch.Tensor:
     """A bijection of 64-bit numbers whose every digit depends on all (splitmix64)."""
-    x = (x ^ (x >> 30)) * _MIX[0]
-    x = (x ^ (x >> 27)) * _MIX[1]
-    return x ^ (x >> 31)
+    x = (x >> 30).bitwise_xor_(x).mul_(_MIX[0])
+    x = (x >> 27).bitwise_xor_(x).mul_(_MIX[1])
+    return (x >> 31).bitwise_xor_(x)
 
 
 def _residue(constant: Constant, m: int, shadow: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from .primes import powers, primitive_root
@@ -16,9 +14,9 @@ def index_of(residue: torch.Tensor, m: int) -> torch.Tensor:
 
 def look_up(table: torch.Tensor, residue: torch.Tensor, m: int) -> torch.Tensor:
     """The entries (m,) of a table for residues of any shape; unknown (nan) where the residue is."""
-    unknown = residue.isnan()
-    found = table[index_of(residue, m).nan_to_num_(nan=0.0).to(torch.int64)].to(torch.float64)
-    return torch.where(unknown, math.nan, found)
+    index = index_of(residue, m).nan_to_num_(nan=0.0).to(torch.int32)
+    found = table.index_select(0, index.reshape(-1)).to(torch.float64).view(residue.shape)
+    return found.add_(residue * 0)  # nan where it is nan
 
 
 def balanced(values: torch.Tensor, m: int) -> torch.Tensor:
