@@ -113,9 +113,22 @@ def _exp(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     return mode.computed(mode.field.exp(mode.number(a)), a.dtype)
 
 
-@rule(aten.log)
+@rule(aten.expm1)
+def _expm1(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
+    x = mode.number(a)
+    out = numbers.subtract(mode.field, mode.field.exp(x), mode.field.scalar(1))
+    out[0] = x[0].expm1()
+    return mode.computed(out, a.dtype)
+
+
+@rule(aten.log, aten.log1p)
 def _log(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(numbers.logarithm(mode.field, mode.number(a)), a.dtype)
+    x = mode.number(a)
+    if func.overloadpacket is aten.log:
+        return mode.computed(numbers.logarithm(mode.field, x), a.dtype)
+    out = numbers.logarithm(mode.field, numbers.add(mode.field, x, mode.field.scalar(1)))
+    out[0] = x[0].log1p()
+    return mode.computed(out, a.dtype)
 
 
 @rule(aten.sigmoid)
