@@ -176,7 +176,7 @@ class Rotated(Wide):
     def between(self, x: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
         turn = torch.polar(torch.ones(x.shape[1]), torch.arange(x.shape[1]) / 7.0).unsqueeze(-1)
-        turned = pairs * turn
+        turned = (pairs * turn) / (2 - 1j) * (2 - 1j) + 0.5 * pairs - pairs / 2
         return torch.view_as_real(turned.conj().resolve_conj() if self.conjugate else turned).flatten(-2).to(x.dtype)
 
 

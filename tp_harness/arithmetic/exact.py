@@ -9,7 +9,7 @@ from copy import copy
 
 import torch
 
-from . import collectives, composed, decisions, elementwise, moving, products  # noqa: F401  (they register their rules)
+from . import collectives, composed, decisions, elementwise, moving, pairs, products  # noqa: F401  (they register rules)
 from .escapes import watching
 from .floats import NOMINAL
 from .memory import Memory

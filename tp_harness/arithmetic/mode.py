@@ -16,7 +16,7 @@ from ..libraries import torch_private
 from ..libraries.torch_private import DispatchMode, leaves, tree_map
 from .floats import NOMINAL
 from .memory import Memory
-from .operations import Operation, looked_up, without_chance
+from .operations import PAIRS, Operation, looked_up, without_chance
 from .residues.field import Numbers
 from .seen import Seen
 
@@ -54,7 +54,9 @@ class ExactMode(DispatchMode):
         operation = looked_up(func)
         held, hidden = self.memory.look(args, kwargs)
         if hidden:
-            self.seen.escape(f"{func} reads the bits of a floating-point tensor as numbers of another kind")
+            done = self._of_another_kind(func, operation, args, kwargs)
+            if done is not NotImplemented:
+                return done
         if operation.collective and operation.rule is not None:
             return operation.rule(self, func, *args, **kwargs)
         if operation.random and not without_chance(func, args, kwargs):
@@ -65,6 +67,23 @@ class ExactMode(DispatchMode):
         if not held or operation.of_shape:
             return self._plainly(func, operation, args, kwargs)
         return self._exactly(func, operation, args, kwargs)
+
+    def _of_another_kind(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation on complex tensors returns, which are views of tensors of pairs; else NotImplemented."""
+        kinds = [x for x in leaves((args, kwargs)) if isinstance(x, torch.Tensor) and self.memory.look(x)[1]]
+        if not all(x.is_complex() for x in kinds):
+            self.seen.escape(f"{func} reads the bits of a floating-point tensor as whole numbers")
+            return NotImplemented
+        if operation.views and not operation.writes:
+            return func(*args, **kwargs)
+        rule = PAIRS.get(func.overloadpacket)
+        if rule is None and operation.composite and not operation.writes:
+            with self:
+                return torch_private.decomposed(func, args, kwargs)
+        done = NotImplemented if rule is None or operation.writes else rule(self, *args, **kwargs)
+        if done is NotImplemented:
+            self.seen.escape(f"{func} computes with complex numbers, and has no rule")
+        return done
 
     def _plainly(self, func: Any, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation on constants."""
@@ -158,6 +177,9 @@ class ExactMode(DispatchMode):
 
     def number(self, x: Any) -> torch.Tensor:
         """The numbers of an operand: a tensor of any dtype and shape, or a number of the program (then (rows,))."""
+        if isinstance(x, complex) or (isinstance(x, torch.Tensor) and x.is_complex()):
+            self.seen.escape("a real tensor and a complex number meet, which has no rule")
+            x = x.real
         if not isinstance(x, torch.Tensor):
             return self.field.scalar(int(x) if isinstance(x, bool) else x)
         if x.is_floating_point():

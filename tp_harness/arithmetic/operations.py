@@ -14,6 +14,7 @@ from ..libraries import torch_private
 aten = torch.ops.aten
 Rule = Callable[..., Any]  # (mode, operation, *args, **kwargs) -> what the operation returns
 RULES: dict[Any, Rule] = {}  # by operation, with all its overloads or one of them
+PAIRS: dict[Any, Callable[..., Any]] = {}  # of complex tensors: (mode, *args, **kwargs) -> what the operation returns
 
 
 def named(names: str) -> frozenset[Any]:
