@@ -103,11 +103,17 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         A compiled program has fixed shapes and cannot ask which experts were chosen: there, all are, and the weight
         of those not chosen is 0.
         """
+        run = self._all_experts if t_TH.device.type == "xla" else self._chosen_experts
+        return run(t_TH, weights_TE)
+
+    def _all_experts(self, t_TH: torch.Tensor, weights_TE: torch.Tensor) -> torch.Tensor:
         total_TH = torch.zeros_like(t_TH, dtype=reduce_dtype(t_TH))
-        if t_TH.device.type == "xla":
-            for expert in range(self.num_experts):
-                total_TH = total_TH + self._expert_of_all(t_TH, expert).to(total_TH.dtype) * weights_TE[:, expert, None]
-            return total_TH
+        for expert in range(self.num_experts):
+            total_TH = total_TH + self._expert_of_all(t_TH, expert).to(total_TH.dtype) * weights_TE[:, expert, None]
+        return total_TH
+
+    def _chosen_experts(self, t_TH: torch.Tensor, weights_TE: torch.Tensor) -> torch.Tensor:
+        total_TH = torch.zeros_like(t_TH, dtype=reduce_dtype(t_TH))
         cast = CastBuffer(t_TH.dtype)
         for expert in range(self.num_experts):
             tokens_P = weights_TE[:, expert].nonzero()[:, 0]
