@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .mode import ExactMode
-from .operations import PAIRS, aten, rule
+from .operations import PAIRS, aten, named, rule
 from .residues import numbers
 from .residues.field import Numbers
 
@@ -116,9 +116,7 @@ PAIRS.update(
         aten.reciprocal: _reciprocal,
         aten.neg: _neg,
         aten.abs: _abs,
-        aten._conj_physical: _conjugate,
-        aten.conj_physical: _conjugate,
-        aten.clone: _clone,
-        aten._to_copy: _clone,
     }
 )
+PAIRS.update(dict.fromkeys(named("_conj_physical conj_physical"), _conjugate))
+PAIRS.update(dict.fromkeys(named("clone _to_copy"), _clone))
