@@ -67,3 +67,10 @@ def test_a_proof_survives_the_disk_and_older_files_have_none(tmp_path: Path) -> 
     older = to_json(result())
     del older["proof"]
     assert from_json(Result, older).proof is None
+
+
+def test_the_branches_of_all_draws_are_told() -> None:
+    draws = tuple(exact(of=proof(coverage=(said, "relu: 3% below"))) for said in ("5 of 8 chosen", "6 of 8 chosen"))
+    worst = worst_draw(draws)
+    assert worst.proof is not None
+    assert worst.proof.coverage == ("5 of 8 chosen", "relu: 3% below", "6 of 8 chosen")

@@ -285,10 +285,15 @@ class DegreeRun:
 
 
 def worst_draw(results: tuple[Result, ...]) -> Result:
-    """The verdict over several draws is the worst one; of equal ones, that nearest to a limit, or to a tie."""
+    """The verdict over several draws is the worst one; of equal ones, that nearest to a limit, or to a tie.
+
+    Its proof says which branches were taken in any draw.
+    """
 
     def badness(result: Result) -> tuple[int, bool, float, float]:
         gate, tie = nearest_gate(result.gates), result.proof.margin if result.proof else math.inf
         return result.status.badness, result.status is Status.DIFFERENT, severity(gate) if gate else 0.0, -tie
 
-    return max(results, key=badness)
+    worst = max(results, key=badness)
+    said = dict.fromkeys(sentence for each in results if each.proof for sentence in each.proof.coverage)
+    return replace(worst, proof=replace(worst.proof, coverage=tuple(said))) if worst.proof else worst
