@@ -115,9 +115,12 @@ FUNCTIONS = (
     Step("sin", (lambda e, x, y: x.sin() * y.cos(), lambda e, x, y: y.cos() * x.sin()), (lambda e, x, y: y.sin(),)),
     Step(
         "log",
-        (lambda e, x, y: _squares(x).log(), lambda e, x, y: torch.log(1 + torch.square(x))),
-        (lambda e, x, y: (x * x + 2).log(),),
-        (lambda e, x, y: torch.log1p(x * x),),
+        (
+            lambda e, x, y: _squares(x).log(),
+            lambda e, x, y: torch.log(1 + torch.square(x)),
+            lambda e, x, y: torch.log1p(x * x),
+        ),
+        (lambda e, x, y: (x * x + 2).log(), lambda e, x, y: torch.log1p(x * x + 1)),
     ),
     Step(
         "softplus",
