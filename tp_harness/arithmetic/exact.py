@@ -32,7 +32,7 @@ class Exact:
         self._given: Mapping[str, torch.Tensor] = {}
 
     def again(self, given: Mapping[str, torch.Tensor]) -> Exact:
-        """A further run on the same memory, in which variables of these names are tensors that have numbers already."""
+        """A further run on the same memory; variables of these names are tensors, any shape, that have numbers."""
         other = copy(self)
         other._given = given
         return other

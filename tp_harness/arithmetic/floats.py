@@ -60,7 +60,7 @@ class Floats:
         return shadow
 
     def again(self, given: Mapping[str, torch.Tensor]) -> Floats:
-        """A further run, with other values of some parameters: nothing need be remembered of it."""
+        """A further run with other values of some parameters, any shape, of which nothing need be remembered."""
         del given
         return self
 
