@@ -20,13 +20,14 @@ from tp_harness.results.run_record import RunRecord
 
 TIE = "the choice of experts at token 17: experts 3 and 5 are a tie"
 CAUSE = Cause(name="bias x tp", sentence="the bias is added once per rank", explained=1.0, residual=0.0, limit=0.0)
+CERTAIN = replace(CAUSE, exact=True)
 FIRST = Divergence(
     tensor="reduced", kind="value", after="total", ranks=(0, 1), index=(0, 3, 5), actual=2.0, expected=1.0
 )
 PROVED = exact(tp=2)
 UNPROVED = exact(Status.NOT_PROVED, of=proof(undecided=(TIE,)), reason="1 decision is a tie")
 DIFFERENT = exact(
-    Status.DIFFERENT, of=proof(shadow=1.2e-3), reason="residues differ", first_divergence=FIRST, diagnosis=(CAUSE,)
+    Status.DIFFERENT, of=proof(shadow=1.2e-3), reason="residues differ", first_divergence=FIRST, diagnosis=(CERTAIN,)
 )
 WRONG_FLOAT = result(
     status=Status.MISMATCH,
@@ -123,6 +124,16 @@ def test_a_mistake_of_which_floating_point_alone_knows_the_cause_is_one_paragrap
     certain = replace(DIFFERENT, first_divergence=other)
     assert len(failures([certain, replace(named, diagnosis=())])) == 1, "the row without a cause joins the exact one"
     assert len(failures([certain, named])) == 2, "each has a cause, for another tensor"
+
+
+def test_a_certain_cause_leads_what_floating_point_says_of_the_same_tensor() -> None:
+    alike = replace(CAUSE, name="scaled", sentence="it is scaled", limit=1e-6)
+    [failure] = failures([replace(WRONG_FLOAT, diagnosis=(alike,)), DIFFERENT])
+    assert failure.first is DIFFERENT
+    assert [cause.name for cause in failure.causes] == ["bias x tp"]
+    assert not any("scaled" in line for line in details(failure))
+    likely = replace(DIFFERENT, diagnosis=(CAUSE,))
+    assert len(failures([replace(WRONG_FLOAT, diagnosis=(alike,)), likely])) == 2, "neither is certain"
 
 
 def test_what_is_not_proved_says_why_and_that_the_other_verdicts_stand() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import exact, proof
 
 from tp_harness.commands import verify
 from tp_harness.config.options import Options, as_record, resolve
@@ -191,6 +192,17 @@ def test_what_is_left_to_do(tmp_path: Path) -> None:
     assert (todo.dtypes(("mlp", 0), 2), todo.dtypes(("mlp", 0), 8)) == (("bfloat16",), ("float32", "bfloat16"))
     record.replace(0, replace(done[0], status=Status.MISMATCH))
     assert todo.targets == (("attention", 0), ("mlp", 0)), "a mismatch without its explanation"
+
+
+def test_what_is_not_proved_is_run_again_until_it_is_said_where_residues_are_not_equal_first(tmp_path: Path) -> None:
+    options = replace(OPTIONS, dtypes=("exact",))
+    todo = Todo(options=resolve(options), record=begun(tmp_path, options))
+    unequal = proof(undecided=("a rounding",), unequal=("output.0",))
+    told = replace(unequal, first="the first tensor whose residues are not equal is norm on rank 0")
+    for of, again in ((unequal, True), (told, False), (proof(undecided=("a tie",)), False)):
+        row = replace(exact(Status.NOT_PROVED, of=of, tp=2), component="attention", layer=0)
+        assert todo.unexplained(row) is again
+    assert not todo.unexplained(replace(exact(tp=2, of=unequal), component="attention", layer=0)), "it is proved"
 
 
 def test_asked_of_keeps_every_option() -> None:

@@ -1,4 +1,4 @@
-"""Known mistakes of tensor parallelism by what they do to numbers; see `signature.py` for when one is named.
+"""Known mistakes of tensor parallelism by what they do to numbers; see `fit.py` for when one is named.
 
 To add one: a function that computes the wrong tensor, and an entry in the tuple of its file. Those of a model family's
 modules are in its own folder.
@@ -9,13 +9,14 @@ from __future__ import annotations
 from ..models import knowledge
 from .common import COMMON
 from .cuts import CUTS
+from .fit import Diagnosis, diagnose
 from .heads import HEADS
 from .indices import INDICES
 from .outputs import OUTPUTS
 from .parts import PARTS
 from .places import PLACES
 from .shares import SHARES
-from .signature import Diagnosis, Guess, Signature, diagnose
+from .signature import Guess, Signature
 from .site import Site, UnavailableError, as_output, is_known, site_of
 from .summands import SUMMANDS
 from .sums import SUMS

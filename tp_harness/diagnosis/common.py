@@ -222,6 +222,7 @@ COMMON = (
         level=1,
     ),
     Signature(name="scaled", sentence="it is {detail} times what it should be", guess=by_a_factor, level=2),
+    Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
     Signature(name="blocks permuted", sentence="the ranks' blocks are permuted: {detail}", guess=permuted, level=1),
     Signature(
         name="gathered elsewhere",
@@ -229,7 +230,6 @@ COMMON = (
         on=("output",),
         guess=gathered_elsewhere,
     ),
-    Signature(name="rank 0 everywhere", sentence="every rank has rank 0's block", guess=rank_0_everywhere, level=1),
     Signature(
         name="row 0 everywhere", sentence="every row of the batch has row 0's values", guess=rows_of_first, level=1
     ),

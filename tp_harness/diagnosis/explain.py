@@ -13,9 +13,10 @@ from ..judge.evidence import Evidence
 from ..judge.shape_checks import RANDOM
 from ..parallel.placements import Placement, PlacementError, Replicate, Shard
 from ..prepare.oracle import Tapped
-from ..results.result import Divergence, Mistake, Result
+from ..report.failure_text import ranks_text
+from ..results.result import Divergence, Mistake, Result, Status
 from . import Diagnosis, Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
-from .localise import divergences, first_divergence
+from .localise import divergences, first_divergence, first_unequal
 from .trace import Traced, with_grafts
 
 REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
@@ -37,6 +38,8 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     except PlacementError as error:  # a user's, of a tap
         return replace(result, notes=(*result.notes, f"what went wrong first was not found out: {error}"))
     result = replace(result, notes=(*result.notes, *notes))
+    if result.status is Status.NOT_PROVED:
+        return _with_first_unequal(result, evidence, tapped)
     if first is None:
         return result
     divergence, traced = first
@@ -49,6 +52,16 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
         refuted=found.refuted,
         hypotheses=found.tried,
     )
+
+
+def _with_first_unequal(result: Result, evidence: Evidence, tapped: Tapped) -> Result:
+    """The result with a clause on the first tensor whose residues do not prove it; nothing says that it is wrong."""
+    found = first_unequal(evidence, tapped)
+    if found is None or result.proof is None:
+        return result
+    name, ranks = found
+    clause = f"the first tensor whose residues are not equal is {name} on {ranks_text(ranks)}"
+    return replace(result, reason=f"{result.reason}; {clause}", proof=replace(result.proof, first=clause))
 
 
 @torch.no_grad()
@@ -93,6 +106,9 @@ def _diagnosed(
     if traced is None or divergence.kind not in NUMBERS:
         return Diagnosis()
     site = site_of(evidence, tapped, traced, divergence.ranks)
+    if traced.residues:
+        unequal = first_unequal(evidence, tapped)
+        site = replace(site, proved=unequal is not None and unequal[0] == traced.name)
     leaves = [site.target, *_unseen(evidence, divergence, traced, site.owner)]
     found = diagnose(site, leaves, signatures)
     for place in _own_places(evidence, tapped, site, elsewhere=elsewhere):

@@ -16,10 +16,12 @@ import torch
 
 from ..case.taps import CHOSEN, PER_EXPERT, same_choice, tap_name
 from ..judge import verdict
+from ..judge.distance import bounded
 from ..judge.evidence import Evidence
 from ..judge.gates import limits
+from ..judge.proofs import rounds_to, usual_size
 from ..judge.router_flips import router_flips
-from ..parallel.placements import KVHeads, Replicate
+from ..parallel.placements import KVHeads, Placement, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.rank_files import digest
 from ..results.result import Divergence, Gate
@@ -75,13 +77,34 @@ def _not_finite(traced: Traced) -> Divergence | None:
     return _divergent(traced.name, "nonfinite", wrong, index=index, **values)
 
 
-def _other_residues(_evidence: Evidence, traced: Traced) -> Divergence | None:
-    """Elements with other residues, and of these the one farthest off in float64."""
-    places = {rank: traced.differs(rank) for rank in range(traced.tp)}
+def first_unequal(evidence: Evidence, tapped: Tapped) -> tuple[str, tuple[int, ...]] | None:
+    """The first tensor whose residues are not all known and equal, and the ranks that hold it so; it need not be wrong.
+
+    Raises:
+        PlacementError: a user's placement cannot cut a tensor before it.
+    """
+    for traced in trace(evidence, tapped):
+        ranks = [rank for rank in range(traced.tp) if (traced.differs(rank) | traced.unknown(rank)).any()]
+        if ranks:
+            return traced.name, tuple(ranks)
+    return None
+
+
+def _other_residues(evidence: Evidence, traced: Traced) -> Divergence | None:
+    """Elements with other residues, and of these the one farthest off in float64.
+
+    Where float64 does not tell the tensor from the right one, it is not called wrong, unless ranks that must hold the
+    same do not; where residues are unknown, float64 alone decides.
+    """
+    least = rounds_to(evidence) * usual_size(bounded(traced.expected))
+    errors = {rank: _error(traced, rank) for rank in range(traced.tp)}
+    places = {rank: traced.differs(rank) | (traced.unknown(rank) & (errors[rank] > least)) for rank in errors}
+    errors = {rank: error.masked_fill(~places[rank], -1.0) for rank, error in errors.items()}
     wrong = [rank for rank, differs in places.items() if differs.any()]
-    if not wrong:
+    apart = max(error.max().item() for error in errors.values()) > least
+    odd = [] if apart else _odd_replicas(traced.placement, [own.shards for own in traced.residues])
+    if not wrong or not (apart or odd):
         return None
-    errors = {rank: _error(traced, rank).masked_fill(~places[rank], -1.0) for rank in wrong}
     worst = max(wrong, key=lambda rank: errors[rank].max().item())
     flat = int(errors[worst].argmax())
     index = traced.whole_index(worst, flat)
@@ -101,7 +124,7 @@ def _other_residues(_evidence: Evidence, traced: Traced) -> Divergence | None:
 
 def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:
     """Replicas that differ, or values out of the limit; `ranks` are those that are wrong."""
-    odd = _odd_replicas(traced)
+    odd = _odd_replicas(traced.placement, [traced.shards])
     if not odd and torch.equal(traced.full.to(torch.float64), traced.expected.to(torch.float64)):
         return None  # also of numbers that have no error to compare with: all zero, or whole ones
     gates = _gates(evidence, traced, traced.full, traced.expected, traced.baseline)
@@ -133,13 +156,17 @@ def _gates(
     return limits(evidence, traced.name, full, (expected, baseline))
 
 
-def _odd_replicas(traced: Traced) -> list[int]:
-    """Ranks that hold other bits than most of those that must hold the same; the later ones where none are most."""
-    copies = traced.placement.replicas(traced.tp) if isinstance(traced.placement, KVHeads) else 1
-    copies = traced.tp if isinstance(traced.placement, Replicate) else copies
+def _odd_replicas(placement: Placement, tensors: Sequence[Sequence[torch.Tensor]]) -> list[int]:
+    """Ranks that hold other bits than most of those that must hold the same; the later ones where none are most.
+
+    `tensors`: each by rank, any shape and dtype.
+    """
+    size = len(tensors[0])
+    copies = placement.replicas(size) if isinstance(placement, KVHeads) else 1
+    copies = size if isinstance(placement, Replicate) else copies
     odd: list[int] = []
-    for first in range(0, traced.tp, copies):
-        digests = [digest(shard) for shard in traced.shards[first : first + copies]]
+    for first in range(0, size, copies):
+        digests = [" ".join(digest(shards[rank]) for shards in tensors) for rank in range(first, first + copies)]
         usual = Counter(digests).most_common(1)[0][0]
         odd += [first + i for i, value in enumerate(digests) if value != usual]
     return odd

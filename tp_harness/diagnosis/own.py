@@ -16,8 +16,7 @@ from ..arithmetic.floats import Floats, nominal
 from ..libraries.torch_private import without_modes
 from ..parallel.placements import Placement, PlacementError, Replicate
 from ..prepare.changed_run import run_with
-from .carry import Value
-from .signature import Guess
+from .signature import Guess, Value
 from .site import Site, UnavailableError, is_known
 
 MOST_ELEMENTS = 1 << 22  # of the reference: each guess is a forward of it

@@ -12,9 +12,8 @@ from functools import partial
 import torch
 
 from ..parallel.placements import KVHeads, Placement, QKVHeads, Shard
-from .carry import Value
 from .own import by_owner, cut_tensors, held, made, own_tensors, rerun, same
-from .signature import Guess, Signature
+from .signature import Guess, Signature, Value
 from .site import Site, UnavailableError
 
 Starts = Callable[[int, int, int], int]  # (rank, length of a shard, ranks) -> where it is taken to begin

@@ -37,7 +37,8 @@ class Site:
     may lie, too. `wrong` are the ranks that hold it wrong. `rounded`: the values before it are the single-core
     reference's in the dtype under test instead of the oracle's, so that a signature shows how far rounding moves what
     its mistake makes. `arithmetic` is that of what signatures compute: float64 or, once the tensors here carry numbers,
-    exact. `memo` holds what several signatures need and is costly to compute.
+    exact; `proved`: the residues of all tensors before it are equal. `memo` holds what several signatures need and is
+    costly to compute.
     """
 
     evidence: Evidence
@@ -49,6 +50,7 @@ class Site:
     wrong: tuple[int, ...]
     rounded: bool = False
     arithmetic: Floats | Exact = FLOAT64
+    proved: bool = True
     memo: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -54,13 +54,21 @@ class Traced:
         return self.bits or tuple(map(digest, self.shards))
 
     def differs(self, rank: int) -> torch.Tensor:
-        """Where a rank's part has other residues than it must: bool, in the shape of its shard; of a sum, where that
-        has.
+        """Where a rank's part is known to have other residues than it must: bool, in the shape of its shard; of a sum,
+        where that has.
         """
         found = torch.zeros(self.shard_of(self.expected, rank).shape, dtype=torch.bool)
         for own in self.residues:
             seen = torch.stack(own.shards).sum(0).remainder(own.prime) if self.summed else own.shards[rank]
             found |= seen != self.shard_of(own.expected, rank)
+        return found & ~self.unknown(rank)
+
+    def unknown(self, rank: int) -> torch.Tensor:
+        """Where its residues are not known, or those that they must be: bool, in the same shape."""
+        found = torch.zeros(self.shard_of(self.expected, rank).shape, dtype=torch.bool)
+        for own in self.residues:
+            for seen in own.shards if self.summed else own.shards[rank : rank + 1]:
+                found |= (seen < 0) | (self.shard_of(own.expected, rank) < 0)
         return found
 
     @property

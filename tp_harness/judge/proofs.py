@@ -120,11 +120,13 @@ def compare(
 def _apart(full: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference of an element, relative to the root mean square of the finite expected ones."""
     actual, right = distance.bounded(full), distance.bounded(expected)
-    if not actual.isfinite().all():
-        return math.inf
-    ordinary = right[right.abs() < distance.MOST]
-    usual = float(ordinary.square().mean().sqrt()) if ordinary.numel() else 1.0
-    return float((actual - right).abs().max()) / (usual or 1.0)
+    return float((actual - right).abs().max()) / usual_size(right) if actual.isfinite().all() else math.inf
+
+
+def usual_size(x: torch.Tensor) -> float:
+    """The root mean square of the elements, of any shape, that are no masks; 1 where there are none but zeros."""
+    ordinary = x[x.abs() < distance.MOST]
+    return (float(ordinary.square().mean().sqrt()) if ordinary.numel() else 1.0) or 1.0
 
 
 def _decide(evidence: Evidence, compared: list[Compared], proof: Proof, escapes: list[str]) -> tuple[Status, str]:
@@ -141,6 +143,11 @@ def _decide(evidence: Evidence, compared: list[Compared], proof: Proof, escapes:
         f"the residues of {elements:,} elements are equal modulo {_primes(proof)} at a random point: another function "
         f"would be accepted with a probability of at most {proof.bound:.0e}, typically {proof.typical:.0e}"
     )
+
+
+def rounds_to(evidence: Evidence) -> float:
+    """How far apart the shadows of one tensor may be, relative to its usual size, where no constants are rounded."""
+    return AGREE_LOST if any(_escapes(evidence)) else AGREE
 
 
 def _limit(evidence: Evidence, escapes: list[str]) -> float:
@@ -182,6 +189,7 @@ def _proof(evidence: Evidence, compared: list[Compared], escapes: list[str]) -> 
         margin_of=_KINDS.get(kind, kind),
         undecided=tuple(undecided),
         shadow=max(each.shadow for each in compared),
+        unequal=tuple(each.name for each in compared if not each.equal),
     )
 
 

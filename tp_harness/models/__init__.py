@@ -37,7 +37,7 @@ def presets() -> dict[str, Any]:
 
 
 def knowledge() -> tuple[Any, ...]:
-    """What diagnosis knows of each family's modules (diagnosis/knowledge.py), of those that have it."""
+    """What diagnosis knows of each family's modules (diagnosis/signature.py), of those that have it."""
     return tuple(known for each in families() if (known := each.knowledge()) is not None)
 
 

@@ -1,7 +1,7 @@
 """All that the harness may ask of a model family. No torch: a family imports it inside the methods that need it.
 
 This stands below every room that asks, so what is theirs is named in words: a Case (case/case.py), a Fault
-(faults/fault.py), Knowledge (diagnosis/knowledge.py).
+(faults/fault.py), Knowledge (diagnosis/signature.py).
 """
 
 from __future__ import annotations

@@ -161,8 +161,8 @@ def diagnosis_text(result: Result) -> list[str]:
         return [f"no known cause{tried}"] if wrong else []
     likely = "likely" if len(result.diagnosis) == 1 else "possible"
     return [
-        f"{'cause' if is_certain(result, cause) else f'{likely} cause'}: {cause.name}: {cause.sentence} "
-        f"({_fit(result, cause)}; tp {result.tp} {result.dtype})"
+        f"{'cause' if cause.exact else f'{likely} cause'}: {cause.name}: {cause.sentence} "
+        f"({_fit(cause)}; tp {result.tp} {result.dtype})"
         for cause in result.diagnosis
     ]
 
@@ -204,14 +204,9 @@ def _alike(failure: Failure) -> list[str]:
     return alike_text(failure.first.alike)
 
 
-def is_certain(result: Result, cause: Cause) -> bool:
-    """Whether a cause gives the very residues of a result in exact arithmetic, where nothing is left to rounding."""
-    return result.proof is not None and cause.limit == 0.0
-
-
-def _fit(result: Result, cause: Cause) -> str:
-    """How well a cause of a result reproduces the numbers."""
-    if is_certain(result, cause):
+def _fit(cause: Cause) -> str:
+    """How well a cause reproduces the numbers."""
+    if cause.exact:
         return "not equal, and this known mistake gives exactly these residues"
     return (
         f"accounts for {cause.explained:.2%} of the squared error; {cause.residual:.1e} is left, rounding explains up "

@@ -27,8 +27,9 @@ class Failure:
 
     @property
     def first(self) -> Result:
-        """The result that the paragraph describes: the first with a cause, or the first of all."""
-        return next((r for r in self.results if r.diagnosis), self.results[0])
+        """The result that the paragraph describes: the first with a certain cause, or with any, or of all."""
+        ranked = [r for r in self.results if _certain(r)] or [r for r in self.results if r.diagnosis]
+        return next(iter(ranked or self.results))
 
     @property
     def components(self) -> tuple[tuple[str, int], ...]:
@@ -37,8 +38,9 @@ class Failure:
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """The causes that every result with a cause names."""
-        names = [{cause.name for cause in r.diagnosis} for r in self.results if r.diagnosis]
+        """The causes that every result with a cause names; where one is certain, every result with a certain one."""
+        told = [r for r in self.results if _certain(r)] or [r for r in self.results if r.diagnosis]
+        names = [{cause.name for cause in r.diagnosis} for r in told]
         return tuple(c for c in self.first.diagnosis if all(c.name in held for held in names))
 
     @property
@@ -106,9 +108,18 @@ def _site(result: Result) -> tuple[str, ...]:
 
 
 def _follows(result: Result, group: Sequence[Result]) -> bool:
-    """Whether a result has no cause, and the group has one of the same target and degree in a dtype of more digits."""
+    """Whether the group has a result of the same target and degree in a dtype of more digits, and this one no cause.
+
+    Its cause does not count where that result has a certain one for the same tensor.
+    """
     more = DTYPES[: DTYPES.index(result.dtype)] if result.dtype in DTYPES else ()
-    return not result.diagnosis and any(r.dtype in more and _key(r) == _key(result) for r in group)
+    leads = [r for r in group if r.dtype in more and _key(r) == _key(result)]
+    return any(not result.diagnosis or (_certain(r) and _site(r) == _site(result)) for r in leads)
+
+
+def _certain(result: Result) -> bool:
+    """Whether it has a cause that gives the very residues."""
+    return any(cause.exact for cause in result.diagnosis)
 
 
 def _key(result: Result) -> tuple[str, int, int, str]:

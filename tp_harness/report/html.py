@@ -26,7 +26,7 @@ from ..trn1.view import ending, tables
 from ..version import __version__
 from . import cells, proofs, view
 from .charts import accuracy_charts, cost_charts, time_charts
-from .failure_text import alike_text, details, divergence_text, further_text, is_certain, sentence
+from .failure_text import alike_text, details, divergence_text, further_text, sentence
 from .failures import failures, title_of
 from .headline import legend
 from .modelled import model_charts, predictions
@@ -79,7 +79,6 @@ def render(record: RunRecord, trials: Sequence[Trial] = ()) -> str:
         svg=lambda chart: Markup(svg(chart)),
         value_text=value_text,
         divergence_text=divergence_text,
-        is_certain=is_certain,
         alike_text=alike_text,
         further_text=further_text,
     )

@@ -23,6 +23,9 @@ class Proof:
         margin_of: of which decision.
         undecided: sentences that say what could not be decided, and why; empty for a PROVED result.
         shadow: the largest relative difference of the outputs that float64 computed beside the residues.
+        unequal: the outputs whose residues are not all known and equal.
+        first: of a NOT PROVED result, which tensor is the first such one, and on which ranks, as a clause; "" where it
+            was not looked for.
     """
 
     primes: tuple[int, ...]
@@ -34,3 +37,5 @@ class Proof:
     margin_of: str = ""
     undecided: tuple[str, ...] = ()
     shadow: float = 0.0
+    unequal: tuple[str, ...] = ()
+    first: str = ""

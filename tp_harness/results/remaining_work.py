@@ -49,7 +49,7 @@ class Todo:
 
     def unexplained(self, result: Result) -> bool:
         """True when a failed or undecided result has no first divergence yet, although its program ran."""
-        doubtful = result.status in EXPLAINED or any(gate.undecided for gate in result.gates)
+        doubtful = result.status in EXPLAINED or any(gate.undecided for gate in result.gates) or _unequal(result)
         return self.holds(result) and doubtful and result.first_divergence is None and not result.never_ran
 
     def _lacks(self, target: tuple[str, int], tp: int) -> bool:
@@ -63,3 +63,9 @@ class Todo:
     def _held(self, target: tuple[str, int], tp: int) -> list[Result]:
         held = (r for r in self.record.results if r.tp == tp and self.holds(r))
         return [r for r in held if self.target_of(r) == target]
+
+
+def _unequal(result: Result) -> bool:
+    """Whether residues are not equal, and it is not said where they were so first."""
+    proof = result.proof
+    return result.status is Status.NOT_PROVED and proof is not None and bool(proof.unequal) and not proof.first

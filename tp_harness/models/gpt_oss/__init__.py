@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...case.case import Case
     from ...checkpoint.checkpoint import Checkpoint
     from ...checkpoint.translation import Translation
-    from ...diagnosis.knowledge import Knowledge
+    from ...diagnosis.signature import Knowledge
     from ...faults.fault import Fault
 
 

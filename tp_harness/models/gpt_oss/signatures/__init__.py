@@ -14,9 +14,10 @@ from .blocks import BLOCKS
 from .experts import EXPERTS
 from .norm import NORM
 from .replay import steps
+from .rotation import ROTATION
 from .vocabulary import VOCABULARY
 
-SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *EXPERTS, *BLOCKS, *VOCABULARY)
+SIGNATURES: tuple[Signature, ...] = (*NORM, *ATTENTION, *ROTATION, *EXPERTS, *BLOCKS, *VOCABULARY)
 _LAST: dict[type[nn.Module], tuple[str, str]] = {  # module -> the submodule and leaf that its output is
     gpt_oss.RMSNorm: ("", "norm"),
     gpt_oss.AttentionBlock: ("", "residual"),

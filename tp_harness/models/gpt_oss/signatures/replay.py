@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import linear
 
-from ....diagnosis.carry import Step, sum_of
+from ....diagnosis.signature import Step, sum_of
 from ....diagnosis.site import Site, UnavailableError
 from ....reference import gpt_oss
 
