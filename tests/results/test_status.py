@@ -42,7 +42,7 @@ def test_a_status_is_a_pass_or_open_or_failed() -> None:
 )
 def test_the_worst_draw_stands_for_all(draws: tuple[Result, Result]) -> None:
     better, worse = draws
-    assert worst_draw((better, worse)) is worst_draw((worse, better)) == worse
+    assert worst_draw((better, worse)) == worst_draw((worse, better)) == worse != better
 
 
 def test_what_differs_is_explained_and_what_is_not_proved_is_not(tmp_path: Path) -> None:
