@@ -46,8 +46,11 @@ def test_bias_inside_the_reduction_is_found(tmp_path: Path) -> None:
     (tmp_path / "my_mlp.py").write_text(wrong)
     result = verify(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "MISMATCH my_mlp: output.0 is wrong at tp 2, 8 in both dtypes: bias x tp" in result.stdout
-    assert "likely cause: bias x tp: bias is added by every rank before the reduction, 2 times" in result.stdout
+    assert "DIFFERENT my_mlp: output.0 is not the reference's at tp 2, 8 in all dtypes: bias x tp" in result.stdout
+    assert (
+        "  cause: bias x tp: bias is added by every rank before the reduction, 2 times instead of once (not equal, and"
+        in result.stdout
+    )
 
 
 def test_build_module_example(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ def test_sdpa_is_eager_attention(tmp_path: Path) -> None:
     assert_proved(tmp_path, "hf_layers.py", LAYERS, "--tp", "1,2", *LOCAL)
 
 
-@pytest.mark.parametrize("name", ["LLAMA_TP", "QWEN_TP", "QWEN_EP", "GPT_OSS_EP"])
+@pytest.mark.parametrize(
+    "name", ["LLAMA_TP", "QWEN_TP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("QWEN_EP", "GPT_OSS_EP"))]
+)
 def test_their_own_parallelism_is_right(tmp_path: Path, name: str) -> None:
     assert_proved(tmp_path, "hf_layers.py", [name], "--tp", "2,4")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Harness
+from command import IN_FLOATS, Harness
 from ladder import TARGETS, TINY, Ladder, Ranks, mistake
 
 from tp_harness.case.taps import tapping
@@ -207,7 +207,7 @@ def test_a_whole_run_names_it_and_runs_taps_only_then(tmp_path: Path) -> None:
     harness = Harness(tmp_path)
     patch = "from tp_harness.models.gpt_oss.modules.mlp import NeuronGPTOSSMLPBlock as M\nhonest = M._swiglu\n"
     patch += "M._swiglu = lambda self, x: honest(self, x) * 1.5\n"
-    options = ["--component", "mlp", "--component", "rmsnorm", "--tp", "2", "--draws", "2"]
+    options = ["--component", "mlp", "--component", "rmsnorm", "--tp", "2", "--draws", "2", *IN_FLOATS]
     assert harness.code(*options, patch=patch) == 1
     results = harness.record()["results"]
     assert [(r["component"], r["status"]) for r in results] == [("mlp", "MISMATCH")] * 2 + [("rmsnorm", "PASS")] * 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import PATIENCE, Harness
+from command import IN_FLOATS, PATIENCE, Harness
 from ladder import options
 
 from tp_harness.backends import choose_backend, run_to_end
@@ -234,7 +234,7 @@ def test_a_wrong_fault_is_one_sentence(tmp_path: Path, given: str, text: str) ->
 def test_the_command_tries_faults_in_processes(tmp_path: Path) -> None:
     names = ["not-reduced", "kv-modulo", "gate-clamp-symmetric"]
     chosen = [argument for name in names for argument in ("--only", name)]
-    command = [sys.executable, "-m", "tp_harness", "faults", "--tp", "2,8", "--json", *chosen]
+    command = [sys.executable, "-m", "tp_harness", "faults", "--tp", "2,8", *IN_FLOATS, "--json", *chosen]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     trials = json.loads(run.stdout)["trials"]
@@ -268,7 +268,9 @@ def test_the_walkthrough_in_contributing(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     trials = json.loads(run.stdout)["trials"]
     assert {(t["outcome"], t["first"]) for t in trials} == {("caught", "norm")}
-    assert [(t["dtype"], t["tp"]) for t in trials] == [(d, tp) for d in ("float32", "bfloat16") for tp in (2, 8, 32)]
+    assert [(t["dtype"], t["tp"]) for t in trials] == [
+        (d, tp) for d in ("exact", "float32", "bfloat16") for tp in (2, 8, 32)
+    ]
     path.write_text(
         path.read_text().replace('flags=("norm", "output.0"),\n    ),\n)', 'flags=("output.0",),\n    ),\n)')
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from command import IN_FLOATS
 from tp_harness.launch import RankLauncher
 
 from tp_harness.commands import tp_test
@@ -51,8 +52,7 @@ def test_passes_at_the_degree_of_torchrun(tmp_path: Path, ranks: int) -> None:
     values = record(tmp_path)
     assert values["exit_code"] == 0 and values["finished"] and values["backend"] == "gloo"
     assert {(r["component"], r["tp"], r["status"]) for r in values["results"]} == {
-        ("attention", ranks, "PASS"),
-        ("mlp", ranks, "PASS"),
+        (component, ranks, status) for component in ("attention", "mlp") for status in ("PASS", "PROVED")
     }
 
 
@@ -70,7 +70,7 @@ def test_mismatch_is_one_and_says_so(tmp_path: Path) -> None:
         "            plan={'weight': Shard(0), 'bias': Shard(0)}, output=Shard(-1),\n"
         "            inputs=lambda generator: (torch.randn(4, 8, generator=generator),))\n"
     )
-    result = torchrun(2, "--case", "wrong.py:CASE", cwd=tmp_path)
+    result = torchrun(2, "--case", "wrong.py:CASE", *IN_FLOATS, cwd=tmp_path)
     assert result.returncode == 1
     assert "MISMATCH flip: output.0 is wrong at tp 2 in both dtypes" in result.stdout
     assert record(tmp_path)["exit_code"] == 1

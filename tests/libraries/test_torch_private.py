@@ -225,6 +225,13 @@ def function_modes() -> None:
     assert Counting.calls == 0
 
 
+def split_factor() -> None:
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+    assert private.split_factor(_StridedShard(0, split_factor=2)) == 2
+    assert private.split_factor(Shard(0)) is None
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "torch._C:DisableTorchFunction": function_modes,
     "torch._C:DispatchKey.CPU": decomposed,
@@ -242,6 +249,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "torch._C:_dispatch_has_kernel_for_dispatch_key": kinds_of_operations,
     "torch._decomp:decomposition_table": decompositions,
     "torch.distributed:Work": works,
+    "torch.distributed.tensor.placement_types:_StridedShard": split_factor,
     "torch.nn:Module._apply": apply_to_tensors,
     "torch.distributed._functional_collectives:AsyncCollectiveTensor": arrived,
     f"{_C10D}:_resolve_process_group": group_named,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tp_harness.config.dtypes import FLOATS
 from tp_harness.config.options import Options, resolve
 from tp_harness.models.gpt_oss.modules.norm import NeuronGPTOSSRMSNorm
 from tp_harness.mutation import false_alarms
@@ -51,7 +52,7 @@ def test_draws_cover_components_degrees_and_awkward_inputs() -> None:
 
 
 def test_right_code_passes_and_wrong_code_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = resolve(Options(components=("rmsnorm", "mlp"), degrees=(1, 8)))
+    options = resolve(Options(components=("rmsnorm", "mlp"), degrees=(1, 8), dtypes=FLOATS))
     draws = clean_draws(options, 20)
     assert [run.alarm for run in run_draws(draws)] == [""] * 40
     monkeypatch.setattr(NeuronGPTOSSRMSNorm, "forward", lambda self, x: x.clone())
@@ -64,7 +65,7 @@ def test_right_code_passes_and_wrong_code_is_an_alarm(monkeypatch: pytest.Monkey
 def test_the_smallest_input_passes_in_bfloat16() -> None:
     """One token of 96 features, whose ratio of errors has been 1.24 by chance (seed 11)."""
     options = resolve(Options(components=("transformer_block",), degrees=(2,), layers=(0,), batch=1, seq=1, draws=1))
-    options = type(options)(**{**vars(options), "seed": 11, "init": "tied"})
+    options = replace(options, seed=11, init="tied", dtypes=FLOATS)
     assert [run.alarm for run in run_draws([options])] == ["", ""]
     assert torch.get_num_threads() == 1, "one core per process"
 

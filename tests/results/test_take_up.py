@@ -13,6 +13,7 @@ import pytest
 from records import exact, proof
 
 from tp_harness.commands import verify
+from tp_harness.config.dtypes import FLOATS
 from tp_harness.config.options import Options, as_record, resolve
 from tp_harness.errors import UsageError
 from tp_harness.results.remaining_work import Todo
@@ -180,7 +181,7 @@ def test_another_case_file_or_checkpoint_is_noticed(tmp_path: Path) -> None:
 
 
 def test_what_is_left_to_do(tmp_path: Path) -> None:
-    options = replace(OPTIONS, dtypes=())
+    options = replace(OPTIONS, dtypes=FLOATS)
     done = [
         result("attention", tp, dtype, layer=la) for tp in (2, 8) for la in (0, 1) for dtype in resolve(options).dtypes
     ]

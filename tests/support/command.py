@@ -125,6 +125,9 @@ UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2,
 """
 
 
+IN_FLOATS = ("--dtype", "float32", "--dtype", "bfloat16")  # where nothing is said of exact arithmetic
+
+
 @dataclass
 class Harness:
     """A private place to run in, one run at a time."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import PATIENCE, Harness, write_tiny_checkpoint
+from command import IN_FLOATS, PATIENCE, Harness, write_tiny_checkpoint
 from living import lives
 
 RAISES_ON_RANK_1 = """
@@ -30,6 +30,7 @@ def harness(tmp_path: Path) -> Harness:
 
 def test_two_components_at_three_degrees_pass(harness: Harness) -> None:
     options = ["--component", "attention", "--component", "mlp", "--tp", "1,2,8", "--draws", "1", "--seed", "3"]
+    options += IN_FLOATS
     assert harness.code(*options) == 0
     record = harness.record()
     layers = [("attention", 0), ("attention", 1), ("mlp", 0)]
@@ -58,7 +59,8 @@ OWN = {
 
 
 def test_an_own_case(harness: Harness) -> None:
-    ends = harness.run(*(["--case", f"{harness.cases}:{name}", "--tp", "4", "--draws", "1"] for name in OWN))
+    options = ["--tp", "4", "--draws", "1", *IN_FLOATS]
+    ends = harness.run(*(["--case", f"{harness.cases}:{name}", *options] for name in OWN))
     assert ends == [(code, "") for code, _, _ in OWN.values()]
     for (name, (code, status, reason)), record in zip(OWN.items(), harness.records(), strict=True):
         results = record["results"]
@@ -97,7 +99,7 @@ CHOOSY = {
 def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(harness: Harness) -> None:
     """With a control of its own, and an explanation."""
     cases = [word for name in CHOOSY for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--tp", "2") == 3
+    assert harness.code(*cases, "--tp", "2", *IN_FLOATS) == 3
     record = harness.record()
     for name, (crashed, other, status) in CHOOSY.items():
         results = {r["dtype"]: r for r in record["results"] if r["component"] == f"own ({name})"}
@@ -161,7 +163,7 @@ def test_a_checkpoint(harness: Harness, tmp_path: Path) -> None:
 
 def test_a_crash_in_every_dtype_ends(harness: Harness) -> None:
     """Each dtype is tried by itself once, and no control is left to be tried."""
-    assert harness.code("--case", f"{harness.cases}:RAISING", "--tp", "2") == 3
+    assert harness.code("--case", f"{harness.cases}:RAISING", "--tp", "2", *IN_FLOATS) == 3
     record = harness.record()
     assert [(r["dtype"], r["status"]) for r in record["results"]] == [("float32", "CRASH"), ("bfloat16", "CRASH")]
     assert record["controls"] == []
