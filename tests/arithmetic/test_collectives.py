@@ -24,6 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_collective_is_exact(folder: Path, name: str, constant: int | None) -> None:
     for rank in range(SIZE):
         found = torch.load(folder / f"{name}-{constant}-{rank}.pt")
+        if "unsupported" in found:
+            pytest.skip(f"torch {torch.__version__}: {found['unsupported']}")
         right = expected(name, rank, constant)
         assert found["escapes"] == []
         assert found["numbers"].shape == right.shape
