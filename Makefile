@@ -63,6 +63,7 @@ docs: $(DOCS)
 # 500 hostile inputs of each kind, and every fault in the launcher at every moment (half an hour).
 fuzz: $(TESTS)
 	$(BIN)/python tests/support/fuzz.py --count 500
+	$(BIN)/python tests/support/fuzz_exact.py --count 500
 
 launcher-faults: $(TESTS)
 	$(BIN)/python tests/bench/launcher_faults.py --write docs/launcher-faults.md
