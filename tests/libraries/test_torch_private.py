@@ -172,15 +172,12 @@ def tree_map() -> None:
 
 def kinds_of_operations() -> None:
     aten = torch.ops.aten
-    assert private.is_composite(aten.linear.default)
-    assert not private.is_composite(aten.mm.default)
+    assert [private.is_composite(operation) for operation in (aten.linear.default, aten.mm.default)] == [True, False]
     assert private.operation_name(aten.add_.Tensor) == "add_"
     x = torch.ones(2)
     assert private.written(aten.add_.Tensor, (x, 1), {}) == [x]
-    assert private.writes(aten.add_.Tensor)
-    assert not private.writes(aten.add.Tensor)
-    assert private.gives_views(aten.view.default)
-    assert not private.gives_views(aten.add.Tensor)
+    assert [private.writes(operation) for operation in (aten.add_.Tensor, aten.add.Tensor)] == [True, False]
+    assert [private.gives_views(operation) for operation in (aten.view.default, aten.add.Tensor)] == [True, False]
 
 
 def decompositions() -> None:
