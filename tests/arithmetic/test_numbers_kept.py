@@ -10,6 +10,7 @@ import torch
 from exact_runs import FIELD, inputs, proved, run
 
 from tp_harness.arithmetic.exact import Exact
+from tp_harness.arithmetic.residues.field import Field
 from tp_harness.arithmetic.residues.primes import draw_pairs, square_root
 
 Way = Callable[[torch.Tensor], torch.Tensor]
@@ -86,3 +87,35 @@ def test_residues_are_the_same_different_or_unknown() -> None:
     assert exact.same(twice, sum_) and exact.same(twice, partly)
     assert exact.same(twice, other) is False
     assert exact.same(lost, lost) is None, "nothing is known"
+
+
+def test_what_is_received_comes_before_what_is_written_after_it() -> None:
+    exact = Exact(FIELD)
+    value, buffer = exact.draw("value", torch.ones(1)), torch.zeros(3)
+    sent = exact.field.constants(torch.full((3,), 5.0))
+
+    def complete() -> bool:
+        exact.memory.write(buffer, sent)
+        return True
+
+    with torch.no_grad(), exact.computing():
+        exact.memory.await_(buffer, complete)
+        buffer[torch.tensor([0])] = value
+    assert exact.memory.read(buffer)[0].tolist() == [1.0, 5.0, 5.0]
+
+
+def test_inverted_zeros_are_those_of_the_run() -> None:
+    field = Field.drawn(3, pairs=1, bits=8)
+    first = Exact(field)
+    with torch.no_grad(), first.computing():
+        first.draw("x", torch.ones(4096)).reciprocal()
+    second = Exact(field)
+    with torch.no_grad(), second.computing():
+        second.draw("x", torch.ones(4)) * 2
+    assert first.seen.zeros > 0
+    assert second.seen.zeros == 0
+
+
+def test_a_variable_that_is_copied_into_whole_numbers_leaves_exact_arithmetic() -> None:
+    found = run(lambda x: torch.zeros(3, 4, dtype=torch.int32).copy_(x).float(), *inputs((3, 4)))
+    assert found.seen.escapes == ["floating-point numbers are made torch.int32"]

@@ -42,7 +42,7 @@ class Exact:
     @property
     def seen(self) -> Seen:
         """What the run went through."""
-        self.memory.seen.zeros = self.field.zeros
+        self.memory.seen.zeros = self.field.zeros - self.memory.zeros_before
         return self.memory.seen
 
     @contextmanager

@@ -40,6 +40,7 @@ class Memory:
 
     def __init__(self, numbers: Field) -> None:
         self.field, self.seen = numbers, Seen()
+        self.zeros_before = numbers.zeros  # of other runs in this field
         self._entries: dict[int, Stored | Variables] = {}
         self._pending: dict[int, list[Callable[[], bool]]] = {}  # storage -> what completes the receives into it
         self._kept: list[torch.Tensor] = []
@@ -93,8 +94,7 @@ class Memory:
         self._complete(x)
         if self._wrong(x, found):
             return self.unknown(x.detach().to(torch.float64))
-        size = found.numbers.shape[1]
-        return found.numbers.as_strided((self.field.rows, *x.shape), (size, *x.stride()), x.storage_offset())
+        return self._seen_as(x, found.numbers)
 
     def shadow(self, x: torch.Tensor) -> torch.Tensor:
         """The float64 values of a tensor of any shape, by which code decides; any other tensor as it is."""
@@ -140,10 +140,7 @@ class Memory:
         if any(part.dtype != x.dtype for part in found.parts):
             self.seen.escape("the bits of a parameter are read as another dtype")
             return self.unknown(x.detach().to(torch.float64))
-        count = x.untyped_storage().nbytes() // x.itemsize
-        return self._piecewise(x, found).as_strided(
-            (self.field.rows, *x.shape), (count, *x.stride()), x.storage_offset()
-        )
+        return self._seen_as(x, self._piecewise(x, found))
 
     def _piecewise(self, x: torch.Tensor, found: Variables) -> torch.Tensor:
         """The numbers of the whole storage of `x`: (rows, elements)."""
@@ -188,16 +185,25 @@ class Memory:
 
     def write(self, x: torch.Tensor, numbers: torch.Tensor) -> None:
         """Write numbers, (rows, *shape) or what broadcasts to it, into a tensor, a view of whatever storage."""
+        found = self._stored(x)
+        if self._wrong(x, found):
+            found.numbers.fill_(math.nan)  # whichever of its elements these bits are
+        else:
+            self._seen_as(x, found.numbers).copy_(numbers)
+        x.detach().fill_(math.nan)
+
+    def _seen_as(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """The numbers of a storage, (rows, elements), as the view that `x` is of it."""
+        return numbers.as_strided((self.field.rows, *x.shape), (numbers.shape[1], *x.stride()), x.storage_offset())
+
+    def _stored(self, x: torch.Tensor) -> Stored:
+        """The numbers of the storage of `x`, which are about to change; what was received before is in them."""
         self._known = None
         found = self._entries.get(storage_id(x))
         if not isinstance(found, Stored):
             found = self._store(x)
         self._complete(x)
-        if self._wrong(x, found):
-            found.numbers.fill_(math.nan)  # whichever of its elements these bits are
-        else:
-            self.read(x).copy_(numbers)
-        x.detach().fill_(math.nan)
+        return found
 
     def _store(self, x: torch.Tensor) -> Stored:
         """Give the whole storage of `x` numbers of its own: those of its constants or of its variable."""
@@ -224,7 +230,7 @@ class Memory:
         """
         found, there = self._entries.get(storage_id(x)), self._entries.get(storage_id(into))
         part = found.of(x) if isinstance(found, Variables) else None
-        if part is None or x.shape != into.shape or not into.is_contiguous():
+        if part is None or x.shape != into.shape or not (into.is_contiguous() and into.is_floating_point()):
             return False
         if torch.finfo(into.dtype).eps > torch.finfo(x.dtype).eps:
             return False
@@ -243,13 +249,7 @@ class Memory:
         """The numbers of a tensor of any shape, (rows, *shape), as a view that may be written to; its values become
         nan.
         """
-        self._known = None
-        found = self._entries.get(storage_id(x))
-        if not isinstance(found, Stored):
-            found = self._store(x)
-        return found.numbers.as_strided(
-            (self.field.rows, *x.shape), (found.numbers.shape[1], *x.stride()), x.storage_offset()
-        )
+        return self._seen_as(x, self._stored(x).numbers)
 
     def await_(self, x: torch.Tensor, complete: Callable[[], bool]) -> None:
         """Have `complete()` called before a tensor of any shape is read: it writes to it, or returns False as long as

@@ -117,10 +117,10 @@ class ExactMode(DispatchMode):
         if operation.each:
             with self:
                 return torch_private.decomposed(func, args, kwargs)
-        written = torch_private.written(func, args, kwargs)
         done = self._at_once(func, operation, args, kwargs)
         if done is not NotImplemented:
             return done
+        written = torch_private.written(func, args, kwargs)
         if operation.functional is None or operation.growing or len(written) != 1:
             return self._spoil(func, written, args, kwargs)
         with self:
