@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ladder import options
+from own_runs import run_case
 
-from tp_harness.backends import choose_backend
-from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.report.failure_text import diagnosis_text
 from tp_harness.results.result import Result, Status
-from tp_harness.results.run_record import RunRecord, open_record, read_run
-from tp_harness.verification.degrees import verify
+from tp_harness.results.run_record import RunRecord, read_run
 
 CASES = '''
 import torch
@@ -62,16 +59,7 @@ UNSCALED, TWICE, COARSE = case(Unscaled), case(Twice), case(Coarse)
 
 
 def record_of(folder: Path, name: str, degrees: tuple[int, ...], **fields: object) -> RunRecord:
-    (folder / "cases.py").write_text(CASES)
-    chosen = options(
-        targets=(("case", 0),), case=f"{folder / 'cases.py'}:{name}", degrees=degrees, model=PRESETS["tiny"], **fields
-    )
-    record = open_record(folder / "out", command="", options={}, backend="local", blind_spots="")
-    try:
-        verify(chosen, choose_backend("local"), record, lambda _step: None)
-    finally:
-        record.release()
-    return record
+    return run_case(folder, CASES, name, degrees, **fields)
 
 
 def causes(results: list[Result]) -> list[tuple[str, ...]]:

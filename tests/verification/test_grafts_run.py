@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ladder import options
+from own_runs import run_case
 
-from tp_harness.backends import choose_backend
 from tp_harness.report.failure_text import details, sentence
 from tp_harness.report.failures import failures
 from tp_harness.results.result import Status
-from tp_harness.results.run_record import RunRecord, open_record, read_run
-from tp_harness.verification.degrees import verify
+from tp_harness.results.run_record import RunRecord, read_run
 
 CASES = '''
 import torch
@@ -72,14 +70,7 @@ RIGHT, THRICE, PROUD = case(Mlp, taps=TAPS), case(Thrice, taps=TAPS), case(Proud
 
 
 def record_of(folder: Path, name: str, degrees: tuple[int, ...] = (2,)) -> RunRecord:
-    (folder / "cases.py").write_text(CASES)
-    chosen = options(targets=(("case", 0),), case=f"{folder / 'cases.py'}:{name}", degrees=degrees)
-    record = open_record(folder / "out", command="", options={}, backend="local", blind_spots="")
-    try:
-        verify(chosen, choose_backend("local"), record, lambda _step: None)
-    finally:
-        record.release()
-    return record
+    return run_case(folder, CASES, name, degrees)
 
 
 def test_every_mistake_is_told_at_every_degree_in_every_dtype(tmp_path: Path) -> None:

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladder import options
+from own_runs import run_case
 from torch import nn
 
-from tp_harness.backends import choose_backend
 from tp_harness.case.case import Case
 from tp_harness.faults import EVERY, find_fault, injected
-from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.results.result import Control, Status
-from tp_harness.results.run_record import RunRecord, open_record
-from tp_harness.verification.degrees import verify
+from tp_harness.results.run_record import RunRecord
 
 CASES = '''
 from dataclasses import replace
@@ -168,15 +165,7 @@ FAINT = case(FaintSharded, Faint, {"up.weight": Shard(0)})
 
 def record_of(tmp_path: Path, name: str, *, degrees: tuple[int, ...] = (1, 2), **fields: object) -> RunRecord:
     """A run of one of the cases on local ranks."""
-    path = tmp_path / "cases.py"
-    path.write_text(CASES)
-    chosen = options(targets=(("case", 0),), case=f"{path}:{name}", degrees=degrees, model=PRESETS["tiny"], **fields)
-    record = open_record(tmp_path / "out", command="", options={}, backend="local", blind_spots="")
-    try:
-        verify(chosen, choose_backend("local"), record, lambda _step: None)
-    finally:
-        record.release()
-    return record
+    return run_case(tmp_path, CASES, name, degrees, **fields)
 
 
 def rejected(record: RunRecord) -> list[Control]:

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from ..libraries.torch_private import (
-    argument_names,
     arrived_now,
     is_complete,
     leaves,
+    named_arguments,
     operation_name,
     process_group,
     reduction_of_caller,
@@ -42,7 +42,7 @@ def _floating(x: object) -> bool:
 @rule("c10d")
 def _c10d(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
     name = operation_name(func)
-    given = dict(zip(argument_names(func), args, strict=False)) | kwargs
+    given = named_arguments(func, args, kwargs)
     if name in _NO_DATA or not any(map(_floating, leaves(given))):
         return func(*args, **kwargs)
     operation = reduction_of_caller() if "reduce_op" in given else "sum"
@@ -148,7 +148,7 @@ def _on_shadows(mode: ExactMode, func: Any, given: dict[str, Any]) -> Any:
 @rule("_c10d_functional")
 def _functional(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
     name = operation_name(func)
-    given = dict(zip(argument_names(func), args, strict=False)) | kwargs
+    given = named_arguments(func, args, kwargs)
     if name == "wait_tensor":
         return args[0] if mode.memory.holds(args[0]) else func(*args, **kwargs)
     if not any(map(_floating, leaves(given))):
@@ -158,8 +158,7 @@ def _functional(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
     if "p2p" in name or name in ("isend", "irecv") or (operation not in ("sum", "avg") and not whole):
         mode.seen.escape(f"{name} with {operation} has no rule")
         dtype = next(x for x in leaves(given) if _floating(x)).dtype
-        out = func(**tree_map(mode.memory.shadow, given))
-        return tree_map(lambda x: mode.new(mode.memory.unknown(_waited(x).double()), dtype) if _floating(x) else x, out)
+        return tree_map(partial(_lost, mode, dtype), func(**tree_map(mode.memory.shadow, given)))
     out = _functionally(mode, func, given, whole=whole, average=operation == "avg")
     if not name.endswith(("_", "_out")):
         return out
@@ -167,6 +166,11 @@ def _functional(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
     for x, y in zip(leaves(into), leaves(out), strict=True):
         mode.memory.write(x, mode.number(y))
     return into
+
+
+def _lost(mode: ExactMode, dtype: torch.dtype, x: Any) -> Any:
+    """A result of a collective on shadows, with unknown residues."""
+    return mode.new(mode.memory.unknown(arrived_now(x).double()), dtype) if _floating(x) else x
 
 
 def _functionally(mode: ExactMode, func: Any, given: dict[str, Any], *, whole: bool, average: bool) -> Any:
@@ -183,14 +187,10 @@ def _functionally(mode: ExactMode, func: Any, given: dict[str, Any], *, whole: b
     share = mode.field.scalar(_share(given) if average else 1)
 
     def made(x: torch.Tensor) -> torch.Tensor:
-        own = _numbers(mode, _waited(x))
+        own = _numbers(mode, arrived_now(x))
         return mode.new(numbers.multiply(mode.field, own, share) if average else own, next(dtypes))
 
     return tree_map(made, func(**swapped))
-
-
-def _waited(x: torch.Tensor) -> torch.Tensor:
-    return arrived_now(x)
 
 
 def _share(given: dict[str, Any]) -> Fraction:

@@ -59,12 +59,17 @@ def _softmax_backward(mode: ExactMode, func: Any, grad: Any, out: Any, dim: int,
 
 @rule(aten.native_layer_norm)
 def _layer_norm(mode: ExactMode, func: Any, a: Any, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
-    x, field, dims = mode.number(a), mode.field, list(range(-len(shape), 0))
+    normal, *kept = _standardised(mode, mode.number(a), list(range(-len(shape), 0)), eps)
+    return tuple(mode.computed(x, a.dtype) for x in (_affine(mode, normal, weight, bias), *kept))
+
+
+def _standardised(mode: ExactMode, x: Numbers, dims: list[int], eps: float) -> tuple[Numbers, Numbers, Numbers]:
+    """x less its mean over dimensions, over the root of its variance; that mean, and one over that root."""
+    field = mode.field
     centre = numbers.mean(field, x, dims, keepdim=True)
     apart = numbers.subtract(field, x, centre)
     scale = _over_root(mode, numbers.mean(field, numbers.multiply(field, apart, apart), dims, keepdim=True), eps)
-    out = _affine(mode, numbers.multiply(field, apart, scale), weight, bias)
-    return mode.computed(out, a.dtype), mode.computed(centre, a.dtype), mode.computed(scale, a.dtype)
+    return numbers.multiply(field, apart, scale), centre, scale
 
 
 @rule(*named("_fused_rms_norm"))
@@ -89,11 +94,8 @@ def _group_norm(
     mode: ExactMode, func: Any, a: Any, weight: Any, bias: Any, n: int, channels: int, size: int, group: int, eps: float
 ) -> Any:
     field = mode.field
-    x = mode.number(a).reshape(field.rows, n, group, -1)
-    centre = numbers.mean(field, x, [-1], keepdim=True)
-    apart = numbers.subtract(field, x, centre)
-    scale = _over_root(mode, numbers.mean(field, numbers.multiply(field, apart, apart), [-1], keepdim=True), eps)
-    out = numbers.multiply(field, apart, scale).reshape(field.rows, n, channels, size)
+    normal, centre, scale = _standardised(mode, mode.number(a).reshape(field.rows, n, group, -1), [-1], eps)
+    out = normal.reshape(field.rows, n, channels, size)
     for each, combine in ((weight, numbers.multiply), (bias, numbers.add)):
         if each is not None:
             out = combine(field, out, mode.number(each).view(field.rows, 1, channels, 1))

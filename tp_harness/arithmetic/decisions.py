@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..libraries.torch_private import argument_names, tree_map
+from ..libraries.torch_private import named_arguments, tree_map
 from .elementwise import dims_of
 from .mode import ExactMode, result_dtype
 from .operations import aten, named, rule
@@ -191,7 +191,7 @@ def _topk(
 @rule(aten.sort, aten.sort.stable, aten.argsort, aten.msort)
 def _sort(mode: ExactMode, func: Any, a: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     x = mode.number(a)
-    named = dict(zip(argument_names(func), (a, *args), strict=False)) | kwargs
+    named = named_arguments(func, (a, *args), kwargs)
     dim = named.get("dim", 0 if func.overloadpacket is aten.msort else -1)
     index = x[0].sort(dim=dim, descending=named.get("descending", False), stable=True).indices
     _ordered(mode, "sort", x, dim, index)

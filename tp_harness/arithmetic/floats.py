@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ..config.dtypes import EXACT as EXACT  # noqa: PLC0414
 from .seen import Seen
 
-EXACT = "exact"
 NOMINAL = torch.float32  # what modules see in exact arithmetic: some make tables in it on one side alone
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..libraries.torch_private import argument_names, leaves, tree_map
-from .mode import ExactMode, result_dtype
+from ..libraries.torch_private import leaves, named_arguments, tree_map
+from .mode import SINGLE, ExactMode, result_dtype
 from .operations import aten, looked_up, named, rule
 from .residues import numbers
 
@@ -84,7 +84,7 @@ def _embedding(mode: ExactMode, func: Any, weight: torch.Tensor, index: torch.Te
 
 @rule(*named(_MOVING), *named(_ADDING))
 def _move(mode: ExactMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    given = dict(zip(argument_names(func), args, strict=False)) | kwargs
+    given = named_arguments(func, args, kwargs)
     reduction = given.get("reduce", "sum")
     if reduction not in ("sum", "add") or given.get("scale_grad_by_freq"):
         return mode.lose(func, args, kwargs)
@@ -119,7 +119,7 @@ def _index_put(mode: ExactMode, func: Any, x: Any, indices: Any, values: Any, ac
 
 def _written_in_place(x: torch.Tensor) -> bool:
     """Whether torch writes to a tensor without rounding to fewer digits than float32 has."""
-    return x.is_floating_point() and torch.finfo(x.dtype).eps <= torch.finfo(torch.float32).eps
+    return x.is_floating_point() and torch.finfo(x.dtype).eps <= SINGLE
 
 
 def by_row(mode: ExactMode, func: Any, args: Any, kwargs: Any, *, sums: bool) -> Any:

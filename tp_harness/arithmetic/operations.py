@@ -98,7 +98,6 @@ def looked_up(func: Any) -> Operation:
 
 def without_chance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call that may draw random numbers draws none: dropout that is off, or attention without it."""
-    names = torch_private.argument_names(func)
-    given = dict(zip(names, args, strict=False)) | kwargs
+    names, given = torch_private.argument_names(func), torch_private.named_arguments(func, args, kwargs)
     off = any(given.get(name) is False for name in ("train", "training"))
     return off or ("dropout_p" in names and not given.get("dropout_p")) or ("p" in names and given.get("p") == 0)

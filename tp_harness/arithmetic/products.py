@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..libraries.torch_private import argument_names
+from ..libraries.torch_private import named_arguments
 from .mode import ExactMode, result_dtype
 from .moving import by_row
 from .operations import aten, rule
@@ -97,11 +97,11 @@ def _convolution(
 @rule(aten.avg_pool2d, aten.avg_pool3d)
 def _avg_pool(mode: ExactMode, func: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The sums of windows over the numbers of their elements, which the means of ones tell."""
-    given = dict(zip(argument_names(func)[1:], args, strict=False)) | kwargs
+    given = named_arguments(func, (x, *args), kwargs)
     summed = given | {"divisor_override": 1}
-    ones = torch.ones(x.shape, dtype=torch.float64)
-    counts = (func(ones, **summed) / func(ones, **given)).round()
-    sums = mode.field.reduce_(torch.stack([func(row, **summed) for row in mode.number(x)]))
+    ones = {"self": torch.ones(x.shape, dtype=torch.float64)}
+    counts = (func(**summed | ones) / func(**given | ones)).round()
+    sums = mode.field.reduce_(torch.stack([func(**summed | {"self": row}) for row in mode.number(x)]))
     return mode.computed(numbers.divide(mode.field, sums, mode.field.constants(counts)), x.dtype)
 
 

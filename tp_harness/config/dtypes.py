@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..errors import UnknownNameError, UsageError
 
-DTYPES = ("exact", "float64", "float32", "bfloat16")  # a run has them in this order
+EXACT = "exact"
+DTYPES = (EXACT, "float64", "float32", "bfloat16")  # a run has them in this order
 FLOATS = ("float32", "bfloat16")
-DEFAULT_DTYPES = ("exact", *FLOATS)
+DEFAULT_DTYPES = (EXACT, *FLOATS)
 _BY_DEFAULT = f"{', '.join(DEFAULT_DTYPES)} (exact for small models)"
 HELP = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; repeatable; default: {_BY_DEFAULT}"
 SIXTEEN_BITS = ("bfloat16", "float16")
@@ -55,9 +56,9 @@ def dtypes_on(chosen: tuple[str, ...], backend: str, kernels: str) -> tuple[str,
 
 def _obstacle(dtype: str, backend: str, kernels: str) -> str:
     """Why a dtype cannot be run by a backend with these kernels, and what to choose; "" where it can."""
-    if dtype == "exact" and backend in COMPILED:
+    if dtype == EXACT and backend in COMPILED:
         return f"--backend is {backend}: exact arithmetic runs eager code on the CPU; choose --backend gloo or local"
-    if dtype == "exact" and kernels == "nki":
+    if dtype == EXACT and kernels == "nki":
         return "--kernels is nki: exact arithmetic runs eager code on the CPU; choose --kernels torch"
     if dtype == "float64" and backend == "neuron":
         return "--backend is neuron: a NeuronCore does not compute in float64; choose --backend gloo or local"

@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 
 from ..arithmetic.exact import Exact
-from ..arithmetic.residues.field import Field
 from ..case.state_dict import weights_of
 from ..judge.evidence import Evidence
 from ..judge.gather import RankOutput
@@ -38,7 +37,7 @@ def numbered(site: Site) -> Site:
 
 def _with_numbers(site: Site) -> Site:
     expectation, traced = site.evidence.expectation, site.traced
-    exact = Exact(Field.read(expectation.field))
+    exact = expectation.exact()
     tapped, evidence = _tapped(site, exact), _evidence(site.evidence, exact)
     run, tap = tapped.oracle, traced.name in tapped.oracle.taps
     expected = run.taps[traced.name] if tap else run.outputs[int(traced.name.removeprefix(OUTPUT))]

@@ -62,13 +62,12 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     flips = router_flips(evidence)
     void = _void(evidence, joined, nearby)
     status, reason = verdict.decide(checks, gates, flips, void=void)
-    free = _free(evidence)
-    if free and not void and not verdict.rejected_otherwise(checks, flips):
+    free, otherwise = _free(evidence), verdict.rejected_otherwise(checks, flips)
+    if free and not void and not otherwise:
         if evidence.dtype in verdict.SIXTEEN_BITS:
             status, reason = Status.UNDECIDED, f"{reason}; {free}"
         elif status is Status.MISMATCH:  # in more digits no other check judges the outputs
             status, reason = Status.VOID, f"{reason}; {free}"
-    otherwise = verdict.rejected_otherwise(checks, flips)
     if status is Status.MISMATCH and not otherwise and _computes_in_float32(evidence, gates):
         status, reason = Status.UNDECIDED, f"{reason}; {FLOAT32_INSIDE}"
     # of a wrong choice of experts, or a control that passed, no element is the worst

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
@@ -71,6 +71,11 @@ def argument_names(operation: Any) -> list[str]:
     return [argument.name for argument in TORCH.part("torch._ops:OpOverload._schema", operation).arguments]
 
 
+def named_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of a call of an operation of torch's dispatcher, by name."""
+    return dict(zip(argument_names(operation), args, strict=False)) | dict(kwargs or {})
+
+
 @cache
 def operation_name(operation: Any) -> str:
     """The name of an operation of the dispatcher without its namespace and overload: `add_`."""
@@ -119,7 +124,7 @@ def gives_views(operation: Any) -> bool:
 def written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors of a call, of any shape, that the operation writes to."""
     schema = TORCH.part("torch._ops:OpOverload._schema", operation)
-    given = dict(zip(argument_names(operation), args, strict=False)) | kwargs
+    given = named_arguments(operation, args, kwargs)
     names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return [x for name in names for x in leaves(given.get(name)) if isinstance(x, torch.Tensor)]
 

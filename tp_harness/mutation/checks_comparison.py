@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from ..config.dtypes import FLOATS
 from ..config.options import Resolved
 from ..faults import FAULTS, find_fault
 from ..judge.evidence import Evidence
@@ -23,7 +24,6 @@ from .kill_score import Progress, Unit, units
 from .mutant import first_change
 from .other_checks import OURS, PEERS, Seen
 
-DTYPES = ("float32", "bfloat16")
 Benches = dict[str, Bench]  # by initialisation
 Left = dict[tuple[str, str], Evidence]  # by initialisation and dtype
 
@@ -57,7 +57,7 @@ def hold(options: Resolved, draws: int, progress: Progress) -> Contest:
 def run_part(part: tuple[Unit, int]) -> list[Entry]:
     """The entries of one unit of work and seed, in this process; of a seed above 0, clean runs alone."""
     unit, seed = part
-    options = replace(unit.options, dtypes=DTYPES, seed=unit.options.seed + seed)
+    options = replace(unit.options, dtypes=FLOATS, seed=unit.options.seed + seed)
     entries: list[Entry] = []
     with ExitStack() as stack:
         inits = ("discriminating", "constant")
@@ -80,13 +80,13 @@ def _run(benches: Benches, task: Task, tp: int) -> Left:
     found: Left = {}
     for init, bench in benches.items():
         ranks = bench.run(replace(bench.job(task, tp), unlocked=True))
-        found |= {(init, dtype): bench.evidence(task, tp, dtype, ranks) for dtype in DTYPES}
+        found |= {(init, dtype): bench.evidence(task, tp, dtype, ranks) for dtype in FLOATS}
     return found
 
 
 def _differs(left: Left, clean: Left) -> bool:
     """Whether any rank's tensors or schedule differ in any bit, with the weights that show it."""
-    pairs = ((left["discriminating", dtype], dict(clean["discriminating", dtype].ranks)) for dtype in DTYPES)
+    pairs = ((left["discriminating", dtype], dict(clean["discriminating", dtype].ranks)) for dtype in FLOATS)
     return any(first_change(evidence, ranks) for evidence, ranks in pairs)
 
 
@@ -94,7 +94,7 @@ def _entry(benches: Benches, task: Task, tp: int, left: Left) -> Entry:
     bench = benches["discriminating"]
     seen = {key: list(_seen(evidence)) for key, evidence in left.items() if key != ("constant", "bfloat16")}
     rejects = [p.name for p in PEERS if not all(p.passes(output) for output in seen[p.init, p.dtype])]
-    ours = (judge(left["discriminating", dtype], bench.blank(task, tp, dtype)) for dtype in DTYPES)
+    ours = (judge(left["discriminating", dtype], bench.blank(task, tp, dtype)) for dtype in FLOATS)
     if not all(result.status.passed for result in ours):
         rejects.append(OURS)
     return Entry(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..libraries.torch_private import DispatchMode, argument_names, process_group, reduction_of_caller
+from ..libraries.torch_private import DispatchMode, named_arguments, process_group, reduction_of_caller
 from ..results.collective import Collective, Exchange
 from .dtensors import is_dtensor_type
 from .group import collective
@@ -58,7 +58,7 @@ class CollectiveRecorder(DispatchMode):
             return NotImplemented  # DTensor's own dispatch is next, and its calls arrive here again
         name = func.overloadpacket.__name__.strip("_")
         if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
-            self.calls.extend(_calls(name, dict(zip(argument_names(func), args, strict=False)) | (kwargs or {})))
+            self.calls.extend(_calls(name, named_arguments(func, args, kwargs)))
         return func(*args, **(kwargs or {}))
 
 

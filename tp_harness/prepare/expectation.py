@@ -73,10 +73,14 @@ class Expectation:
             return {dtype: run.first(tokens, batch) for dtype, run in whole.baselines.items()}
         return {dtype: self._run(dtype) for dtype in self.cases}
 
-    @property
+    def exact(self) -> Exact:
+        """A new run in exact arithmetic, in the field of the task."""
+        return Exact(Field.read(self.field))
+
+    @cached_property
     def primes(self) -> tuple[int, ...]:
         """The primes modulo which exact arithmetic computes."""
-        return Field.read(self.field).primes
+        return self.exact().field.primes
 
     def oracle_of(self, dtype: str, output: int) -> torch.Tensor:
         """What an output, by its index, of a run in a dtype is compared with: full, float64 (any shape)."""
@@ -118,7 +122,7 @@ class Expectation:
     def _run(self, dtype: str, *, taps: bool = False) -> ReferenceRun:
         if dtype != EXACT:
             return self._run_in(dtype, Floats(nominal(dtype)), self.locks, taps=taps)
-        arithmetic = Exact(Field.read(self.field))
+        arithmetic = self.exact()
         try:
             return self._run_in(dtype, arithmetic, {}, taps=taps)  # shadows choose as the oracle does
         except UsageError:

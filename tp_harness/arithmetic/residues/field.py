@@ -28,7 +28,7 @@ from .primes import BITS, PrimePair, draw_pairs, powers, square_root
 from .tables import balanced, index_of, inverses_of, look_up
 
 _SCALARS = 4096  # constants of a program that are kept
-EXACT = 2.0**53  # float64 holds every whole number up to here
+WHOLE = 2.0**53  # float64 holds every whole number up to here
 _MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
 
 Numbers: TypeAlias = torch.Tensor  # (1 + 2 * pairs, *shape), float64: a tensor of such numbers
@@ -51,7 +51,7 @@ class Field:
         self._inverse_m = 1 / self._m
         self._scalars: dict[tuple[str, torch.dtype], torch.Tensor] = {}  # what `scalar` made
         self.zeros = 0  # residues 0 that were inverted
-        self.longest = int(EXACT / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
+        self.longest = int(WHOLE / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
 
     @staticmethod
     def drawn(seed: int, pairs: int = 2, bits: int = BITS) -> Field:
@@ -144,7 +144,7 @@ class Field:
         shadow = x.detach().to(torch.float64)
         finite = torch.where(shadow.isfinite(), shadow, 0.0)
         mantissa, exponent = torch.frexp(finite)
-        digits = (mantissa * EXACT).to(torch.int64)
+        digits = (mantissa * WHOLE).to(torch.int64)
         at = exponent.to(torch.int64) + 1100
         out = torch.empty((self.rows, *x.shape), dtype=torch.float64)
         out[0] = shadow
