@@ -11,6 +11,7 @@ from ..libraries.torch_private import operation_name
 from .mode import ExactMode, result_dtype
 from .operations import aten, named, rule
 from .residues import numbers
+from .residues.field import Field
 
 _POWERS = 64  # the highest whole power that is multiplied out
 
@@ -71,20 +72,26 @@ def _neg(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     return mode.new(-mode.number(a), a.dtype)
 
 
-@rule(aten.reciprocal)
-def _reciprocal(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(mode.field.inverse(mode.number(a)), a.dtype)
+_OF_ONE = {
+    aten.reciprocal: Field.inverse,
+    aten.exp: Field.exp,
+    aten.log: numbers.logarithm,
+    aten.sqrt: numbers.square_root,
+    aten.sigmoid: numbers.sigmoid,
+    aten.tanh: numbers.tanh,
+    aten.erf: numbers.erf,
+}
+
+
+@rule(*_OF_ONE)
+def _of_one(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
+    return mode.computed(_OF_ONE[func.overloadpacket](mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.square)
 def _square(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
     return mode.computed(numbers.multiply(mode.field, x, x), a.dtype)
-
-
-@rule(aten.sqrt)
-def _sqrt(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(numbers.square_root(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.rsqrt)
@@ -108,11 +115,6 @@ def _pow(mode: ExactMode, func: Any, a: torch.Tensor, exponent: float) -> torch.
     return mode.computed(mode.field.inverse(out) if exponent < 0 else out, a.dtype)
 
 
-@rule(aten.exp)
-def _exp(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(mode.field.exp(mode.number(a)), a.dtype)
-
-
 @rule(aten.expm1)
 def _expm1(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
@@ -121,35 +123,18 @@ def _expm1(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     return mode.computed(out, a.dtype)
 
 
-@rule(aten.log, aten.log1p)
-def _log(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
+@rule(aten.log1p)
+def _log1p(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
-    if func.overloadpacket is aten.log:
-        return mode.computed(numbers.logarithm(mode.field, x), a.dtype)
     out = numbers.logarithm(mode.field, numbers.add(mode.field, x, mode.field.scalar(1)))
     out[0] = x[0].log1p()
     return mode.computed(out, a.dtype)
-
-
-@rule(aten.sigmoid)
-def _sigmoid(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(numbers.sigmoid(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.silu)
 def _silu(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
     x = mode.number(a)
     return mode.computed(numbers.multiply(mode.field, x, numbers.sigmoid(mode.field, x)), a.dtype)
-
-
-@rule(aten.tanh)
-def _tanh(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(numbers.tanh(mode.field, mode.number(a)), a.dtype)
-
-
-@rule(aten.erf)
-def _erf(mode: ExactMode, func: Any, a: torch.Tensor) -> torch.Tensor:
-    return mode.computed(numbers.erf(mode.field, mode.number(a)), a.dtype)
 
 
 @rule(aten.gelu)

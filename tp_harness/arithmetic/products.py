@@ -16,24 +16,16 @@ from .residues import numbers
 AT_ONCE = 1 << 18  # elements of a matrix whose numbers are made at once
 
 
-@rule(aten.mm)
+@rule(aten.mm, aten.bmm)
 def _mm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
-    return mode.computed(_matrices(mode, a, b), result_dtype((a, b)))
+    product = _matrices if func.overloadpacket is aten.mm else _batched
+    return mode.computed(product(mode, a, b), result_dtype((a, b)))
 
 
-@rule(aten.addmm)
+@rule(aten.addmm, aten.baddbmm)
 def _addmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    return mode.computed(_plus(mode, _matrices(mode, a, b), c, beta, alpha), result_dtype((a, b)))
-
-
-@rule(aten.bmm)
-def _bmm(mode: ExactMode, func: Any, a: torch.Tensor, b: torch.Tensor, *_: Any) -> torch.Tensor:
-    return mode.computed(_batched(mode, a, b), result_dtype((a, b)))
-
-
-@rule(aten.baddbmm)
-def _baddbmm(mode: ExactMode, func: Any, c: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    return mode.computed(_plus(mode, _batched(mode, a, b), c, beta, alpha), result_dtype((a, b)))
+    product = _matrices if func.overloadpacket is aten.addmm else _batched
+    return mode.computed(_plus(mode, product(mode, a, b), c, beta, alpha), result_dtype((a, b)))
 
 
 @rule(aten.mv, aten.dot, aten.vdot)
