@@ -13,8 +13,9 @@ from report_pages import Tree
 from tp_harness.report import html, junit, markdown
 from tp_harness.report.failure_text import details, sentence
 from tp_harness.report.failures import failures, title_of
-from tp_harness.report.headline import at_most, cell, legend
+from tp_harness.report.headline import cell, legend
 from tp_harness.report.proofs import claim, lines, table
+from tp_harness.results.proof import at_most
 from tp_harness.results.result import Cause, Check, Divergence, Result, Status
 from tp_harness.results.run_record import RunRecord
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from command import Harness
 
+from tp_harness.results.proof import at_most
+
 HERE = Path(__file__).parent
 
 
@@ -26,6 +28,7 @@ def assert_proved(folder: Path, file: str, names: Iterable[str], *options: str) 
     """Each of a file's Cases is PROVED at every degree, with a control that was rejected."""
     found = results(folder, file, names, *options, code=0)
     assert {(r["component"], r["tp"]): r["reason"] for r in found if r["status"] != "PROVED"} == {}
+    assert all(f"at most {at_most(r['proof']['bound'])}, typically" in r["reason"] for r in found)
 
 
 def assert_different(folder: Path, file: str, cases: Mapping[str, str], *options: str) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from ..arithmetic.seen import TIE, Seen
 from ..parallel.placements import Placement
-from ..results.proof import RESIDUES, Proof
+from ..results.proof import RESIDUES, Proof, at_most
 from ..results.result import Check, Result, Status, Worst
 from . import distance
 from .evidence import Evidence
@@ -141,7 +141,7 @@ def _decide(evidence: Evidence, compared: list[Compared], proof: Proof, escapes:
     elements = sum(each.differs.numel() for each in compared)
     return Status.PROVED, (
         f"the residues of {elements:,} elements are equal modulo {_primes(proof)} at a random point: another function "
-        f"would be accepted with a probability of at most {proof.bound:.0e}, typically {proof.typical:.0e}"
+        f"would be accepted with a probability of at most {at_most(proof.bound)}, typically {proof.typical:.0e}"
     )
 
 

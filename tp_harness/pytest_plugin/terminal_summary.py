@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report.headline import at_most
 from ..results.gate import RATIO
+from ..results.proof import at_most
 from ..results.result import Status
 from .pool_usage import core_seconds, ideal, occupations, shared, span
 from .results import TestResult, row

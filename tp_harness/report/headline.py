@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from ..judge.verdict import RATIO_ALARM, nearest_gate
 from ..results.gate import RATIO, REL_L2
-from ..results.proof import RESIDUES
+from ..results.proof import RESIDUES, at_most
 from ..results.result import Gate, Result, Status
 
 WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
@@ -78,12 +77,6 @@ def measure(result: Result, exact: str = "") -> str:
 def _of_proof(result: Result) -> str:
     """By how much outputs are DIFFERENT; "" of anything else."""
     return f"{result.proof.shadow:.1e}" if result.proof and result.status is Status.DIFFERENT else ""
-
-
-def at_most(bound: float, digits: int = 0) -> str:
-    """A positive bound as `8e-06` or, with digits after the point, as `7.5e-06`: rounded up, never down."""
-    exponent = math.floor(math.log10(bound)) - digits if bound > 0 else 0
-    return f"{math.ceil(bound / 10.0**exponent - 1e-9) * 10.0**exponent:.{digits}e}"
 
 
 def failed_by(result: Result) -> str:

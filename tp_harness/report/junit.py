@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from ..results.mutation_score import Trial
+from ..results.proof import at_most
 from ..results.result import Proof, Result, Status
 from ..results.run_record import RunRecord
 from . import view
 from .failure_text import alike_text, divergence_text, further_text
-from .headline import at_most
 
 _ERRORS = {Status.CRASH, Status.TIMEOUT, Status.MISSING, Status.VOID}  # nothing was decided
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from ..results.proof import at_most
 from ..results.result import Proof, Result, Status
 from .cells import Table
-from .headline import at_most
 
 
 def claim(results: Sequence[Result]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 RESIDUES = "residues"  # the name of the check that compares them
@@ -39,3 +40,9 @@ class Proof:
     shadow: float = 0.0
     unequal: tuple[str, ...] = ()
     first: str = ""
+
+
+def at_most(bound: float, digits: int = 0) -> str:
+    """A positive bound as `8e-06` or, with digits after the point, as `7.5e-06`: rounded up, never down."""
+    exponent = math.floor(math.log10(bound)) - digits if bound > 0 else 0
+    return f"{math.ceil(bound / 10.0**exponent - 1e-9) * 10.0**exponent:.{digits}e}"
