@@ -66,7 +66,7 @@ def test_samples_of_runs_show_the_controls_and_what_a_run_prints() -> None:
     controls = r"^    controls, mistakes put in on purpose, rejected as they must be: [\w-]+ at tp 1\b.*\b32$"
     for sample in samples:
         assert re.search(controls, sample, re.MULTILINE)
-        counts = r"^    (8 PASS, 4|80 PASS, 40) PROVED \(each with 2 draws of weights and inputs; backend gloo: "
+        counts = r"^    (8 PASS, 4|80 PASS, 40) PROVED \(each with 2 draws \(exact: 1\) of weights and inputs; backend "
         assert re.search(counts, sample, re.MULTILINE)
     ratios = {tp: float(r) for tp, r in zip((1, 2, 8, 32), re.findall(r"R (\d\.\d+)", samples[1]), strict=True)}
     assert all(r <= verdict.RATIO_ALARM * math.sqrt(1 + (tp / 2 if tp > 1 else 0)) for tp, r in ratios.items())

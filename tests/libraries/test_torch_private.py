@@ -71,7 +71,7 @@ def without_modes() -> None:
 
 
 def argument_names() -> None:
-    assert private.argument_names(torch.ops.aten.add.Tensor) == ["self", "other", "alpha"]
+    assert private.argument_names(torch.ops.aten.add.Tensor) == ("self", "other", "alpha")
 
 
 def flop_formulas() -> None:

@@ -8,11 +8,11 @@ import pytest
 from records import exact, new_record, proof, result
 
 from tp_harness.config.options import Options, resolve
+from tp_harness.judge.draws import worst_draw
 from tp_harness.results.from_json import from_json
 from tp_harness.results.remaining_work import Todo
 from tp_harness.results.result import Result, Status, to_json
 from tp_harness.results.run_record import read_run
-from tp_harness.verification.degrees import worst_draw
 
 PROVED, NOT_PROVED, DIFFERENT = exact(), exact(Status.NOT_PROVED), exact(Status.DIFFERENT)
 

@@ -5,6 +5,7 @@ Two values with the same residues are the same number; between them nothing is d
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,9 +27,13 @@ def decided(mode: ExactMode, kind: str, a: torch.Tensor, b: torch.Tensor) -> tor
 
     A margin is relative to the larger of the two, or to the usual size of all where that is more.
     """
-    size = torch.maximum(a[0].abs(), b[0].abs())
-    margins = (a[0] - b[0]).abs() / size.clamp(min=_usual(size), max=_MOST)
-    one = (mode.field.same(a, b) & ~(margins > TIE)) | (size.isinf() & (a[0] == b[0]))
+    x, y = a[0], b[0]
+    size = torch.maximum(x.abs(), y.abs())
+    margins = (x - y).abs_().div_(size.clamp(min=_usual(size), max=_MOST))
+    if not margins.numel() or float(margins.min()) > TIE:  # which that of nan is not
+        mode.seen.decide(kind, margins)
+        return torch.zeros(margins.shape, dtype=torch.bool)
+    one = (mode.field.same(a, b) & ~(margins > TIE)) | (size.isinf() & (x == y))
     mode.seen.decide(kind, margins[~one])
     return one
 
@@ -36,7 +41,7 @@ def decided(mode: ExactMode, kind: str, a: torch.Tensor, b: torch.Tensor) -> tor
 def _usual(size: torch.Tensor) -> float:
     """The lower quartile of some thousand magnitudes, without zeros and infinite ones: a mask's -1e9 is not usual."""
     some = size.reshape(-1)[:: max(1, size.numel() // _SAMPLED)]
-    some = some[(some > 0) & some.isfinite()]
+    some = some[(some > 0) & (some < math.inf)]
     return float(some.kthvalue(len(some) // 4 + 1).values) if len(some) else 1.0
 
 

@@ -13,8 +13,8 @@ from .operations import aten, looked_up, named, rule
 from .residues import numbers
 
 _MOVING = (
-    "index repeat scatter roll flip constant_pad_nd tril triu slice_scatter select_scatter as_strided_scatter "
-    "repeat_interleave masked_scatter slice_backward select_backward index_fill diagonal_scatter rot90 _unsafe_index "
+    "repeat scatter roll flip constant_pad_nd tril triu slice_scatter select_scatter as_strided_scatter "
+    "repeat_interleave masked_scatter slice_backward select_backward index_fill diagonal_scatter rot90 "
     "masked_select index_copy take take_along_dim pixel_shuffle channel_shuffle im2col block_diag "
     "diag_embed reflection_pad1d replication_pad1d _reshape_copy as_strided_copy"
 )
@@ -71,6 +71,14 @@ def _gather(mode: ExactMode, func: Any, a: torch.Tensor, dim: int, index: torch.
 @rule(aten.index_select)
 def _index_select(mode: ExactMode, func: Any, a: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
     return mode.new(mode.number(a).index_select(dim % a.dim() + 1, index), a.dtype)
+
+
+@rule(*named("index _unsafe_index"))
+def _index(mode: ExactMode, func: Any, a: torch.Tensor, indices: Any) -> torch.Tensor:
+    """An index of one dimension takes its place; the dimensions of several may come first."""
+    if sum(index is not None for index in indices) > 1:
+        return by_row(mode, func, (a, indices), {}, sums=False)
+    return mode.new(func(mode.number(a), [None, *indices]), a.dtype)
 
 
 @rule(aten.embedding)

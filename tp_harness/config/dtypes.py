@@ -54,6 +54,14 @@ def dtypes_on(chosen: tuple[str, ...], backend: str, kernels: str) -> tuple[str,
     return left
 
 
+def draws_in(dtype: str, dtypes: tuple[str, ...], draws: int) -> int:
+    """How many of the draws of a run a dtype takes: exact arithmetic, beside others, the first alone.
+
+    One point is a proof on its branches, and the other dtypes look at the branches of the others.
+    """
+    return 1 if dtype == EXACT and len(dtypes) > 1 else draws
+
+
 def _obstacle(dtype: str, backend: str, kernels: str) -> str:
     """Why a dtype cannot be run by a backend with these kernels, and what to choose; "" where it can."""
     if dtype == EXACT and backend in COMPILED:

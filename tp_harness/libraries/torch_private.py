@@ -66,9 +66,10 @@ def storage_id(x: torch.Tensor) -> int:
     return int(x.untyped_storage()._cdata)  # asked for at every operation: without the time that `part` takes
 
 
-def argument_names(operation: Any) -> list[str]:
+@cache
+def argument_names(operation: Any) -> tuple[str, ...]:
     """The names of the arguments of an operation of torch's dispatcher, in their order."""
-    return [argument.name for argument in TORCH.part("torch._ops:OpOverload._schema", operation).arguments]
+    return tuple(argument.name for argument in TORCH.part("torch._ops:OpOverload._schema", operation).arguments)
 
 
 def named_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -145,13 +146,12 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
 
 def leaves(tree: object) -> list[Any]:
     """The values in nested lists, tuples and dicts, in their order."""
-    found: list[Any] = TORCH.part("torch.utils._pytree:tree_leaves")(tree)
-    return found
+    return torch.utils._pytree.tree_leaves(tree)  # asked for at many operations
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     """The same nested lists, tuples and dicts with `function` of each value."""
-    return TORCH.part("torch.utils._pytree:tree_map")(function, tree)
+    return torch.utils._pytree.tree_map(function, tree)
 
 
 def apply_to_tensors(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:

@@ -153,8 +153,8 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
             reference is no module.
     """
     # nothing here depends on the degree
-    cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes}
-    case = cases[job.dtypes[0]]
+    cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes_of(task)}
+    case = next(iter(cases.values()))
     inputs, again = (_drawn(case, generator(seed, f"{task.key}.inputs")) for _ in range(2))
     if not all(same_bits(x, y) for x, y in zip(inputs, again, strict=True)):
         raise UsageError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..config.dtypes import draws_in
 from ..config.options import Resolved
 from ..ranks.job import Job, Subject, Task
 from ..results.result import Result, Status
@@ -25,9 +26,14 @@ class Target:
     layer: int
     tasks: tuple[Task, ...]
 
-    def by_dtype(self, dtypes: tuple[str, ...]) -> tuple[Target, ...]:
-        """A target for each dtype, so that a failure in one dtype leaves the verdicts of others."""
-        return tuple(replace(self, tasks=tuple(replace(task, dtype=dtype) for task in self.tasks)) for dtype in dtypes)
+    def by_dtype(self, job: Job) -> tuple[Target, ...]:
+        """A target for each dtype of the job's, so that a failure in one dtype leaves the verdicts of others."""
+        drawn = {dtype: [task for task in self.tasks if dtype in job.dtypes_of(task)] for dtype in job.dtypes}
+        return tuple(
+            replace(self, tasks=tuple(replace(task, dtype=dtype) for task in tasks))
+            for dtype, tasks in drawn.items()
+            if tasks
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ class Material:
             backend=backend,
             dtype=dtype,
             layer=layer,
-            draws=self.options.draws,
+            draws=draws_in(dtype, self.options.dtypes, self.options.draws),
             seed=self.options.seed + task.draw,
             status=Status.SKIPPED,
             reason="not judged",

@@ -214,7 +214,7 @@ class Preparation:
     def _write_fields(self, job: Job) -> None:
         """Draw primes and keys for each draw from the run's seed: two pairs, or one for a large model."""
         pairs = 2 if self.options.model.hidden_size <= SMALL else 1
-        for draw, task in {task.draw: task for task in job.tasks}.items():
+        for draw, task in {task.draw: task for task in job.tasks if EXACT in job.dtypes_of(task)}.items():
             Field.drawn(self.options.seed + draw, pairs).write(job.field_path(task))
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from ..arithmetic.floats import nominal_name
 from ..case.case import Case
 from ..case.case_file import load_case
+from ..config.dtypes import draws_in
 from ..models import find_family
 
 
@@ -130,8 +131,9 @@ class Job:
     tied: dict[str, str] = field(default_factory=dict)
 
     def dtypes_of(self, task: Task) -> tuple[str, ...]:
-        """The names of the dtypes that a task is run in, as "float32"."""
-        return (task.dtype,) if task.dtype else self.dtypes
+        """The names of the dtypes that a task is run in, as "float32"; see `draws_in`."""
+        given = (task.dtype,) if task.dtype else self.dtypes
+        return tuple(name for name in given if task.draw < draws_in(name, self.dtypes, task.draw + 1))
 
     def inputs_path(self, task: Task) -> Path:
         """The file of a task's full inputs, and of the routing that its ranks are locked to."""

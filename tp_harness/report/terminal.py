@@ -13,6 +13,7 @@ from .failure_text import details, sentence
 from .failures import Failure, failures
 from .headline import cell, legend
 from .rank_logs import written_logs
+from .view import draws
 
 _YELLOW = (Status.VOID, Status.UNDECIDED, Status.NOT_PROVED, Status.SKIPPED)
 _COLOURS = {Status.PASS: "green", Status.PROVED: "green"} | dict.fromkeys(_YELLOW, "yellow")
@@ -72,9 +73,8 @@ def _logs(record: RunRecord, failure: Failure) -> list[str]:
 def _ending(record: RunRecord) -> list[Text]:
     counts = {status: sum(r.status is status for r in record.results) for status in Status}
     words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
-    draws = max((result.draws for result in record.results), default=0)
     notes = [Text(f"note: {printable(note)}", style="yellow") for note in record.notes]
-    drawn = f"each with {draws} draw{'s' if draws != 1 else ''} of weights and inputs"
+    drawn = f"each with {draws(record)} of weights and inputs"
     return [
         *notes,
         *_controls(record),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config.dtypes import EXACT
 from ..config.options import OF_MODEL
 from ..models import is_layered, is_whole
 from ..results.result import Control, Gate, Result, Status
@@ -122,6 +123,7 @@ def command(record: RunRecord, result: Result) -> str:
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
     for key, flag in _FLAGS:
         value = None if options.get("case") and key in OF_MODEL else options.get(key)
+        value = result.draws if key == "draws" else value
         if value not in (None, "", _LEFT_OUT.get(key)):
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.get("fault_control") is False:
@@ -220,9 +222,15 @@ def subject(record: RunRecord) -> str:
     options = record.options
     name = f"{'case' if options.get('case') else 'model'} {verified(record)}"
     sizes = f"batch {options.get('batch', '?')}, {options.get('seq', '?')} tokens" if not options.get("case") else ""
-    draws = max((result.draws for result in record.results), default=0)
     parts = dict.fromkeys(result.label for result in record.results if result.extent)
-    return ", ".join(part for part in (name, *parts, sizes, f"{draws} draw{'s' if draws != 1 else ''}") if part)
+    return ", ".join(part for part in (name, *parts, sizes, draws(record)) if part)
+
+
+def draws(record: RunRecord) -> str:
+    """How many draws the results stand for, as "2 draws", or "2 draws (exact: 1)" where exact arithmetic took fewer."""
+    most = max((result.draws for result in record.results), default=0)
+    exact = max((result.draws for result in record.results if result.dtype == EXACT), default=most)
+    return f"{most} draw{'s' if most != 1 else ''}" + (f" ({EXACT}: {exact})" if exact != most else "")
 
 
 def started(record: RunRecord) -> str:

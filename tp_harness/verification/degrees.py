@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,11 +19,12 @@ from ..config.options import OWN, Resolved
 from ..diagnosis.explain import explain
 from ..errors import blame, described, is_theirs
 from ..faults.choice import with_fault_s_target
+from ..judge.draws import by_dtype, worst_draw
 from ..judge.evidence import Evidence
 from ..judge.gather import Awaited, read_outputs, remove_outputs
 from ..judge.judge import judge
 from ..judge.proofs import without_crash
-from ..judge.verdict import nearest_gate, reconciled, severity
+from ..judge.verdict import reconciled
 from ..launch import LaunchOutcome
 from ..prepare.material import Material, Progress, Target
 from ..prepare.memory_budget import available_memory, lacks_for_taps
@@ -120,8 +120,8 @@ class DegreeRun:
             for target in pending[done:failed]:
                 if target is self.control.target:
                     self.control.fail(outcome)
-                elif dtypes := self._to_part(target, job, outcome):
-                    again += target.by_dtype(dtypes)
+                elif self._is_to_part(target, job, outcome):
+                    again += target.by_dtype(job)
                 else:
                     dtypes = job.dtypes_of(target.tasks[0])
                     self._add_all(self._failure(target, dtype, outcome) for dtype in dtypes)
@@ -132,11 +132,11 @@ class DegreeRun:
         self.control.conclude()
         self._explain()
 
-    def _to_part(self, target: Target, job: Job, outcome: LaunchOutcome) -> tuple[str, ...]:
-        """The dtypes of a user's module that crashed in one of them, where ranks can be started for each by itself."""
-        dtypes = job.dtypes_of(target.tasks[0])
+    def _is_to_part(self, target: Target, job: Job, outcome: LaunchOutcome) -> bool:
+        """Whether a user's module crashed in one of several dtypes, and ranks can be started for each by itself."""
+        several = len(job.dtypes_of(target.tasks[0])) > 1
         crashed = failure_status(outcome) is Status.CRASH and outcome.kind != "start"
-        return dtypes if crashed and self.options.case and self.session.starts_anew and len(dtypes) > 1 else ()
+        return several and crashed and bool(self.options.case) and self.session.starts_anew
 
     def _reconcile(self) -> None:
         """Say what 16-bit results and exact arithmetic cannot decide, now that other dtypes have a verdict too."""
@@ -188,7 +188,7 @@ class DegreeRun:
             if target is self.control.target:
                 self.control.settle([results[0] for results in drawn])
             else:
-                self._add_all(worst_draw(results) for results in zip(*drawn, strict=True))
+                self._add_all(map(worst_draw, by_dtype(drawn)))
         assert outcome is not None  # the last target waited for it
         return len(pending), outcome
 
@@ -282,18 +282,3 @@ class DegreeRun:
         for result in results:
             if result.dtype in self.todo.dtypes(self.todo.target_of(result), self.tp):
                 self.record.add(result)
-
-
-def worst_draw(results: tuple[Result, ...]) -> Result:
-    """The verdict over several draws is the worst one; of equal ones, that nearest to a limit, or to a tie.
-
-    Its proof says which branches were taken in any draw.
-    """
-
-    def badness(result: Result) -> tuple[int, bool, float, float]:
-        gate, tie = nearest_gate(result.gates), result.proof.margin if result.proof else math.inf
-        return result.status.badness, result.status is Status.DIFFERENT, severity(gate) if gate else 0.0, -tie
-
-    worst = max(results, key=badness)
-    said = dict.fromkeys(sentence for each in results if each.proof for sentence in each.proof.coverage)
-    return replace(worst, proof=replace(worst.proof, coverage=tuple(said))) if worst.proof else worst

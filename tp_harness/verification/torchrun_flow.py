@@ -17,6 +17,7 @@ from rich.console import Console
 from tp_harness.backends.gloo import GlooBackend
 from tp_harness.backends.neuron import NeuronBackend
 from tp_harness.backends.torchrun import Member, TorchrunBackend
+from tp_harness.config.dtypes import draws_in
 from tp_harness.config.options import Resolved, as_record
 from tp_harness.errors import UsageError
 from tp_harness.launch.kill_torchrun import end_parent_soon
@@ -199,7 +200,7 @@ def _missing(options: Resolved, record: RunRecord, target: tuple[str, int], dtyp
         backend=record.backend,
         dtype=dtype,
         layer=target[1],
-        draws=options.draws,
+        draws=draws_in(dtype, options.dtypes, options.draws),
         seed=options.seed,
         status=Status.MISSING,
         reason=reason,

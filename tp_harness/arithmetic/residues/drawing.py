@@ -30,7 +30,7 @@ class Digits(NamedTuple):
     high: torch.Tensor
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def tables(key: int, name: str, pair: PrimePair) -> Digits:
     """The tables of a variable for a pair of primes."""
     seed = hashlib.blake2b(f"{key} {name} {pair.p}".encode(), digest_size=16).digest()
@@ -45,6 +45,9 @@ def draw_run(digits: Digits, pair: PrimePair, first: int, out: torch.Tensor) -> 
     count, start = out.shape[1], first % BLOCK
     blocks = torch.arange(first // BLOCK, (first + max(0, count - 1)) // BLOCK + 1)
     above = digits.middle[blocks & ((1 << MIDDLE) - 1)] ^ digits.high[(blocks >> MIDDLE) & ((1 << HIGH) - 1)]
+    if len(above) == 1:
+        _scale(above ^ digits.low[start : start + count], pair, out)
+        return
     done = 0
     for at in range(0, len(above), BLOCKS_AT_ONCE):
         bits = (above[at : at + BLOCKS_AT_ONCE, None] ^ digits.low).view(-1)[start : start + count - done]

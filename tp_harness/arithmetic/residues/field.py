@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import zlib
 from collections.abc import Sequence
 from dataclasses import astuple
 from fractions import Fraction
@@ -24,12 +23,14 @@ from safetensors.torch import save_file
 
 from .constants import Constant, meant
 from .drawing import draw_at, draw_run, tables
-from .primes import BITS, PrimePair, draw_pairs, powers, square_root
-from .tables import balanced, index_of, inverses_of, look_up
+from .hashing import Hash
+from .primes import BITS, PrimePair, draw_pairs, square_root
+from .tables import Tables, balanced, column, index_of, table_of_inverses, table_of_powers
 
 _SCALARS = 4096  # constants of a program that are kept
 WHOLE = 2.0**53  # float64 holds every whole number up to here
-_MIX = (-4658895280553007687, -7723592293110705685, -7046029254386353131)  # odd 64-bit multipliers of splitmix64
+_SHORT = 1 << 12  # elements of a run of a variable whose residues are kept
+_RUNS = 1 << 9  # such runs
 
 Numbers: TypeAlias = torch.Tensor  # (1 + 2 * pairs, *shape), float64: a tensor of such numbers
 
@@ -48,7 +49,10 @@ class Field:
         self.rows = 1 + len(self.moduli)
         self.value_rows = tuple(range(1, self.rows, 2))
         self._m = torch.tensor(self.moduli, dtype=torch.float64)
+        self._p, self._q = self._m[::2], self._m[1::2]
         self._inverse_m = 1 / self._m
+        self._hash = Hash(key, self.primes)
+        self._runs: dict[tuple[str, int, int], torch.Tensor] = {}  # residues that `draw` made, of short runs
         self._scalars: dict[tuple[str, torch.dtype], torch.Tensor] = {}  # what `scalar` made
         self.zeros = 0  # residues 0 that were inverted
         self.longest = int(WHOLE / (max(self.moduli) / 2) ** 2) - 1  # products in one sum
@@ -66,9 +70,9 @@ class Field:
 
     def reduce_(self, rows: Numbers) -> Numbers:
         """Balance residues that are whole numbers below 2^53, in place; (rows, *shape), which is returned."""
-        residues, shape = rows[1:], (-1, *[1] * (rows.dim() - 1))
-        quotients = torch.mul(residues, self._inverse_m.view(shape)).round_()
-        residues.addcmul_(quotients, self._m.view(shape), value=-1)
+        residues = rows[1:]
+        quotients = torch.mul(residues, column(self._inverse_m, rows)).round_()
+        residues.addcmul_(quotients, column(self._m, rows), value=-1)
         return rows
 
     def known(self, rows: Numbers) -> Numbers:
@@ -79,27 +83,24 @@ class Field:
         if not rows[2].isnan().any():
             return rows
         rows = rows.clone()
-        for value, (exponent, pair) in zip(self.value_rows, self._exponents(), strict=True):
-            residue = self._balanced(rows[value], pair.p)
-            fresh = self._keyed("exponent", [residue.abs()], (pair.q,))[0] * residue.sign()
-            rows[exponent] = torch.where(rows[exponent].isnan(), fresh, rows[exponent])
+        residues, exponents = self._balanced(rows), rows[2::2]
+        fresh = self._hash.values("exponent", [residues.abs()], [self._q])[0].mul_(residues.sign())
+        rows[2::2] = torch.where(exponents.isnan(), fresh, exponents)
         return rows
 
     def exp(self, rows: Numbers) -> Numbers:
         """exp of each number; where the shadow vanishes below what float64 holds, that is 0."""
         rows = self.known(rows)
         out = torch.full_like(rows, math.nan)
-        out[0] = rows[0].exp()
-        for value, (exponent, pair), table in zip(self.value_rows, self._exponents(), self._powers, strict=True):
-            out[value] = look_up(table, rows[exponent], pair.q)
-        out[1:] = torch.where(out[0] == 0, 0.0, out[1:])
+        torch.exp(rows[0], out=out[0])
+        out[1::2] = self._powers.look_up(rows[2::2])
+        out[1:].masked_fill_(out[0] == 0, 0.0)
         return out
 
     def inverse(self, rows: Numbers) -> Numbers:
         """1 / x, where the inverse of the residue 0 is 0; counted in `zeros`, unless the shadow is 0 too."""
         self.zeros += int(((rows[1:] == 0) & (rows[0] != 0)).sum())
-        inverses = [look_up(t, r, m) for t, r, m in zip(self._inverses, rows[1:], self.moduli, strict=True)]
-        return torch.stack([1 / rows[0], *inverses])
+        return torch.cat([1 / rows[:1], self._inverses.look_up(rows[1:])])
 
     def keyed(self, name: str, shadow: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
         """A function of which nothing is known but that equal arguments give equal values.
@@ -111,9 +112,7 @@ class Field:
         """
         out = torch.empty((self.rows, *shadow.shape), dtype=torch.float64)
         out[0] = shadow
-        for value, pair in zip(self.value_rows, self.pairs, strict=True):
-            given = [self._balanced(x[value], pair.p) for x in arguments]
-            out[value], out[value + 1] = self._keyed(name, given, (pair.p, pair.q))
+        out[1::2], out[2::2] = self._hash.values(name, list(map(self._balanced, arguments)), [self._p, self._q])
         return out
 
     def scalar(self, value: float | Fraction | Constant, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -163,14 +162,32 @@ class Field:
         """
         out = torch.empty((self.rows, *x.shape), dtype=torch.float64)
         out[0] = x
-        flat = out.view(self.rows, -1)
-        for value, pair in zip(self.value_rows, self.pairs, strict=True):
-            digits, rows = tables(self.key, name, pair), flat[value : value + 2]
-            if isinstance(first, int):
-                draw_run(digits, pair, first, rows)
-            else:
-                draw_at(digits, pair, first.reshape(-1), rows)
+        residues = out.view(self.rows, -1)[1:]
+        if isinstance(first, int) and x.numel() <= _SHORT:
+            residues.copy_(self._run(name, first, x.numel()))
+        else:
+            self._draw(name, first, residues)
         return out
+
+    def _run(self, name: str, first: int, count: int) -> torch.Tensor:
+        """The residues of a short run of a variable, (moduli, count), which are asked for many times."""
+        key = name, first, count
+        found = self._runs.get(key)
+        if found is None:
+            if len(self._runs) >= _RUNS:
+                self._runs.clear()
+            found = self._runs[key] = torch.empty((len(self.moduli), count), dtype=torch.float64)
+            self._draw(name, first, found)
+        return found
+
+    def _draw(self, name: str, first: int | torch.Tensor, out: torch.Tensor) -> None:
+        """Write residues as of `draw`, (moduli, elements)."""
+        for row, pair in enumerate(self.pairs):
+            digits, own = tables(self.key, name, pair), out[2 * row : 2 * row + 2]
+            if isinstance(first, int):
+                draw_run(digits, pair, first, own)
+            else:
+                draw_at(digits, pair, first.reshape(-1), own)
 
     def same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Where two tensors of numbers have the same residue modulo every p: bool, of the common shape.
@@ -178,14 +195,12 @@ class Field:
         An infinite number is the same as an infinite one of its sign alone.
         """
         difference = (a[1::2] - b[1::2]).abs_()
-        p = self._m[::2].view(-1, *[1] * (difference.dim() - 1))
-        equal = ((difference == 0) | (difference == p)).all(0)
+        equal = ((difference == 0) | (difference == column(self._p, difference))).all(0)
         return equal & ((a[0] - b[0]).isfinite() | (a[0] == b[0]))
 
     def sign_of_residues(self, rows: Numbers) -> torch.Tensor:
         """-1, 0 or 1 for each residue modulo p, and the same for its exponent: (rows - 1, *shape)."""
-        signs = [self._balanced(rows[v], p).sign() for v, p in zip(self.value_rows, self.primes, strict=True)]
-        return torch.stack([sign for sign in signs for _ in range(2)])
+        return self._balanced(rows).sign().repeat_interleave(2, 0)
 
     def residues(self, rows: Numbers, *, exponents: bool = False) -> list[torch.Tensor]:
         """By prime p, the residues from 0 to p - 1, int32, of the tensor's shape; -1 where unknown.
@@ -205,7 +220,7 @@ class Field:
         out = torch.full((self.rows, *shadow.shape), math.nan, dtype=torch.float64)
         out[0] = shadow
         for (row, m), residue in zip(self._in_order, residues, strict=False):
-            out[row] = torch.where(residue < 0, math.nan, self._balanced(residue.to(torch.float64), m))
+            out[row] = torch.where(residue < 0, math.nan, balanced(residue.to(torch.float64), m))
         return out
 
     @property
@@ -213,38 +228,18 @@ class Field:
         """Row and modulus of each p, then of each q."""
         return [
             *zip(self.value_rows, self.primes, strict=True),
-            *((row, pair.q) for row, pair in self._exponents()),
+            *((value + 1, pair.q) for value, pair in zip(self.value_rows, self.pairs, strict=True)),
         ]
 
-    def _exponents(self) -> list[tuple[int, PrimePair]]:
-        return [(value + 1, pair) for value, pair in zip(self.value_rows, self.pairs, strict=True)]
-
-    @staticmethod
-    def _balanced(residue: torch.Tensor, m: int) -> torch.Tensor:
-        """The one representative within m / 2 of 0; a reduction may have rounded to its neighbour."""
-        index = index_of(residue, m)
-        return torch.where(index > m // 2, index - m, index)
-
-    def _keyed(self, name: str, arguments: Sequence[torch.Tensor], moduli: Sequence[int]) -> list[torch.Tensor]:
-        """For each modulus, independent balanced residues; unknown where an argument is."""
-        start = (zlib.crc32(name.encode()) * 0x9E3779B1 + self.key + moduli[0] * 0x85EBCA6B) & (2**62 - 1)
-        mixed = torch.tensor(start)
-        for argument in arguments:
-            mixed = _mixed(argument.nan_to_num(nan=0.0).to(torch.int64).mul_(_MIX[2]).add_(mixed))
-        unknown = sum(arguments[1:], arguments[0]).mul_(0) if len(arguments) > 1 else arguments[0] * 0
-        out = []
-        for modulus in moduli:
-            upper = (mixed >> 11).to(torch.float64)  # 53 binary digits, of which none is rounded away
-            out.append(upper.mul_((modulus - 1) / 2**53).round_().add_(unknown))
-            mixed = _mixed(mixed) if len(moduli) > 1 else mixed
-        return out
+    def _balanced(self, rows: Numbers) -> torch.Tensor:
+        """Residues modulo each p within p / 2 of 0, (primes, *shape); a reduction may have rounded to a neighbour."""
+        return balanced(rows[1::2], column(self._p, rows))
 
     def write(self, path: Path) -> None:
         """Write the tables, which take a third of a second to make, for other processes to map."""
-        tables = {f"powers.{i}": table for i, table in enumerate(self._powers)}
-        tables |= {f"inverses.{i}": table for i, table in enumerate(self._inverses)}
         made = {"pairs": [astuple(pair) for pair in self.pairs], "key": self.key}
-        save_file(tables, path, metadata={"field": json.dumps(made)})
+        joined = {"powers": self._powers.joined, "inverses": self._inverses.joined}
+        save_file(joined, path, metadata={"field": json.dumps(made)})
 
     @staticmethod
     def read(path: Path) -> Field:
@@ -252,19 +247,20 @@ class Field:
         with safe_open(path, framework="pt") as file:
             made = json.loads(file.metadata()["field"])
             field = Field([PrimePair(*pair) for pair in made["pairs"]], made["key"])
-            field._powers = [file.get_tensor(f"powers.{i}") for i in range(len(field.pairs))]
-            field._inverses = [file.get_tensor(f"inverses.{i}") for i in range(len(field.moduli))]
+            field._powers = Tables(file.get_tensor("powers"), [pair.q for pair in field.pairs])
+            field._inverses = Tables(file.get_tensor("inverses"), field.moduli)
         return field
 
     @cached_property
-    def _powers(self) -> list[torch.Tensor]:
-        """By pair, g^k modulo p for k below q, balanced, int32 (q,)."""
-        return [balanced(powers(pair.g, pair.q, pair.p), pair.p) for pair in self.pairs]
+    def _powers(self) -> Tables:
+        """By pair, the powers of g."""
+        made = [table_of_powers(pair.g, pair.q, pair.p) for pair in self.pairs]
+        return Tables(torch.cat(made), [pair.q for pair in self.pairs])
 
     @cached_property
-    def _inverses(self) -> list[torch.Tensor]:
-        """By modulus m, the inverse of each residue, balanced, int32 (m,)."""
-        return [balanced(inverses_of(m), m) for m in self.moduli]
+    def _inverses(self) -> Tables:
+        """By modulus, the inverses."""
+        return Tables(torch.cat(list(map(table_of_inverses, self.moduli))), self.moduli)
 
     @cached_property
     def _powers_of_two(self) -> torch.Tensor:
@@ -275,13 +271,6 @@ class Field:
             values = [pow(2, e, m) if e >= 0 else pow(half, -e, m) for e in range(-1153, 1047)]
             rows.append([v - m if v > m // 2 else v for v in values])
         return torch.tensor(rows, dtype=torch.float64)
-
-
-def _mixed(x: torch.Tensor) -> torch.Tensor:
-    """A bijection of 64-bit numbers whose every digit depends on all (splitmix64)."""
-    x = (x >> 30).bitwise_xor_(x).mul_(_MIX[0])
-    x = (x >> 27).bitwise_xor_(x).mul_(_MIX[1])
-    return (x >> 31).bitwise_xor_(x)
 
 
 def _residue(constant: Constant, m: int, shadow: float) -> float:

@@ -1,32 +1,62 @@
-"""Tables of residues: powers and inverses, looked up by residue."""
+"""Tables of residues: powers and inverses, looked up by residue, modulo several numbers at once."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
 from .primes import powers, primitive_root
 
 
-def index_of(residue: torch.Tensor, m: int) -> torch.Tensor:
-    """The representative from 0 to m - 1 of a residue within m of 0, of any shape."""
-    return torch.where(residue < 0, residue + m, residue)
+class Tables:
+    """For each of several moduli m a table of m entries.
+
+    Args:
+        joined: the tables one after the other, int32 (sum of the moduli,).
+        moduli: theirs, in this order.
+    """
+
+    def __init__(self, joined: torch.Tensor, moduli: Sequence[int]) -> None:
+        self.joined = joined
+        self._moduli = torch.tensor(moduli, dtype=torch.float64)
+        self._starts = torch.tensor(list(accumulate(moduli, initial=0))[:-1], dtype=torch.float64)
+
+    def look_up(self, residues: torch.Tensor) -> torch.Tensor:
+        """The entries for residues, (moduli, *shape), float64; unknown (nan) where the residue is."""
+        index = index_of(residues, column(self._moduli, residues)).add_(column(self._starts, residues))
+        found = self.joined.index_select(0, index.nan_to_num_(nan=0.0).to(torch.int32).view(-1))
+        return found.to(torch.float64).view(residues.shape).add_(residues * 0)  # nan where it is nan
 
 
-def look_up(table: torch.Tensor, residue: torch.Tensor, m: int) -> torch.Tensor:
-    """The entries (m,) of a table for residues of any shape; unknown (nan) where the residue is."""
-    index = index_of(residue, m).nan_to_num_(nan=0.0).to(torch.int32)
-    found = table.index_select(0, index.reshape(-1)).to(torch.float64).view(residue.shape)
-    return found.add_(residue * 0)  # nan where it is nan
+def column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values (n,) so that they broadcast along the first dimension of `like`, of any shape: (n, 1, ...)."""
+    return values.view(-1, *_ONES[: like.dim() - 1])
 
 
-def balanced(values: torch.Tensor, m: int) -> torch.Tensor:
-    """Whole numbers from 0 to m - 1 (any shape) as the residues nearest to 0, int32."""
-    return torch.where(values > m // 2, values - m, values).to(torch.int32)
+_ONES = (1,) * 64
 
 
-def inverses_of(m: int) -> torch.Tensor:
-    """1 / r modulo a prime m for every r, int64 (m,); 0 for 0."""
+def index_of(residues: torch.Tensor, moduli: torch.Tensor | int) -> torch.Tensor:
+    """The representatives from 0 to m - 1 of residues within m of 0, any shape to which the moduli broadcast."""
+    return torch.where(residues < 0, residues + moduli, residues)
+
+
+def balanced(residues: torch.Tensor, moduli: torch.Tensor | int) -> torch.Tensor:
+    """The representatives within m / 2 of 0 of residues within m of it, in shape and dtype as `index_of`."""
+    index = index_of(residues, moduli)
+    return torch.where(index > moduli // 2, index - moduli, index)
+
+
+def table_of_powers(g: int, q: int, p: int) -> torch.Tensor:
+    """g^k modulo p for k below q, balanced, int32 (q,)."""
+    return balanced(powers(g, q, p), p).to(torch.int32)
+
+
+def table_of_inverses(m: int) -> torch.Tensor:
+    """1 / r modulo a prime m for every r, 0 for 0: balanced, int32 (m,)."""
     power = powers(primitive_root(m), m - 1, m)
     inverses = torch.zeros(m, dtype=torch.int64)
     inverses[power] = power[(-torch.arange(m - 1)) % (m - 1)]
-    return inverses
+    return balanced(inverses, m).to(torch.int32)
