@@ -25,6 +25,7 @@ _HOMES = {
     "build_module": "testing",
     "collective": "parallel.group",
     "current_group": "parallel.group",
+    "prove_accuracy": "testing.exactly",
     "validate_accuracy": "testing",
     "verify": "verification.api",
 }

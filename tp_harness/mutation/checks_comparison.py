@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from ..config.dtypes import FLOATS
+from ..config.dtypes import EXACT, FLOATS
 from ..config.options import Resolved
 from ..faults import FAULTS, find_fault
 from ..judge.evidence import Evidence
@@ -22,7 +22,7 @@ from .bench import Bench, open_bench
 from .checks_page import Contest, Entry
 from .kill_score import Progress, Unit, units
 from .mutant import first_change
-from .other_checks import OURS, PEERS, Seen
+from .other_checks import EXACTLY, OURS, PEERS, Seen
 
 Benches = dict[str, Bench]  # by initialisation
 Left = dict[tuple[str, str], Evidence]  # by initialisation and dtype
@@ -32,7 +32,7 @@ def hold(options: Resolved, draws: int, progress: Progress) -> Contest:
     """One entry per fault and degree where it changes any bit, and one per clean run: which checks reject it.
 
     Args:
-        options: degrees, model and seed; both dtypes are run.
+        options: degrees, model and seed; exact arithmetic, float32 and bfloat16 are run.
         draws: clean runs of each component, layer and degree, the first `draws` seeds.
         progress: told what is done.
     """
@@ -48,7 +48,7 @@ def hold(options: Resolved, draws: int, progress: Progress) -> Contest:
         version=__version__,
         model=options.model_name,
         command=shlex.join(["tp-harness", *sys.argv[1:]]),
-        checks=(*(peer.name for peer in PEERS), OURS),
+        checks=(*(peer.name for peer in PEERS), EXACTLY, OURS),
         faults=tuple(fault.name for fault in FAULTS),
         entries=tuple(sorted(entries, key=lambda e: (e.fault, e.component, e.layer, e.tp, e.seed))),
     )
@@ -57,11 +57,13 @@ def hold(options: Resolved, draws: int, progress: Progress) -> Contest:
 def run_part(part: tuple[Unit, int]) -> list[Entry]:
     """The entries of one unit of work and seed, in this process; of a seed above 0, clean runs alone."""
     unit, seed = part
-    options = replace(unit.options, dtypes=FLOATS, seed=unit.options.seed + seed)
+    options = replace(unit.options, seed=unit.options.seed + seed)
     entries: list[Entry] = []
     with ExitStack() as stack:
-        inits = ("discriminating", "constant")
-        benches = {init: stack.enter_context(open_bench(replace(options, init=init))) for init in inits}
+        benches = {
+            init: stack.enter_context(open_bench(replace(options, init=init, dtypes=dtypes)))
+            for init, dtypes in (("discriminating", (EXACT, *FLOATS)), ("constant", FLOATS))
+        }
         for component, layer in options.targets:
             task = Task(component=component, layer=layer, draw=0)
             clean = _run(benches, task, unit.tp)
@@ -80,7 +82,7 @@ def _run(benches: Benches, task: Task, tp: int) -> Left:
     found: Left = {}
     for init, bench in benches.items():
         ranks = bench.run(replace(bench.job(task, tp), unlocked=True))
-        found |= {(init, dtype): bench.evidence(task, tp, dtype, ranks) for dtype in FLOATS}
+        found |= {(init, dtype): bench.evidence(task, tp, dtype, ranks) for dtype in bench.options.dtypes}
     return found
 
 
@@ -92,10 +94,12 @@ def _differs(left: Left, clean: Left) -> bool:
 
 def _entry(benches: Benches, task: Task, tp: int, left: Left) -> Entry:
     bench = benches["discriminating"]
-    seen = {key: list(_seen(evidence)) for key, evidence in left.items() if key != ("constant", "bfloat16")}
+    seen = {key: list(_seen(left[key])) for key in {(peer.init, peer.dtype) for peer in PEERS}}
     rejects = [p.name for p in PEERS if not all(p.passes(output) for output in seen[p.init, p.dtype])]
-    ours = (judge(left["discriminating", dtype], bench.blank(task, tp, dtype)) for dtype in FLOATS)
-    if not all(result.status.passed for result in ours):
+    ours = {dtype: judge(left["discriminating", dtype], bench.blank(task, tp, dtype)) for dtype in (EXACT, *FLOATS)}
+    if ours[EXACT].status.failed:
+        rejects.append(EXACTLY)
+    if not all(ours[dtype].status.passed for dtype in FLOATS):
         rejects.append(OURS)
     return Entry(
         fault=task.fault,

@@ -90,7 +90,9 @@ false alarm is a clean run rejected.
 {table}
 
 The other checks see what a test of theirs sees: rank 0's output (joined where ranks hold shards) beside the single-core
-model in the same dtype, each side with its own routing. This tool's verdict looks at float32 and bfloat16.
+model in the same dtype, each side with its own routing. This tool's verdict looks at float32 and bfloat16; its row
+with `--dtype exact` is exact arithmetic alone (docs/exact.md), which rejects what is another function. By default
+`verify` runs all three.
 
 - **0.5 weights, torch.allclose**: all weights 0.5, float32, torch's default tolerances. Equal shards hide whatever
   permutes them.

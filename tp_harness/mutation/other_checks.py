@@ -78,3 +78,4 @@ PEERS = (
     Peer(name="cosine >= 0.99", dtype="bfloat16", init="discriminating", content=_cosine(0.99)),
 )
 OURS = "tp-harness verify"
+EXACTLY = f"{OURS} --dtype exact"

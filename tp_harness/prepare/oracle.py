@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -123,6 +123,11 @@ def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
         )
         for name, tensor in weights_of(module, f"the reference of {case.name}").items()
     )
+
+
+def tied_names(specs: Iterable[TensorSpec]) -> dict[str, str]:
+    """Of each parameter that is another one too, the name by which that is drawn."""
+    return {spec.name: spec.drawn_as for spec in specs if spec.drawn_as not in ("", spec.name)}
 
 
 @torch.no_grad()

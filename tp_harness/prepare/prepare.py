@@ -41,7 +41,7 @@ from .control_places import Places, places_of
 from .expectation import Expectation, expect
 from .material import Material, Progress, Target
 from .memory_budget import SHM, Free, Need, need_of, place_for
-from .oracle import parameter_specs
+from .oracle import parameter_specs, tied_names
 from .own_cases import OwnCase, own_cases
 from .plan_checks import check_placements, check_target
 from .random_weights import INITS, Init, period
@@ -184,7 +184,7 @@ class Preparation:
             expectations={},
             folder=folder,
             own=self.own,
-            tied={spec.name: spec.drawn_as for spec in self.specs if spec.drawn_as not in ("", spec.name)},
+            tied=tied_names(self.specs),
         )
         job = material.job(1, self.targets)
         if EXACT in self.options.dtypes:

@@ -1,8 +1,7 @@
 """build_module and validate_accuracy, with the signatures of neuronx_distributed_inference.utils.testing.
 
-Tests written for those run unchanged, on gloo ranks where there is no NeuronCore. What differs: a checkpoint is
-opened with weights_only, so a pickle never runs; replicated outputs must agree on all ranks, not only on rank 0; and
-validate_accuracy always rejects wrong shapes, dtypes, NaN, infinities and emptiness.
+Tests written for those run unchanged, on gloo ranks where there is no NeuronCore. What differs: a checkpoint runs no
+pickle, replicated outputs must agree on all ranks, and wrong shapes, dtypes, NaN and emptiness are always rejected.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..case.guessed_placements import check_guesses, said
@@ -31,8 +30,10 @@ from ..nxd import join_if_used
 from ..parallel.group import TorchGroup
 from ..parallel.placements import Placement, Replicate
 from .closeness import OutputError, assert_close
+from .exactly import run_exactly
 from .module_server import Made, ShardedModule
 from .neuron_build import BuiltModel, Order, build, build_environment
+from .seeded_checkpoint import make_checkpoint
 
 logger = logging.getLogger("tp_harness")
 
@@ -129,7 +130,7 @@ def build_module(  # noqa: PLR0917  (the public signature)
         raise UsageError(f"tp_degree is {tp_degree!r}; a positive integer is needed.")
     environment = build_environment(tp_degree) if on_neuron(os.environ) else None
     with tempfile.TemporaryDirectory(prefix="tp-harness-") as folder:
-        path = Path(checkpoint_path) if checkpoint_path else Path(folder) / "checkpoint.safetensors"
+        path = Path(checkpoint_path or Path(folder) / "checkpoint.safetensors")
         if not path.exists():
             make_checkpoint(module_cls, kwargs, path)
         if environment is not None:
@@ -148,7 +149,7 @@ def build_module(  # noqa: PLR0917  (the public signature)
             return build(order, environment)
         make = partial(_make_shard, module_cls, kwargs, str(path), checkpoint_loader_fn)
         output: Placement = getattr(module_cls, "output_placement", Replicate())
-        module = ShardedModule(make, tp_degree, output)
+        module = ShardedModule(make, tp_degree, output, getattr(module_cls, "__name__", "module"))
     if module.note:
         logger.warning("build_module: %s", module.note)
     if dry_run:
@@ -219,31 +220,6 @@ def validate_accuracy(
         logger.info("accurate for inputs of shapes %s", [list(x.shape) for x in arguments])
 
 
-def make_checkpoint(module_cls: Callable[..., nn.Module], kwargs: dict[str, Any], path: Path) -> None:
-    """Write the full state dict of a module built with seed 0 on one rank; whole when it appears."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        ShardedModule(partial(_save_full, module_cls, kwargs, unfinished, path.suffix), 1, Replicate()).close()
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _save_full(
-    module_cls: Callable[..., nn.Module], kwargs: dict[str, Any], path: Path, suffix: str, _group: TorchGroup
-) -> Made:
-    join_if_used()
-    torch.manual_seed(0)
-    module = module_cls(**kwargs)
-    state = {name: tensor.detach().contiguous() for name, tensor in weights_of(module, module_cls.__name__).items()}
-    if suffix == ".safetensors":
-        save_file({name: tensor.clone() for name, tensor in state.items()}, path)  # it refuses tied tensors
-    else:
-        torch.save(state, path)
-    return Made(module=module)
-
-
 def _make_shard(
     module_cls: Callable[..., nn.Module],
     kwargs: dict[str, Any],
@@ -253,7 +229,8 @@ def _make_shard(
 ) -> Made:
     """This rank's module with its shards of the checkpoint, and which placements were guessed."""
     join_if_used()
-    module, state = module_cls(**kwargs), load(path)
+    make = partial(module_cls, **kwargs)
+    module, state = make(), load(path)
     plan = getattr(module, "plan", {})
     plan = plan(kwargs["config"]) if callable(plan) else plan
     local = weights_of(module, module_cls.__name__, keep_vars=True)
@@ -264,7 +241,8 @@ def _make_shard(
     check_guesses(module, placed, group.size)
     shards = {p.name: p.placement.shard(state[p.name], group.rank, group.size) for p in placed}
     load_weights(module, shards, module_cls.__name__)
-    return Made(module=module, note=said(placed))
+    exactly = partial(run_exactly, make, {p.name: p.placement for p in placed}, group)
+    return Made(module=module, note=said(placed), exactly=exactly)
 
 
 def _check_module(module_cls: Any, kwargs: Any) -> None:

@@ -33,15 +33,19 @@ from ..ranks.rank import as_tuple
 from ..system.scratch_dir import WorkFolder
 
 _HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
-TENSORS, ERROR, NOTE = b"t", b"e", b"n"
+TENSORS, ERROR, NOTE, EXACTLY = b"t", b"e", b"n", b"x"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A rank's module, and a `note` on how it was made; rank 0's is passed on."""
+    """A rank's module, and a `note` on how it was made; rank 0's is passed on.
+
+    `exactly` answers what `ask` asks of every rank beside calls: see exactly.py.
+    """
 
     module: nn.Module
     note: str = ""
+    exactly: Callable[[bytes], bytes] = bytes
 
 
 MakeModule = Callable[[TorchGroup], Made]
@@ -60,14 +64,15 @@ class ShardedModule:
         make: called on every rank with the group; returns the module with this rank's shards loaded.
         tp_degree: number of ranks.
         output: the placement of every output.
+        name: how verdicts call it.
 
-    `note` is rank 0's of `make`.
+    `note` is rank 0's of `make`, and `folder` is there as long as the ranks are.
     """
 
-    def __init__(self, make: MakeModule, tp_degree: int, output: Placement) -> None:
-        self.tp_degree, self.output, self.note = tp_degree, output, ""
+    def __init__(self, make: MakeModule, tp_degree: int, output: Placement, name: str = "module") -> None:
+        self.tp_degree, self.output, self.name, self.note = tp_degree, output, name, ""
         folder = WorkFolder(Path(tempfile.gettempdir()))
-        self._folder = folder.path
+        self.folder = folder.path
         self._launcher = RankLauncher.fork(partial(serve_rank, make))
         self._links: list[socket.socket] = []
         self._why = "they were closed"
@@ -90,22 +95,30 @@ class ShardedModule:
             ShardedModuleError: a rank raised or died; the message says which and why. All ranks are ended then.
             ReplicaError: the ranks' outputs differ where they must agree.
         """
-        if not self.close.alive:
-            raise ShardedModuleError(f"the ranks of this module were ended: {self._why}; build it again")
         for i, x in enumerate(inputs):
             if not isinstance(x, torch.Tensor):
                 raise UsageError(f"input {i} of the module is a {type(x).__name__}; a tensor is needed.")
         message = save({str(i): x.detach().contiguous() for i, x in enumerate(inputs)})
+        answers = [load(answer) for answer in self.ask(TENSORS, message)]
+        outputs = [self._join([answer[str(i)] for answer in answers]) for i in range(len(answers[0]))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def ask(self, kind: bytes, content: bytes) -> list[bytes]:
+        """Send a message to every rank; returns what each answered, by rank.
+
+        Raises:
+            ShardedModuleError: a rank raised or died; the message says which and why. All ranks are ended then.
+        """
+        if not self.close.alive:
+            raise ShardedModuleError(f"the ranks of this module were ended: {self._why}; build it again")
         try:
             for link in self._links:
-                _send(link, TENSORS, message)
-            answers = [self._answer(rank) for rank in range(self.tp_degree)]
+                _send(link, kind, content)
+            return [self._answer(rank) for rank in range(self.tp_degree)]
         except BaseException as error:
             self._why = (str(error).splitlines() or [type(error).__name__])[0]
             self.close()
             raise
-        outputs = [self._join([answer[str(i)] for answer in answers]) for i in range(len(answers[0]))]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def __enter__(self) -> ShardedModule:
         return self
@@ -115,7 +128,7 @@ class ShardedModule:
 
     def _connect(self) -> None:
         """Start the ranks and wait until each has built its module."""
-        address = str(self._folder / "s")
+        address = str(self.folder / "s")
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(address)
             server.listen(self.tp_degree)
@@ -123,8 +136,8 @@ class ShardedModule:
             self._running = self._launcher.start(
                 address,
                 size=self.tp_degree,
-                work_dir=self._folder,
-                log_dir=self._folder / "logs",
+                work_dir=self.folder,
+                log_dir=self.folder / "logs",
                 timeout=None,
             )
             links: dict[int, socket.socket] = {}
@@ -141,7 +154,7 @@ class ShardedModule:
         for rank in range(self.tp_degree):
             self._answer(rank)
 
-    def _answer(self, rank: int) -> dict[str, torch.Tensor]:
+    def _answer(self, rank: int) -> bytes:
         try:
             kind, length = _HEADER.unpack(_receive(self._links[rank], _HEADER.size))
             content = _receive(self._links[rank], length)
@@ -156,7 +169,7 @@ class ShardedModule:
         if kind == NOTE:
             self.note = content.decode()
             return self._answer(rank)
-        return load(content)
+        return content
 
     def _check_running(self, running: RunningRanks) -> None:
         outcome = running.poll()
@@ -165,7 +178,7 @@ class ShardedModule:
 
     def _error(self, message: str, trace: str | None) -> ShardedModuleError:
         """With the remedy that the ranks' logs call for, which go with the ranks."""
-        logs = {rank: read_log(rank_log(self._folder / "logs", rank)) for rank in range(self.tp_degree)}
+        logs = {rank: read_log(rank_log(self.folder / "logs", rank)) for rank in range(self.tp_degree)}
         remedy = advice(logs, hung=False)
         first = f"{message}; {remedy}" if remedy else message
         return ShardedModuleError(f"{first}\n{trace}" if trace else first)
@@ -190,43 +203,47 @@ def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
     with socket.socket(socket.AF_UNIX) as link, use_group(group), torch.no_grad():
         link.connect(address)
         link.sendall(struct.pack("<Q", rank))
-        module: nn.Module | None = None
+        made: Made | None = None
         while True:
             try:
-                inputs = None if module is None else _take_call(link)
-                if module is None:
-                    made = make(group)
-                    module, answer = made.module.eval(), {}
+                if made is None:
+                    made, answer = make(group), b""
+                    made.module.eval()
                     if made.note and rank == 0:
                         _send(link, NOTE, made.note.encode())
                 else:
-                    outputs = as_tuple(module(*inputs or ()))
-                    answer = {str(i): x.clone().contiguous() for i, x in enumerate(outputs)}
+                    kind, content = _take(link)
+                    answer = made.exactly(content) if kind == EXACTLY else _called(made.module, content)
             except EOFError:
                 return
             except Exception as error:  # the caller gets the text, whatever the module did
                 wrong = (str(error), None) if isinstance(error, UsageError) else _told(error)
                 _send(link, ERROR, json.dumps(wrong).encode())
                 raise
-            _send(link, TENSORS, save(answer))
+            _send(link, TENSORS, answer)
+
+
+def _called(module: nn.Module, inputs: bytes) -> bytes:
+    tensors = load(inputs)
+    outputs = as_tuple(module(*(tensors[str(i)] for i in range(len(tensors)))))
+    return save({str(i): x.clone().contiguous() for i, x in enumerate(outputs)})
 
 
 def _told(error: Exception) -> tuple[str, str]:
     return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 
-def _take_call(link: socket.socket) -> Tensors:
-    """The next call's inputs.
+def _take(link: socket.socket) -> tuple[bytes, bytes]:
+    """The kind of the next message, and the message.
 
     Raises:
         EOFError: there will be none.
     """
     try:
-        _, length = _HEADER.unpack(_receive(link, _HEADER.size))
+        kind, length = _HEADER.unpack(_receive(link, _HEADER.size))
     except ConnectionError:
         raise EOFError from None
-    tensors = load(_receive(link, length))
-    return tuple(tensors[str(i)] for i in range(len(tensors)))
+    return kind, _receive(link, length)
 
 
 def _send(link: socket.socket, kind: bytes, content: bytes) -> None:
