@@ -24,7 +24,7 @@ def case(placement: Placement) -> Case:
 
 def given(folder: Path, placement: Placement, own: torch.Tensor, rank: int = 0, size: int = 2) -> torch.Tensor:
     write_right(folder / "right", {"tap": FULL})
-    return Grafts(folder / "right", ("tap",), case(placement), Group(rank, size))("tap", own)
+    return Grafts(folder / "right", ("tap",), case(placement), Group(rank, size), Floats(torch.float64))("tap", own)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
@@ -63,7 +63,7 @@ def test_calls_of_one_submodule_get_their_own_rows_and_a_tap_records_what_was_th
 
     rows, own = FULL.flatten(0, 1), torch.zeros(12, 8)
     write_right(tmp_path / "right", {"tap": rows, "other": rows})
-    grafts = Grafts(tmp_path / "right", ("tap",), case(Replicate()), Group(0, 1))
+    grafts = Grafts(tmp_path / "right", ("tap",), case(Replicate()), Group(0, 1), Floats(torch.float64))
     module, sources = Experts(), {"tap": ("tap", None), "other": ("other", None)}
     with tapping(module, sources, graft=grafts) as record:  # type: ignore[arg-type]
         outputs = module(own)

@@ -77,9 +77,14 @@ class Exact:
         rows = self.memory.read(x)
         return rows[0].clone(), tuple(self.field.residues(rows, exponents=exponents))
 
-    def joined(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A tensor with the numbers that `split` gave, any shape, nominally float64; of whole numbers, `shadow`."""
-        return self.memory.new(self.field.from_residues(shadow, residues), torch.float64) if residues else shadow
+    def joined(
+        self, shadow: torch.Tensor, residues: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A new tensor with the numbers that `split` gave, any shape, nominally in `dtype` (None: that of `shadow`)."""
+        dtype = dtype or shadow.dtype
+        if not residues:  # of whole numbers
+            return shadow.to(dtype, copy=True)
+        return self.memory.new(self.field.from_residues(shadow, residues), dtype)
 
     def same(self, actual: torch.Tensor, expected: torch.Tensor) -> bool | None:
         """Whether the residues of `actual` modulo each p are those of `expected`, both of one shape.

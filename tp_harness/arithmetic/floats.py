@@ -54,10 +54,12 @@ class Floats:
         del exponents
         return x, ()
 
-    def joined(self, shadow: torch.Tensor, residues: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What `split` took apart, any shape."""
+    def joined(
+        self, shadow: torch.Tensor, residues: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A new tensor of what `split` took apart, any shape, in `dtype` (None: that of `shadow`)."""
         del residues
-        return shadow
+        return shadow.to(dtype or shadow.dtype, copy=True)
 
     def same(self, actual: torch.Tensor, expected: torch.Tensor) -> bool | None:
         """Whether two tensors, any shape, have the same residues: they have none."""

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..arithmetic.floats import EXACT
+from ..case.taps import same_choice
 from ..judge.evidence import Evidence
 from ..judge.gather import join
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.grafts import right_shard
 from ..ranks.rank_files import digest
-from ..ranks.rank_report import OUTPUT, TensorKey, Variant
+from ..ranks.rank_report import OUTPUT, TensorKey, Variant, modulo
 
 
 class Residues(NamedTuple):
@@ -161,7 +163,7 @@ def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Varia
     primes = evidence.expectation.primes if right else ()
     found = []
     for number, (prime, expected) in enumerate(zip(primes, right[: len(primes)], strict=True)):  # after them, exponents
-        name = f"{traced.name}%{number}"
+        name = modulo(traced.name, number)
         if not evidence.without(name, variant):
             shards = zip(evidence.shards(name, variant), traced.shards, strict=True)
             formed = tuple(own.reshape(shadow.shape) for own, shadow in shards)
@@ -181,12 +183,13 @@ def with_grafts(evidence: Evidence, tapped: Tapped, grafts: Iterable[str]) -> Ev
     put = {}
     for name in grafts:
         placement = _placement(evidence, name)
-        if placement and not evidence.without(name, "tap"):
-            key = TensorKey(evidence.dtype, "tap", name)
-            for rank, own in enumerate(evidence.shards(name, "tap")):
-                right = right_shard(placement, tapped.oracle.taps[name], rank, evidence.tp)
-                if right.numel() == own.numel():
-                    put[rank, key] = right.reshape(own.shape).to(own.dtype)
+        for part, full in tapped.oracle.written(name).items():
+            if placement and not evidence.without(part, "tap"):
+                key = TensorKey(evidence.dtype, "tap", part)
+                for rank, own in enumerate(evidence.shards(part, "tap")):
+                    right = right_shard(placement, full, rank, evidence.tp)
+                    if right.numel() == own.numel():
+                        put[rank, key] = right.reshape(own.shape).to(own.dtype)
     ranks = {
         rank: replace(output, tensors={key: put.get((rank, key), x) for key, x in output.tensors.items()})
         for rank, output in evidence.ranks.items()
@@ -195,10 +198,21 @@ def with_grafts(evidence: Evidence, tapped: Tapped, grafts: Iterable[str]) -> Ev
 
 
 def graftable(evidence: Evidence, tapped: Tapped) -> tuple[str, ...]:
-    """The taps in whose place every rank can be given a right value, in order: all but choices and empty ones."""
-    choices = [router.chosen for router in evidence.case.routers]
-    names = (name for name in tapped.oracle.taps if name not in choices and tapped.oracle.taps[name].numel())
+    """The taps in whose place every rank can be given a right value, in order: all but empty ones and some choices."""
+    other = [router.chosen for router in evidence.case.routers if not _locked(evidence, tapped, router.chosen)]
+    names = (name for name in tapped.oracle.taps if name not in other and tapped.oracle.taps[name].numel())
     return tuple(name for name in names if _placement(evidence, name) and not evidence.without(name, "tap"))
+
+
+def _locked(evidence: Evidence, tapped: Tapped, choice: str) -> bool:
+    """Whether a router's lock is to put its choice right: in exact arithmetic, if it is the choice of that run, too.
+
+    In floats, routers are locked in every run.
+    """
+    right, lock = tapped.oracle.taps.get(choice), evidence.expectation.locks[choice].chosen
+    if evidence.dtype != EXACT or right is None or right.numel() != lock.numel():
+        return False
+    return bool(same_choice(right.reshape(lock.shape), lock).all())
 
 
 class ShapeError(Exception):

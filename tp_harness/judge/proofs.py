@@ -8,7 +8,7 @@ identity that this arithmetic does not know: nothing is proved then, and nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,14 +63,8 @@ def prove(evidence: Evidence, blank: Result) -> Result:
     escapes = list(_escapes(evidence))
     if basic and not (basic[0] is Status.NONFINITE and escapes):
         return replace(blank, status=basic[0], reason=basic[1])
-    joined = {
-        name: join(placement, evidence.shards(name))
-        for name, placement in zip(output_names(evidence.case), evidence.case.outputs, strict=True)
-    }
-    compared = [
-        compare(evidence, placement, name, output.full, evidence.expectation.oracle_of(evidence.dtype, i))
-        for i, ((name, output), placement) in enumerate(zip(joined.items(), evidence.case.outputs, strict=True))
-    ]
+    joined = _joined(evidence)
+    compared = _compared(evidence, joined)
     checks = exact_checks(evidence, joined)
     proof = replace(_proof(evidence, compared, escapes), draws=blank.draws)
     status, reason = _decide(evidence, compared, proof, escapes)
@@ -84,6 +78,28 @@ def prove(evidence: Evidence, blank: Result) -> Result:
         reason = f"nothing was sharded at tp {evidence.tp}: every rank held the full parameters and inputs"
     worst = None if status.passed else _worst(evidence, joined, compared)
     return replace(blank, status=status, reason=reason, checks=checks, proof=proof, worst=worst)
+
+
+def undecided(evidence: Evidence, wrong: Collection[str]) -> tuple[str, ...]:
+    """Why a run in exact arithmetic does not prove its outputs, but those that are known to be `wrong`; () if it does.
+
+    The outputs have the right shapes, and shadows that agree.
+    """
+    compared = [each for each in _compared(evidence, _joined(evidence)) if each.name not in wrong]
+    return _proof(evidence, compared, list(_escapes(evidence))).undecided
+
+
+def _joined(evidence: Evidence) -> dict[str, Joined]:
+    """By name, each output of all ranks."""
+    names = output_names(evidence.case)
+    return {name: join(p, evidence.shards(name)) for name, p in zip(names, evidence.case.outputs, strict=True)}
+
+
+def _compared(evidence: Evidence, joined: Mapping[str, Joined]) -> list[Compared]:
+    return [
+        compare(evidence, placement, name, output.full, evidence.expectation.oracle_of(evidence.dtype, i))
+        for i, ((name, output), placement) in enumerate(zip(joined.items(), evidence.case.outputs, strict=True))
+    ]
 
 
 def compare(
@@ -188,7 +204,7 @@ def _proof(evidence: Evidence, compared: list[Compared], escapes: list[str]) -> 
         margin=margin,
         margin_of=_KINDS.get(kind, kind),
         undecided=tuple(undecided),
-        shadow=max(each.shadow for each in compared),
+        shadow=max((each.shadow for each in compared), default=0.0),
         unequal=tuple(each.name for each in compared if not each.equal),
     )
 

@@ -22,7 +22,7 @@ from ..checkpoint.checkpoint import TensorSpec
 from ..errors import UsageError, doing
 from ..ranks.excerpt import of_flat, of_rows
 from ..ranks.rank import as_tuple
-from ..ranks.rank_report import OUTPUT
+from ..ranks.rank_report import OUTPUT, modulo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,14 @@ class ReferenceRun:
     unlocked: tuple[str, ...] = ()
     residues: Mapping[str, Tensors] = field(default_factory=dict)
     seen: Seen | None = None
+
+    def written(self, *taps: str) -> dict[str, torch.Tensor]:
+        """Taps (none: all) as ranks write them: values by their names, and residues by those that `modulo` gives."""
+        found: dict[str, torch.Tensor] = {}
+        for tap in taps or self.taps:
+            residues = {modulo(tap, number): own for number, own in enumerate(self.residues.get(tap, ()))}
+            found |= {tap: self.taps[tap]} | residues
+        return found
 
     def unproved(self, primes: int, seen: Seen) -> ReferenceRun:
         """The float64 run in place of an exact one that could not be done: of `primes` residues each, none is known."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arithmetic.floats import nominal_name
+from ..arithmetic.floats import EXACT, nominal_name
 from ..case.case import Case
 from ..case.case_file import load_case
 from ..config.dtypes import draws_in
@@ -140,8 +140,9 @@ class Job:
         return Path(self.folder) / f"{task.clean.key}.inputs.safetensors"
 
     def right_path(self, task: Task) -> Path:
-        """The file of the full right tensors that `grafts` of a task names."""
-        return Path(self.folder) / f"{task.clean.key}.right.safetensors"
+        """The file of the full right tensors that `grafts` of a task names; those of exact arithmetic have residues."""
+        kind = EXACT if task.dtype == EXACT else ""
+        return Path(self.folder) / f"{dataclasses.replace(task.clean, dtype=kind).key}.right.safetensors"
 
     def field_path(self, task: Task) -> Path:
         """The file of the primes and tables that runs of a task in exact arithmetic use."""

@@ -112,9 +112,10 @@ class DtypeRunner:
         self.rows = {
             name: token_rows(case, given.inputs, len(lock.chosen), group) for name, lock in given.locks.items()
         }
-        locks = {} if self.exact else given.locks  # shadows choose as the oracle does
         self.locks = {
-            name: Lock(device.put(lock.chosen), lock.experts, self.rows[name]) for name, lock in locks.items()
+            name: Lock(device.put(lock.chosen), lock.experts, self.rows[name])
+            for name, lock in given.locks.items()
+            if not self.exact or name in task.grafts  # shadows choose as the oracle does
         }
         module, self.parameters = build(case, checkpoint, arithmetic, group, job.tied)
         self.module = device.put(module)
@@ -160,7 +161,8 @@ class DtypeRunner:
 
     def locked(self) -> dict[TensorKey, torch.Tensor]:
         """Run the forward that is judged: outputs as the module returns them, routers' (tokens, k or experts), taps."""
-        grafts = Grafts(self.job.right_path(self.task), self.task.grafts, self.case, self.group)
+        names = [name for name in self.task.grafts if name not in self.locks]
+        grafts = Grafts(self.job.right_path(self.task), names, self.case, self.group, self.arithmetic)
         with (
             tapping(self.module, self.case.watched if self.job.taps else {}, self.read, grafts) as taps,
             routing(self.module, self.case.routers, self.locks) as routed,

@@ -14,6 +14,14 @@ OUTPUT = "output."
 NO_FORWARDS = Forwards(wall_s=(), cpu_s=())
 
 
+def modulo(name: str, number: int) -> str:
+    """The name of a tensor's residues modulo a prime, by its number.
+
+    The p of all pairs come first; their q follow where taps are recorded.
+    """
+    return f"{name}%{number}"
+
+
 @dataclass(frozen=True, order=True)
 class TensorKey:
     """Which tensor of a rank: `output.0` of the locked run in float32, as text `float32.locked.output.0`."""
@@ -36,11 +44,8 @@ class TensorKey:
         return TensorKey(dtype, cast("Variant", variant), name)
 
     def modulo(self, number: int) -> TensorKey:
-        """The key of the tensor's residues modulo a prime, by its number: `exact.locked.output.0%1`.
-
-        The p of all pairs come first; their q follow where taps are recorded.
-        """
-        return replace(self, name=f"{self.name}%{number}")
+        """The key of the tensor's residues modulo a prime, as `modulo` names them: `exact.locked.output.0%1`."""
+        return replace(self, name=modulo(self.name, number))
 
     def is_output_in(self, dtype: str) -> bool:
         """Whether it is an output of the run that is judged in `dtype`; a router may be called `output`."""

@@ -4,7 +4,7 @@ Where every tap passes on its right value, each tensor is computed from right on
 mistake of its own. The ranks run so once, and beside it with the first wrong tensor alone put right; where there are
 several, once more with all of them put right, which must make the outputs right.
 
-Not covered: exact arithmetic; two mistakes between the same two taps, which count as one; an own module without taps.
+Not covered: two mistakes between the same two taps, which count as one; an own module without taps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..diagnosis.localise import divergences
 from ..diagnosis.trace import graftable
 from ..judge.evidence import Evidence
 from ..judge.gather import RankOutput
+from ..judge.proofs import undecided
 from ..parallel.placements import Placement
 from ..prepare.common_sources import Sources, common_sources
 from ..prepare.material import Material
@@ -77,7 +78,7 @@ class Grafting:
             PlacementError: a user's placement cannot cut a tap.
         """
         first = result.first_divergence
-        if first is None or evidence.dtype == EXACT or (first.kind == "shape" and first.tensor.startswith(OUTPUT)):
+        if first is None or (first.kind == "shape" and first.tensor.startswith(OUTPUT)):
             return result
         if first.kind == "shape":
             said = f"no right value fits the place of {first.tensor}: further mistakes were not looked for"
@@ -87,8 +88,8 @@ class Grafting:
         if first.tensor.startswith(OUTPUT):  # every tap is right as it is
             return _with(result, independent(evidence, ()))
         as_said = (name for name in graftable(evidence, tapped) if case.taps.get(name) == evidence.case.taps.get(name))
-        write_right(self.material.job(self.tp, ()).right_path(task), tapped.oracle.taps)
         task = replace(task, dtype=evidence.dtype)
+        write_right(self.material.job(self.tp, ()).right_path(task), tapped.oracle.written())
         self.pending[index] = Explained(result=result, task=task, taps=evidence.case.taps, grafts=tuple(as_said))
         return result
 
@@ -104,11 +105,13 @@ class Grafting:
             return
         again: dict[int, tuple[Result, Task]] = {}
         for i, (alone, every) in tried.items():
-            found = independent(self._evidence(i, every, left), every.grafts)
+            evidence = self._evidence(i, every, left)
+            found = independent(evidence, every.grafts)
             result = _with(self.pending[i].result, found)
             wrong = {self.pending[i].first, *(name for mistake in found for name in tensors_of(mistake))}
             if len(wrong) == 1:
-                yield i, self._concluded(result, self._evidence(i, alone, left))
+                alone_right = replace(self._evidence(i, alone, left), expectation=evidence.expectation)
+                yield i, self._concluded(result, alone_right)
             else:
                 again[i] = result, self.pending[i].with_grafts(wrong, 3)
         left = self._left([task for _, task in again.values()], "all-grafts")
@@ -128,7 +131,9 @@ class Grafting:
         assert first is not None
         known = {first.tensor, *(name for m in (*result.alike, *result.further) for name in tensors_of(m))}
         wrong = [found.tensor for found, _ in divergences(evidence, evidence.expectation.run_tapped(evidence.dtype))]
-        return replace(result, put_right=_conclusion(known, [name for name in wrong if name not in known]))
+        wrong = [name for name in wrong if name not in known]
+        unproved = undecided(evidence, known) if evidence.dtype == EXACT and not wrong else ()
+        return replace(result, put_right=_conclusion(known, wrong, unproved))
 
 
 def kept(evidence: Evidence) -> Evidence:
@@ -194,10 +199,12 @@ def _with(result: Result, found: Sequence[Mistake]) -> Result:
     )
 
 
-def _conclusion(known: Collection[str], wrong: Sequence[str]) -> str:
-    """What the outputs are with the known mistakes put right."""
+def _conclusion(known: Collection[str], wrong: Sequence[str], unproved: Sequence[str]) -> str:
+    """What the outputs are with the known mistakes put right; `unproved`: why exact arithmetic does not prove them."""
     put = "with these put right" if len(known) > 1 else "with it put right"
     last = [name for name in known if name.startswith(OUTPUT)]
+    if unproved:
+        return f"{put}, nothing else is known to be wrong, and the rest is not proved: {'; '.join(unproved)}"
     if not wrong:
         return f"{put}, everything else is right" if last else f"{put}, the output is right"
     verb = "is" if len(wrong) == 1 else "are"
