@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tp_harness.arithmetic.floats import Floats
 from tp_harness.case.case import Case
 from tp_harness.case.taps import tapping
 from tp_harness.parallel.group import Group

@@ -21,6 +21,7 @@ def all_mistakes(bench: Bench, task: Task, tp: int, starts: list[str] | None = N
             starts.append(word)
         return {each: bench.run(bench.job(each, tp, taps=True)) for each in tasks}.__getitem__
 
+    _ = bench.material.expectation(task).baselines  # before anything is judged, as `verify` does
     evidence = kept(bench.evidence(task, tp, task.dtype, bench.run(bench.job(task, tp, taps=True))))
     result = explain(evidence, judge(evidence, bench.blank(task, tp, task.dtype)))
     grafting = Grafting(bench.material, tp, run)  # type: ignore[arg-type]

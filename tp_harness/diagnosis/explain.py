@@ -65,12 +65,14 @@ def _with_first_unequal(result: Result, evidence: Evidence, tapped: Tapped) -> R
 
 
 @torch.no_grad()
-def mistakes(evidence: Evidence, grafts: Sequence[str]) -> list[Mistake]:
+def mistakes(evidence: Evidence, grafts: Sequence[str], explained: Result) -> list[Mistake]:
     """Every tensor that is wrong although the ranks went on with right values of `grafts`, with what reproduces it.
 
     Args:
         evidence: the ranks ran with taps on, and recorded their own values of `grafts` before these were replaced.
         grafts: names of taps.
+        explained: the result of the run without grafts. What it says of its first divergence in a family's module holds
+            here too; in an own module it may speak of the outputs.
 
     Returns:
         In order of execution; nothing after a tensor whose shape is wrong. A tensor that was put right counts as right
@@ -86,7 +88,11 @@ def mistakes(evidence: Evidence, grafts: Sequence[str]) -> list[Mistake]:
         put_right = [mistake.divergence.tensor for mistake in found if mistake.divergence.tensor in grafts]
         divergence = replace(seen, after=max((seen.after, *put_right), key=order.index))
         passed_on = with_grafts(evidence, tapped, [name for name in grafts if name != divergence.tensor])
-        told = _diagnosed(passed_on, tapped, divergence, traced, all_signatures(), elsewhere=False)
+        first = explained.first_divergence
+        if first and first.tensor == divergence.tensor and is_known(tapped.reference):
+            told = Diagnosis(explained.diagnosis, explained.alternatives, explained.refuted)
+        else:
+            told = _diagnosed(passed_on, tapped, divergence, traced, all_signatures(), elsewhere=False)
         found.append(
             Mistake(divergence=divergence, causes=told.causes, alternatives=told.alternatives, refuted=told.refuted)
         )

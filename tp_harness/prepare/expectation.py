@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import random
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,12 @@ class Expectation:
         if self.kept is not None:
             self.kept[dtype] = tapped
         return tapped
+
+    def keeping(self) -> Expectation:
+        """The same expectation and its runs so far, which also keeps its runs with taps for as long as it lives."""
+        found = copy(self)
+        object.__setattr__(found, "kept", {})
+        return found
 
     def run_nearby(self, dtype: str) -> Pairs:
         """Run oracle (float64) and baseline (`dtype`) at NEARBY inputs near the task's; () for a control's `first`."""

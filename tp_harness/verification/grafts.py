@@ -86,7 +86,7 @@ class Grafting:
         tapped, case = evidence.expectation.run_tapped(evidence.dtype), evidence.case
         evidence = placed(evidence, tapped)
         if first.tensor.startswith(OUTPUT):  # every tap is right as it is
-            return _with(result, independent(evidence, ()))
+            return _with(result, independent(evidence, (), result))
         as_said = (name for name in graftable(evidence, tapped) if case.taps.get(name) == evidence.case.taps.get(name))
         task = replace(task, dtype=evidence.dtype)
         write_right(self.material.job(self.tp, ()).right_path(task), tapped.oracle.written())
@@ -106,8 +106,9 @@ class Grafting:
         again: dict[int, tuple[Result, Task]] = {}
         for i, (alone, every) in tried.items():
             evidence = self._evidence(i, every, left)
-            found = independent(evidence, every.grafts)
-            result = _with(self.pending[i].result, found)
+            result = self.pending[i].result
+            found = independent(evidence, every.grafts, result)
+            result = _with(result, found)
             wrong = {self.pending[i].first, *(name for mistake in found for name in tensors_of(mistake))}
             if len(wrong) == 1:
                 alone_right = replace(self._evidence(i, alone, left), expectation=evidence.expectation)
@@ -138,12 +139,12 @@ class Grafting:
 
 def kept(evidence: Evidence) -> Evidence:
     """The evidence, which keeps its reference's runs with taps for as long as it lives itself."""
-    return replace(evidence, expectation=replace(evidence.expectation, kept={}))
+    return replace(evidence, expectation=evidence.expectation.keeping())
 
 
-def independent(evidence: Evidence, grafts: Sequence[str]) -> tuple[Mistake, ...]:
-    """The mistakes in order, of ranks that went on with right values of `grafts`; see `joined`."""
-    found = mistakes(evidence, grafts)
+def independent(evidence: Evidence, grafts: Sequence[str], explained: Result) -> tuple[Mistake, ...]:
+    """The mistakes in order, of ranks that went on with right values of `grafts`; see `mistakes` and `joined`."""
+    found = mistakes(evidence, grafts, explained)
     if len(found) < 2:
         return tuple(found)
     expected = evidence.expectation
