@@ -124,30 +124,31 @@ def harness_at(folder: Path) -> Harness:
 
 
 def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
-    """The record of a run of these cases on 2 ranks in float32."""
+    """The record of a run of these cases on 2 ranks."""
     harness = harness_at(folder)
     cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
     loaded = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'; import torch._dynamo"  # before the forks
     loaded += ", torch.distributed.tensor.parallel"
-    assert harness.code(*cases, "--tp", "2", "--draws", "1", "--dtype", "float32", *given, patch=loaded) == code
+    assert harness.code(*cases, "--tp", "2", "--draws", "1", *given, patch=loaded) == code
     return harness.record()
 
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return verified(tmp_path_factory.mktemp("right"), RIGHT, 0, "--repeats", "1")
+    return verified(tmp_path_factory.mktemp("right"), RIGHT, 0, "--dtype", "float32", "--repeats", "1")
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    record = verified(tmp_path_factory.mktemp("wrong"), WRONG, 1)
-    assert {result["status"] for result in record["results"]} <= {"SHAPE", "MISMATCH"}, "each one is rejected"
+    record = verified(tmp_path_factory.mktemp("wrong"), WRONG, 1, "--dtype", "exact", "--dtype", "float32")
+    rejected = {"SHAPE", "DIFFERENT", "MISMATCH"}
+    assert {result["status"] for result in record["results"]} <= rejected, "each one is rejected"
     return record
 
 
-def of(record: dict[str, Any], name: str, part: str = "results") -> dict[str, Any]:
-    """The one result, or control, of a case."""
-    [found] = [each for each in record[part] if each["component"] == f"own ({name})"]
+def of(record: dict[str, Any], name: str, part: str = "results", dtype: str = "float32") -> dict[str, Any]:
+    """The one result, or control, of a case in a dtype."""
+    [found] = [each for each in record[part] if (each["component"], each["dtype"]) == (f"own ({name})", dtype)]
     return found  # type: ignore[no-any-return]
 
 
@@ -174,8 +175,9 @@ def test_an_output_that_is_placed_otherwise_than_the_case_says(wrong: dict[str, 
 
 
 @together
-def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, Any]) -> None:
-    tapped, added = of(wrong, "TAPPED"), of(wrong, "ADDED")
+@pytest.mark.parametrize("dtype", ["exact", "float32"])
+def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, Any], dtype: str) -> None:
+    tapped, added = (of(wrong, name, dtype=dtype) for name in ("TAPPED", "ADDED"))
     assert tapped["first_divergence"]["tensor"] == "hidden"
     assert tapped["first_divergence"]["ranks"] == [0, 1]
     assert tapped["put_right"] == "with it put right, the output is right"

@@ -69,20 +69,23 @@ RIGHT, THRICE, PROUD = case(Mlp, taps=TAPS), case(Thrice, taps=TAPS), case(Proud
 '''
 
 
-def record_of(folder: Path, name: str, degrees: tuple[int, ...] = (2,)) -> RunRecord:
-    return run_case(folder, CASES, name, degrees)
+def record_of(folder: Path, name: str, degrees: tuple[int, ...] = (2,), **fields: object) -> RunRecord:
+    return run_case(folder, CASES, name, degrees, **fields)
 
 
 def test_every_mistake_is_told_at_every_degree_in_every_dtype(tmp_path: Path) -> None:
-    record = record_of(tmp_path, "THRICE", (2, 4))
-    assert [result.status for result in record.results] == [Status.MISMATCH] * 4
+    record = record_of(tmp_path, "THRICE", (2, 8), dtypes=("exact", "float32", "bfloat16"))
+    assert [result.status for result in record.results] == [Status.DIFFERENT, *[Status.MISMATCH] * 2] * 2
+    causes = [[*r.diagnosis, *(cause for m in r.further for cause in m.causes)] for r in record.results]
+    assert [{cause.exact for cause in told} for told in causes] == [{True}, {False}, {False}] * 2
     [failure] = failures(read_run(record.path).results)
     assert sentence(failure) == (
-        "own: output.0 is wrong at tp 2, 4 in both dtypes: 3 mistakes: 1. scaled; 2. all-reduce missing; 3. bias x tp"
+        "own: output.0 is not the reference's at tp 2, 8 in all dtypes: 3 mistakes: 1. scaled; 2. all-reduce missing; "
+        "3. bias x tp"
     )
     assert details(failure)[-1] == "with these put right, everything else is right"
     assert sorted(path.name for path in (record.folder / "logs").iterdir()) == [
-        f"tp{tp}{of}" for tp in (2, 4) for of in ("", "-all-grafts", "-grafts", "-taps")
+        f"tp{tp}{of}" for tp in (2, 8) for of in ("", "-all-grafts", "-grafts", "-taps")
     ]
 
 
