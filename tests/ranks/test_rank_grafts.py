@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tp_harness.arithmetic.floats import Floats
+from tp_harness.arithmetic.exact import Exact
+from tp_harness.arithmetic.floats import EXACT, Floats
+from tp_harness.arithmetic.residues.field import Field
 from tp_harness.case.case import Case
 from tp_harness.case.taps import tapping
 from tp_harness.parallel.group import Group
 from tp_harness.parallel.placements import KVHeads, Partial, Placement, Replicate, Shard, same_bits
 from tp_harness.ranks.grafts import Grafts, right_shard, write_right
 from tp_harness.ranks.job import Job, Subject, Task, read_job
+from tp_harness.ranks.rank_report import modulo
 
+PLACEMENTS = [Replicate(), Shard(-1), Shard(1), KVHeads(-1, 8), Partial()]
 FULL = torch.randn(2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -40,12 +45,41 @@ def test_summands_add_up_bit_for_bit_and_any_other_reduction_is_wrong(size: int,
         assert not torch.equal(torch.stack(parts).amax(0), full)
 
 
-@pytest.mark.parametrize("placement", [Replicate(), Shard(-1), Shard(1), KVHeads(-1, 8), Partial()], ids=str)
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
 def test_a_value_has_the_shape_and_dtype_of_the_rank_s_own(tmp_path: Path, placement: Placement) -> None:
     right = right_shard(placement, FULL, 1, 2)
     for own in (torch.zeros(right.shape), torch.zeros(right.shape, dtype=torch.bfloat16).flatten(0, 1)):
         value = given(tmp_path, placement, own, rank=1)
         assert same_bits(value, right.to(own.dtype).view(own.shape))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+def test_in_exact_arithmetic_a_value_has_its_numbers_and_nothing_escapes(tmp_path: Path, placement: Placement) -> None:
+    exact = Exact(Field.drawn(13))
+    x = exact.draw("x", FULL.float())
+    with exact.computing():
+        full = torch.cat((3 * x[:1], x[1:].exp()))  # the exponents of the second are unknown
+    shadow, residues = exact.split(full, exponents=True)
+    write_right(tmp_path / "right", {"tap": shadow} | {modulo("tap", i): own for i, own in enumerate(residues)})
+    parts = []
+    for rank in range(2):
+        right = torch.stack([right_shard(placement, row, rank, 2) for row in exact.memory.read(full)])
+        own = torch.zeros(right.shape[1:], dtype=torch.bfloat16).flatten(0, 1)
+        with exact.computing():
+            value = Grafts(tmp_path / "right", ("tap",), case(placement), Group(rank, 2), exact)("tap", own)
+        assert (value.shape, value.dtype) == (own.shape, own.dtype)
+        parts.append(exact.memory.read(value).view(right.shape))
+        torch.testing.assert_close(parts[-1], right, rtol=0, atol=0, equal_nan=True)
+    if isinstance(placement, Partial):
+        torch.testing.assert_close(sum(parts), exact.memory.read(full), rtol=0, atol=0, equal_nan=True)
+    assert exact.seen.escapes == []
+
+
+def test_whole_numbers_stay_whole_in_exact_arithmetic(tmp_path: Path) -> None:
+    write_right(tmp_path / "right", {"tap": torch.arange(12).view(3, 4)})
+    exact = Exact(Field.drawn(13))
+    value = Grafts(tmp_path / "right", ("tap",), case(Replicate()), Group(0, 2), exact)("tap", torch.zeros(3, 4).int())
+    assert same_bits(value, torch.arange(12).view(3, 4).int())
 
 
 @pytest.mark.parametrize("own", [torch.zeros(2, 6, 9), torch.zeros(3, 6, 8), torch.zeros(2, 8, 6)])
@@ -98,3 +132,5 @@ def test_grafts_of_a_task_survive_the_job_file_and_share_the_clean_task_s_right_
     read, _ = read_job(job.write())
     assert read.tasks == (task,)
     assert read.right_path(task) == job.right_path(task.clean) != job.inputs_path(task)
+    in_float32, exact = (replace(task, dtype=dtype) for dtype in ("float32", EXACT))
+    assert job.right_path(in_float32) == job.right_path(task) != job.right_path(exact), "their right values differ"

@@ -19,7 +19,7 @@ from tp_harness.mutation.bench import Bench
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Partial, Replicate, Shard
 from tp_harness.ranks.job import Task
-from tp_harness.results.result import Result, Status
+from tp_harness.results.result import Result
 
 TP = 2
 RIGHT = "the output is right"
@@ -110,7 +110,9 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nameless")
-@pytest.mark.parametrize(("dtype", "counts"), [("exact", (0, 1, 2, 7)), ("float32", (0, 1, 2, 3, 7)), ("bfloat16", (0, 1, 7))])
+@pytest.mark.parametrize(
+    ("dtype", "counts"), [("exact", (0, 1, 2, 7)), ("float32", (0, 1, 2, 3, 7)), ("bfloat16", (0, 1, 7))]
+)
 def test_each_set_of_independent_mistakes_is_listed_in_order(
     found: Callable[..., Result], dtype: str, counts: tuple[int, ...]
 ) -> None:
