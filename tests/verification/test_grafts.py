@@ -14,6 +14,7 @@ from ladder import own_ladder
 from torch import nn
 
 from tp_harness.case.case import Case
+from tp_harness.diagnosis.trace import graftable
 from tp_harness.models.gpt_oss import components
 from tp_harness.mutation.bench import Bench
 from tp_harness.parallel.group import current_group
@@ -235,3 +236,17 @@ def test_what_left_exact_arithmetic_is_not_called_right(found: Callable[..., Res
     escape = "on rank 0, __repr__() made text of elements"
     said = "with these put right, nothing else is known to be wrong, and the rest is not proved: "
     assert result.put_right == said + escape
+
+
+def test_a_choice_is_put_right_by_the_lock_in_exact_arithmetic_if_both_references_chose_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taps = ["hidden", "partial", "total", "router_logits", "chosen", "rows"]
+    for dtype in ("exact", "float32"):
+        evidence = own_ladder(tmp_path / dtype, monkeypatch, case(), dtypes=(dtype,)).evidence(
+            "own", TP, dtype, taps=True
+        )
+        tapped = evidence.expectation.run_tapped(dtype)
+        assert list(graftable(evidence, tapped)) == [name for name in taps if (name, dtype) != ("chosen", "float32")]
+        evidence.expectation.oracle.routing["chosen"][3] += 1
+        assert list(graftable(evidence, tapped)) == [name for name in taps if name != "chosen"]

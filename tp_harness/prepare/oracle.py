@@ -45,7 +45,9 @@ class ReferenceRun:
     seen: Seen | None = None
 
     def written(self, *taps: str) -> dict[str, torch.Tensor]:
-        """Taps (none: all) as ranks write them: values by their names, and residues by those that `modulo` gives."""
+        """Taps (none: all) as ranks write them: values of any shape by their names, and their residues by those that
+        `modulo` gives.
+        """
         found: dict[str, torch.Tensor] = {}
         for tap in taps or self.taps:
             residues = {modulo(tap, number): own for number, own in enumerate(self.residues.get(tap, ()))}
