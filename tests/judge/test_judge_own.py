@@ -18,7 +18,7 @@ from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
 from tp_harness.results.result import Result, Status
 
-GATE = ("rel_L2 of ", "worst token of ", "worst block of ")
+GATE = ("rel_L2 of ", "worst token of ")
 Patch = pytest.MonkeyPatch
 
 

@@ -6,17 +6,12 @@ from dataclasses import replace
 
 from tp_harness.results.result import Collective, Distance
 
-NO_ERROR = Distance(rel_l2=0.0, token=0.0, token_index=0, block=0.0, block_index=0, elements=2 * 40 * 96)
+NO_ERROR = Distance(rel_l2=0.0, token=0.0, token_index=0, elements=2 * 40 * 96)
 
 
-def errors(rel_l2: float, token: float | None = None, block: float | None = None) -> Distance:
-    """A distance of that size; token and block follow rel_l2 unless given."""
-    return replace(
-        NO_ERROR,
-        rel_l2=rel_l2,
-        token=rel_l2 if token is None else token,
-        block=rel_l2 if block is None else block,
-    )
+def errors(rel_l2: float, token: float | None = None) -> Distance:
+    """A distance of that size; token follows rel_l2 unless given."""
+    return replace(NO_ERROR, rel_l2=rel_l2, token=rel_l2 if token is None else token)
 
 
 def call(kind: str = "all_reduce", group_size: int = 8, dtype: str = "float32", length: int = 96) -> Collective:

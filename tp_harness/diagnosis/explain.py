@@ -31,7 +31,7 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     tapped = evidence.expectation.run_tapped(evidence.dtype)
     before = (evidence.expectation.oracle_of(evidence.dtype, i) for i in range(len(tapped.oracle.outputs)))
     runs = zip(tapped.oracle.outputs, before, strict=True)
-    if any(distance(again, first, 1).rel_l2 > REPEATS for again, first in runs):
+    if any(distance(again, first).rel_l2 > REPEATS for again, first in runs):
         return replace(result, notes=(*result.notes, RANDOM))
     try:
         evidence, first, notes = _placed(evidence, tapped)

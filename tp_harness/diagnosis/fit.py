@@ -238,7 +238,7 @@ def _gates(place: Site, actual: torch.Tensor, guessed: torch.Tensor, rounded: to
     def between(one: torch.Tensor, other: torch.Tensor) -> Distance:
         if getattr(traced.placement, "dim", -1) == -2:  # whole heads as features
             one, other = one.flatten(-2), other.flatten(-2)
-        return distance.distance(one, other, place.tp)
+        return distance.distance(one, other)
 
     found, base = between(actual, guessed), between(traced.baseline, traced.expected)
     if rounded is not None and rounded.shape == guessed.shape:
@@ -259,4 +259,4 @@ def _wider(clean: Distance, guess: Distance) -> Distance:
         own: float = getattr(clean, name)
         return max(own, min(getattr(guess, name), AMPLIFIED * own))
 
-    return replace(clean, rel_l2=wider("rel_l2"), token=wider("token"), block=wider("block"))
+    return replace(clean, rel_l2=wider("rel_l2"), token=wider("token"))

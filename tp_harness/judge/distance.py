@@ -17,31 +17,24 @@ MASKED = 1e4  # times the usual size of the others: a larger entry may be a mask
 MOST = torch.finfo(torch.bfloat16).max  # the largest number of any dtype counts as this one, and infinity too
 
 
-def distance(actual: torch.Tensor, oracle: torch.Tensor, blocks: int) -> Distance:
-    """How far `actual` is from `oracle`, in relative L2 norms: over all, of the worst token, of the worst block.
+def distance(actual: torch.Tensor, oracle: torch.Tensor) -> Distance:
+    """How far `actual` is from `oracle`, in relative L2 norms: over all, and of the worst token.
 
     A token's error is relative to that token's norm, or the mean norm of tokens where that is larger, so that
-    a token that cancels to almost nothing does not decide; the same for blocks. A block is one rank's share of the
-    features (`blocks` of them where that divides, otherwise one).
+    a token that cancels to almost nothing does not decide.
 
     Args:
         actual: (..., tokens, features), any real dtype.
         oracle: same shape, any real dtype.
-        blocks: number of ranks.
     """
     expected = torch.atleast_1d(oracle.to(torch.float64))
     error = torch.atleast_1d(actual.to(torch.float64)) - expected
     tokens, token_norms = (x.reshape(-1, x.shape[-1]).norm(dim=-1) for x in (error, expected))
     token_errors = tokens / torch.maximum(token_norms, token_norms.mean())
-    blocks = blocks if expected.shape[-1] % blocks == 0 else 1
-    block_norms = _block_norms(expected, blocks)
-    block_errors = _block_norms(error, blocks) / torch.maximum(block_norms, block_norms.mean())
     return Distance(
         rel_l2=(error.norm() / expected.norm()).item(),
         token=token_errors.max().item(),
         token_index=int(token_errors.argmax()),
-        block=block_errors.max().item(),
-        block_index=int(block_errors.argmax()),
         elements=expected.numel(),
     )
 
@@ -53,7 +46,6 @@ def largest(distances: Iterable[Distance]) -> Distance:
         first,
         rel_l2=max(d.rel_l2 for d in distances),
         token=max(d.token for d in distances),
-        block=max(d.block for d in distances),
     )
 
 
@@ -125,7 +117,3 @@ def _rounded_alike(x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def bounded(x: torch.Tensor) -> torch.Tensor:
     """A tensor of any shape in float64, clamped to +-MOST, so that masks have the same value in each dtype."""
     return x.to(torch.float64).clamp(-MOST, MOST)
-
-
-def _block_norms(x: torch.Tensor, blocks: int) -> torch.Tensor:
-    return x.reshape(-1, blocks, x.shape[-1] // blocks).norm(dim=(0, 2))

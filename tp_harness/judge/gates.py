@@ -25,9 +25,9 @@ def limits(
             shape; further pairs are of nearby inputs. The reference's largest error counts.
     """
     oracle, single, full = distance.without_constants(*pairs[0], full)
-    actual = distance.distance(full, oracle, evidence.tp)
+    actual = distance.distance(full, oracle)
     others = (distance.without_constants(*pair) for pair in pairs[1:])
-    base = distance.largest(distance.distance(y, x, evidence.tp) for x, y in ((oracle, single), *others))
+    base = distance.largest(distance.distance(y, x) for x, y in ((oracle, single), *others))
     if evidence.dtype in verdict.SIXTEEN_BITS:
         return (verdict.bfloat16_gate(name, actual, base, sums_in(evidence)),)
     return verdict.error_gates(

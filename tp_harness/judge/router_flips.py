@@ -101,5 +101,5 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
     if evidence.without("output.0", "unlocked"):
         return statement
     full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
-    error = distance.distance(full, evidence.expectation.oracle.outputs[0], 1).rel_l2
+    error = distance.distance(full, evidence.expectation.oracle.outputs[0]).rel_l2
     return f"{statement}; unlocked, rel_L2 becomes {error:.1e}"

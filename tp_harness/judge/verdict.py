@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..config.dtypes import SIXTEEN_BITS as SIXTEEN_BITS  # noqa: PLC0414
-from ..results.gate import BLOCK, RATIO, REL_L2, TOKEN
+from ..results.gate import RATIO, REL_L2, TOKEN
 from ..results.result import Check, Collective, Distance, Flip, Gate, Result, Status
 
 
@@ -52,7 +52,7 @@ CEILING_LAYERS = 2
 # Sharding reorders sums, which moves an error but hardly multiplies it: 1.02 x at most in 576 clean runs. The weakest
 # fault, a gate clamped on both sides, is 4.4 x at hidden 2880.
 BASELINE_FACTOR = 3.0
-LOCAL_FACTOR = 4.0  # one token or block may be this much worse than the whole: it averages over fewer elements
+LOCAL_FACTOR = 4.0  # one token may be this much worse than the whole: it averages over fewer elements
 RATIO_ALARM = 1.2  # clean bfloat16 runs with locked routing lie below 1.09
 RATIO_CLEAN = 1.09
 # Two errors of n independent roundings each have a ratio whose logarithm spreads by 1 / sqrt(n): 4 of those leave one
@@ -69,7 +69,10 @@ ROUTER_FACTOR = 4.0  # both scores of a flipped pair may be off, each by twice t
 def error_gates(
     dtype: str, name: str, actual: Distance, baseline: Distance, *, reduction: int, layers: int = 1
 ) -> tuple[Gate, ...]:
-    """The gates of one output: over all of it, for its worst token, and for the worst rank's block.
+    """The gates of one output: over all of it, and for its worst token.
+
+    A rank's share of the features has none of its own: at tp ranks an error in it alone is 1 / sqrt(tp) of that over
+    all, so that with the factor of a token's it would decide above tp 16 alone, and no known fault needs it there.
 
     Args:
         dtype: of the run, a name in PRECISIONS.
@@ -97,7 +100,6 @@ def error_gates(
     return (
         gate(REL_L2, actual.rel_l2, baseline.rel_l2, 1.0),
         gate(TOKEN, actual.token, baseline.token, LOCAL_FACTOR),
-        gate(BLOCK, actual.block, baseline.block, LOCAL_FACTOR),
     )
 
 
@@ -217,8 +219,8 @@ def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bo
 def as_float32_rounds(gates: tuple[Gate, ...], reduction: int) -> bool:
     """Whether roundings to float32 alone, over a sum of `reduction` terms, give every error that exceeds its limit."""
     rounding = PRECISIONS["float32"].rounding(reduction)
-    local = {TOKEN: LOCAL_FACTOR, BLOCK: LOCAL_FACTOR}
-    return all(gate.value <= local.get(gate.kind, 1.0) * rounding for gate in gates if not gate.passed)
+    factors = {TOKEN: LOCAL_FACTOR}
+    return all(gate.value <= factors.get(gate.kind, 1.0) * rounding for gate in gates if not gate.passed)
 
 
 def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:

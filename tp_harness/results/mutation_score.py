@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.dtypes import DTYPES, SIXTEEN_BITS
 from ..text_table import TextTable
-from .gate import BLOCK, REL_L2, TOKEN, kind_and_tensor
+from .gate import REL_L2, TOKEN, kind_and_tensor
 
 CAUGHT, MISSED, INERT, WRONG = "caught", "missed", "inert", "wrong"
 
@@ -55,7 +55,7 @@ class Trial:
     @property
     def only_by(self) -> str:
         """The check that caught it, if only one did; else ""."""
-        kinds = {REL_L2 if kind in (TOKEN, BLOCK) else kind for kind in self.kinds}
+        kinds = {REL_L2 if kind == TOKEN else kind for kind in self.kinds}
         return kinds.pop() if len(kinds) == 1 else ""
 
     @staticmethod

@@ -51,13 +51,11 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far a tensor is from the oracle: relative L2 over all, of the worst token, of the worst rank's block."""
+    """How far a tensor is from the oracle: relative L2 over all, and of the worst token."""
 
     rel_l2: float
     token: float
     token_index: int
-    block: float
-    block_index: int
     elements: int = 0  # compared; 0 where not known
 
 
