@@ -169,11 +169,13 @@ def test_scores_and_remarks() -> None:
         Trial(**of | {"fault": "h"}, outcome="missed"),
         Trial(**of | {"fault": "i"}, outcome="inert"),
         Trial(**of | {"fault": "j", "dtype": "bfloat16"}, outcome="missed", must=False),
+        Trial(**of | {"dtype": "exact"}, outcome="caught", first="heads", kinds=("residues",), signature="s"),
     ]
-    first, second = scores(trials)
+    exact, first, second = scores(trials)
     assert (str(first), first.missed, first.inert, first.first_right) == ("2 of 3", ("h",), ("i",), 1)
     assert (first.named_right, first.signed) == (1, 2), "the best cause counts"
-    assert (str(second), [trial.bad for trial in trials]) == ("0 of 1", [False, True, True, False, False])
+    assert (str(second), [trial.bad for trial in trials]) == ("0 of 1", [False, True, True, False, False, False])
+    assert str(exact) == "1 of 1"
     assert remarks(trials) == [
         "g at tp 2 in float32: norm was named as the first wrong one, where heads is declared",
         "h at tp 2 in float32 was missed: nothing rejected it",

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from pkgutil import resolve_name
 from typing import Any
 
@@ -25,10 +25,12 @@ from ..system.threads import turns
 from .memory import Memory
 
 # Methods and attributes of a tensor that hand out its elements, their address, or a copy that no operation makes.
-_ELEMENTS = (
-    *("numpy", "__array__", "tolist", "data_ptr", "const_data_ptr", "mutable_data_ptr", "__cuda_array_interface__"),
-    *("untyped_storage", "storage", "_typed_storage", "share_memory_", "to_dlpack", "__dlpack__"),
-    *("__reduce_ex__", "__deepcopy__"),
+_ELEMENTS = frozenset(
+    (
+        *("numpy", "__array__", "tolist", "data_ptr", "const_data_ptr", "mutable_data_ptr", "__cuda_array_interface__"),
+        *("untyped_storage", "storage", "_typed_storage", "share_memory_", "to_dlpack", "__dlpack__"),
+        *("__reduce_ex__", "__deepcopy__"),
+    )
 )
 _READS = {"item": "a Python number of an element", "__repr__": "text of elements", "__format__": "text of elements"}
 _MAKERS = ("tensor", "as_tensor", "asarray", "new_tensor")  # of tensors, also of another library's arrays
@@ -63,8 +65,7 @@ class ElementReads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
+        name = _watched(func)
         if name in _ELEMENTS and args and isinstance(args[0], torch.Tensor):
             self.memory.hand_out(args[0], name)
         elif name in _READS and any(map(self.memory.holds, leaves(args))):
@@ -72,6 +73,14 @@ class ElementReads(TorchFunctionMode):
         elif name in _MAKERS and any(map(_is_array, (*args, *(kwargs or {}).values()))):
             self.memory.seen.escape(f"{name}() made a tensor of another library's array while the module ran")
         return func(*args, **(kwargs or {}))
+
+
+@lru_cache(maxsize=4096)
+def _watched(func: Any) -> str:
+    """The name of a function of torch, or of an attribute of tensors, that is looked at; "" of any other."""
+    name = getattr(func, "__name__", "")
+    name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
+    return name if name in _ELEMENTS or name in _READS or name in _MAKERS else ""
 
 
 def _is_array(x: object) -> bool:

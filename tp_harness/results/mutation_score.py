@@ -9,6 +9,7 @@ from typing import Any
 from ..config.dtypes import DTYPES, SIXTEEN_BITS
 from ..text_table import TextTable
 from .gate import REL_L2, TOKEN, kind_and_tensor
+from .proof import RESIDUES
 
 CAUGHT, MISSED, INERT, WRONG = "caught", "missed", "inert", "wrong"
 
@@ -175,7 +176,7 @@ def remarks(trials: Sequence[Trial]) -> list[str]:
     ]
     alone: dict[str, list[str]] = {}
     for trial in trials:
-        if trial.dtype not in SIXTEEN_BITS and trial.only_by not in ("", REL_L2, "shape"):
+        if trial.dtype not in SIXTEEN_BITS and trial.only_by not in ("", REL_L2, RESIDUES, "shape"):
             alone.setdefault(trial.only_by, []).append(trial.fault)
     lines += [f"Seen by {check} alone: {_joined(names)}." for check, names in alone.items()]
     return lines
