@@ -12,6 +12,7 @@ from exact_runs import FIELD, inputs, proved, run
 from tp_harness.arithmetic.exact import Exact
 from tp_harness.arithmetic.residues.field import Field
 from tp_harness.arithmetic.residues.primes import draw_pairs, square_root
+from tp_harness.arithmetic.variables import Variable, extent, places
 
 Way = Callable[[torch.Tensor], torch.Tensor]
 
@@ -119,3 +120,23 @@ def test_inverted_zeros_are_those_of_the_run() -> None:
 def test_a_variable_that_is_copied_into_whole_numbers_leaves_exact_arithmetic() -> None:
     found = run(lambda x: torch.zeros(3, 4, dtype=torch.int32).copy_(x).float(), *inputs((3, 4)))
     assert found.seen.escapes == ["floating-point numbers are made torch.int32"]
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: x,
+        lambda x: x[2:5],
+        lambda x: x[2:5, 1:3],
+        lambda x: x.view(-1)[3:17],
+        lambda x: x.view(3, 10)[1:],
+        lambda x: x[:, 2],
+    ],
+    ids=["all", "rows", "block", "run", "other-rows", "column"],
+)
+def test_the_elements_of_a_copied_block_keep_their_places(of: Way) -> None:
+    whole, copy = torch.empty(6, 10), torch.empty(6, 5)
+    part = Variable("w", *extent(whole), whole.dtype).copied(whole[:, 2:7], copy)
+    assert part
+    right = of(torch.arange(60).view(6, 10)[:, 2:7].contiguous())
+    assert torch.equal(torch.as_tensor(places(of(copy), part)).long() + torch.zeros_like(right), right)

@@ -87,6 +87,10 @@ def places(x: torch.Tensor, part: Variable) -> int | torch.Tensor:
     first = part.skip + int(x.storage_offset()) - part.begin // x.itemsize
     if x.is_contiguous() and not part.form:
         return part.first + first
+    if _whole_rows(x, part, first):
+        (_, across), along = part.form
+        row = part.first + first // along[0] * across
+        return _steps(((x.shape[0], across), along), row)
     index = _steps(tuple(zip(x.shape, x.stride(), strict=True)), first)
     if not part.form:
         return index + _wrapped(part.first)
@@ -96,6 +100,14 @@ def places(x: torch.Tensor, part: Variable) -> int | torch.Tensor:
         found = found + (index - rest * size) * _wrapped(stride)
         index = rest
     return found
+
+
+def _whole_rows(x: torch.Tensor, part: Variable, first: int) -> bool:
+    """Whether a contiguous tensor is some rows of a matrix that the part holds, and the first of its elements begins
+    one: then its places need no division.
+    """
+    of_matrix = len(part.form) == 2 and x.dim() == 2 and x.is_contiguous()
+    return of_matrix and x.shape[1] == part.form[1][0] and first % x.shape[1] == 0
 
 
 def _steps(form: Iterable[tuple[int, int]], first: int) -> torch.Tensor:

@@ -70,5 +70,10 @@ def _scale(bits: torch.Tensor, pair: PrimePair, out: torch.Tensor) -> None:
     """Balanced residues of random bits, int64 (elements,)."""
     halves = bits.view(torch.int32).mul_(_ODD).view(-1, 2)  # exclusive or alone would be linear in binary digits
     for row, modulus in enumerate((pair.p, pair.q)):
-        step = torch.tensor((modulus - 1) / 2**32, dtype=torch.float64)  # by a number of Python's, float32 would do
-        torch.mul(halves[:, row], step, out=out[row]).round_()
+        torch.mul(halves[:, row], _step(modulus), out=out[row]).round_()
+
+
+@lru_cache
+def _step(modulus: int) -> torch.Tensor:
+    """Of residues by 32 random bits: float64; multiplied by a number of Python's, they would be float32."""
+    return torch.tensor((modulus - 1) / 2**32, dtype=torch.float64)
