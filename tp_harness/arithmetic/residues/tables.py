@@ -26,7 +26,7 @@ class Tables:
     def look_up(self, residues: torch.Tensor) -> torch.Tensor:
         """The entries for residues, (moduli, *shape), float64; unknown (nan) where the residue is."""
         index = index_of(residues, column(self._moduli, residues)).add_(column(self._starts, residues))
-        found = self.joined.index_select(0, index.nan_to_num_(nan=0.0).to(torch.int32).view(-1))
+        found = self.joined.index_select(0, index.nan_to_num_(nan=0.0).to(torch.int32).reshape(-1))
         return found.to(torch.float64).view(residues.shape).add_(residues * 0)  # nan where it is nan
 
 
