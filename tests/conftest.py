@@ -8,6 +8,7 @@ import compileall
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,6 +23,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         for folder in ("tp_harness", "kernels", "launch", "reference", "tests/support"):
             compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What several tests share is made by one worker, not by each."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from units import ByFixture
+
+    return ByFixture(config, log)
 
 
 @pytest.fixture(autouse=True)

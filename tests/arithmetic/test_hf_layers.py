@@ -21,25 +21,21 @@ def test_sdpa_is_eager_attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["LLAMA_TP", "QWEN_TP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("QWEN_EP", "GPT_OSS_EP"))]
+    "names", [("LLAMA_TP", "QWEN_TP"), pytest.param(("QWEN_EP", "GPT_OSS_EP"), marks=pytest.mark.slow)]
 )
-def test_their_own_parallelism_is_right(tmp_path: Path, name: str) -> None:
-    assert_proved(tmp_path, "hf_layers.py", [name], "--tp", "2,4")
+def test_their_own_parallelism_is_right(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert_proved(tmp_path, "hf_layers.py", names, "--tp", "2,4")
 
 
-def test_a_mistake_in_attention_or_experts_is_placed(tmp_path: Path) -> None:
-    cases = {f"{name}_{number}": tensor for name in LAYERS for number, tensor in enumerate(MISTAKES[name])}
+@pytest.mark.parametrize("name", ["LLAMA", pytest.param("QWEN", marks=pytest.mark.slow), "GPT_OSS"])
+def test_a_mistake_in_attention_or_experts_is_placed(tmp_path: Path, name: str) -> None:
+    cases = {f"{name}_{number}": tensor for number, tensor in enumerate(MISTAKES[name])}
     assert_different(tmp_path, "hf_mistakes.py", cases, *LOCAL)
 
 
-def of_ranks(name: str) -> list[object]:
-    """Those in a layer that is cut, a test each; where another layer has their like, the tests are slow ones."""
-    marks = () if name == "LLAMA_TP" else (pytest.mark.slow,)
-    return [pytest.param(f"{name}_{n}", tensor, marks=marks) for n, tensor in enumerate(MISTAKES[name])]
-
-
 @pytest.mark.parametrize(
-    ("name", "tensor"), [p for name in ("LLAMA_TP", "QWEN_TP", "QWEN_EP", "GPT_OSS_EP") for p in of_ranks(name)]
+    "name", ["LLAMA_TP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("QWEN_TP", "QWEN_EP", "GPT_OSS_EP"))]
 )
-def test_a_mistake_in_their_parallelism_is_placed(tmp_path: Path, name: str, tensor: str) -> None:
-    assert_different(tmp_path, "hf_mistakes.py", {name: tensor})
+def test_a_mistake_in_their_parallelism_is_placed(tmp_path: Path, name: str) -> None:
+    """In a layer that is cut; where another layer has their like, the test is a slow one."""
+    assert_different(tmp_path, "hf_mistakes.py", {f"{name}_{n}": tensor for n, tensor in enumerate(MISTAKES[name])})

@@ -11,7 +11,7 @@ from exact_verdicts import assert_different, assert_proved
 from tp_harness.libraries.torch_private import decomposition
 
 SHAPES = ("PATCHES", "NORMS", "SEVERAL", "VOCABULARY_CUT", "DEALT")
-NAMES = (*SHAPES, "CASTS", "CACHED", "QUANTISED", "COMPILED")
+NAMES = (*SHAPES, "CASTS", "CACHED", "QUANTISED", "COMPILED", "COMPLEX", "PAIRS")
 LOCAL = ("--backend", "local")
 
 
@@ -25,10 +25,6 @@ def test_each_is_proved(tmp_path: Path) -> None:
 )
 def test_convolutions_and_pooling_are_proved(tmp_path: Path) -> None:
     assert_proved(tmp_path, "exact_modules.py", ("CONVOLUTIONS",), "--tp", "2", *LOCAL)
-
-
-def test_complex_numbers_are_pairs_of_real_ones(tmp_path: Path) -> None:
-    assert_proved(tmp_path, "exact_modules.py", ("COMPLEX", "PAIRS"), "--tp", "2", *LOCAL)
 
 
 def test_a_complex_number_that_is_not_conjugated_is_another_one(tmp_path: Path) -> None:

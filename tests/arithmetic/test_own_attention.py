@@ -20,15 +20,12 @@ def test_online_softmax_in_chunks_is_softmax(tmp_path: Path) -> None:
     assert_proved(tmp_path, FILE, ["FLASH"], "--tp", "2", *LOCAL)
 
 
-@pytest.mark.parametrize("name", ["RING", "POSTED", "GATHERED"])
-def test_attention_whose_keys_go_round_is_attention(tmp_path: Path, name: str) -> None:
-    assert_proved(tmp_path, FILE, [name], "--tp", "2,4")
+def test_attention_whose_keys_go_round_and_a_module_of_dtensors(tmp_path: Path) -> None:
+    assert_proved(tmp_path, FILE, ["RING", "POSTED", "GATHERED", "DTENSOR"], "--tp", "2,4")
 
 
-def test_a_module_of_dtensors(tmp_path: Path) -> None:
-    assert_proved(tmp_path, FILE, ["DTENSOR"], "--tp", "2,4")
-
-
-@pytest.mark.parametrize("kind", ["FLASH", "RING", "DTENSOR"])
-def test_a_mistake_is_placed(tmp_path: Path, kind: str) -> None:
-    assert_different(tmp_path, FILE, of(kind), *(LOCAL if kind == "FLASH" else ()))
+@pytest.mark.parametrize(("kinds", "options"), [(("FLASH",), LOCAL), (("RING", "DTENSOR"), ())])
+def test_a_mistake_is_placed(tmp_path: Path, kinds: tuple[str, ...], options: tuple[str, ...]) -> None:
+    cases = {name: tensor for kind in kinds for name, tensor in of(kind).items()}
+    assert len(cases) >= 3 * len(kinds)
+    assert_different(tmp_path, FILE, cases, *options)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command import Harness
+from command import IN_FLOATS, Harness
 
 CASES = """
 import os
@@ -136,16 +137,19 @@ def harness(tmp_path: Path) -> Harness:
     return harness
 
 
-def answers(harness: Harness, *names: str, how: str = "lines") -> dict[str, tuple[int, str]]:
+def answers(
+    harness: Harness, *names: str, how: str = "lines", dtypes: Sequence[str] = IN_FLOATS
+) -> dict[str, tuple[int, str]]:
     """Exit code and text on stderr of each Case, by name."""
-    lists = [["--case", f"{harness.cases}:{name}", "--tp", "2", "--draws", "1"] for name in names]
+    lists = [["--case", f"{harness.cases}:{name}", "--tp", "2", "--draws", "1", *dtypes] for name in names]
     patch = f"import os; os.environ['FAILS_BY'] = {how!r}"
     return dict(zip(names, harness.run(*lists, patch=patch), strict=True))
 
 
 @pytest.mark.parametrize("how", SAID)
 def test_what_a_function_raises_is_said_before_any_rank_starts(harness: Harness, how: str) -> None:
-    for name, (code, text) in answers(harness, *WHAT, how=how).items():
+    dtypes = () if how == "lines" else IN_FLOATS  # all of them by default
+    for name, (code, text) in answers(harness, *WHAT, how=how, dtypes=dtypes).items():
         assert (code, text.count("\n")) == (2, 1), text
         assert re.match(rf"tp-harness: cases\.py:\d+ {SAID[how]}", text), text
         assert WHAT[name] in text

@@ -276,7 +276,7 @@ def test_the_walkthrough_in_contributing(tmp_path: Path) -> None:
     path.write_text(
         path.read_text().replace('flags=("norm", "output.0"),\n    ),\n)', 'flags=("output.0",),\n    ),\n)')
     )
-    wrong = run_copy(tmp_path, [*command.split()[1:], "--tp", "2"])
+    wrong = run_copy(tmp_path, [*command.split()[1:], "--tp", "2", "--dtype", "float32"])
     assert wrong.returncode == 1, "another tensor than the declared one went wrong first"
 
 

@@ -125,6 +125,13 @@ UNPLACEABLE, NO_INPUT = case(Sharded, output=Shard(0)), case(Sharded, inputs=(2,
 """
 
 
+LIBRARIES = (  # that take seconds to import in each of many processes
+    "torch.distributed.tensor.parallel",
+    "torch._dynamo",
+    "transformers.models.gpt_oss.modeling_gpt_oss",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe",
+)
 IN_FLOATS = ("--dtype", "float32", "--dtype", "bfloat16")  # where nothing is said of exact arithmetic
 
 
@@ -133,6 +140,7 @@ class Harness:
     """A private place to run in, one run at a time."""
 
     home: Path
+    libraries: tuple[str, ...] = ()  # that its programs find loaded
 
     def __post_init__(self) -> None:
         self.shm, self.tmp, self.out = (self.home / name for name in ("shm", "tmp", "out"))
@@ -146,7 +154,7 @@ class Harness:
         lists = [["verify", *([] if "--resume" in given else out), *given] for given in argument_lists]
         environment = {"TMPDIR": str(self.tmp), "ASLEEP": str(self.home / "asleep")}
         driver = DRIVER.format(patch=patch)
-        return server().start(driver, str(self.shm), json.dumps(lists), environment=environment)
+        return server(*self.libraries).start(driver, str(self.shm), json.dumps(lists), environment=environment)
 
     def run(self, *argument_lists: list[str], patch: str = "") -> list[tuple[int, str]]:
         """Exit code and text on stderr of each; nothing may be left."""
@@ -175,7 +183,7 @@ class Harness:
 
     def processes(self) -> list[int]:
         """Ids of the live processes of runs, however deep and in whatever session."""
-        return server().processes()
+        return server(*self.libraries).processes()
 
     def nothing_is_left(self) -> None:
         assert not self.processes()

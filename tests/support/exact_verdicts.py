@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from command import Harness
+from command import LIBRARIES, Harness
 
 from tp_harness.results.proof import at_most
 
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 def results(folder: Path, file: str, names: Iterable[str], *options: str, code: int) -> list[dict[str, Any]]:
     """The results of one run of a file's Cases with one draw, which ends with this exit code, in their order."""
-    harness = Harness(folder)
+    harness = Harness(folder, LIBRARIES)
     cases = [word for name in names for word in ("--case", f"{HERE / file}:{name}")]
     cache = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(folder / 'inductor')!r}"  # else in TMPDIR
     ended = harness.run([*cases, "--dtype", "exact", "--draws", "1", *options], patch=cache)

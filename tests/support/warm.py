@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from living import lives, marked
@@ -25,9 +25,13 @@ MARK = "TP_HARNESS_TEST"  # in the environment of the server, and so of all that
 PATIENCE = 120.0  # seconds for a server to be there
 
 _SERVER = """
-import json, os, signal, socket, sys
-import rich.console, rich.table, safetensors.torch, torch.distributed
+import contextlib, importlib, json, os, signal, socket, sys
+import jinja2, numpy.random, psutil, rich.live, rich.spinner, rich.table, safetensors.torch, torch.distributed
+import torch.utils.flop_counter, xml.etree.ElementTree
 from torch.distributed.elastic.agent.server import local_elastic_agent
+for name in sys.argv[2:]:
+    with contextlib.suppress(ImportError):  # then the program says that it is absent
+        importlib.import_module(name)
 control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaped by the kernel
 assert len(os.listdir("/proc/self/task")) == 1, "a fork would lack the other threads, and keep their locks"
@@ -97,14 +101,18 @@ class Program:
 
 
 class Server:
-    """The process that the programs are forks of. It ends with this one."""
+    """The process that the programs are forks of. It ends with this one.
 
-    def __init__(self) -> None:
+    Args:
+        libraries: modules that it imports beside torch.
+    """
+
+    def __init__(self, libraries: Sequence[str]) -> None:
         self.mark = uuid.uuid4().hex
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(theirs.fileno())],
+                [sys.executable, "-c", _SERVER, str(theirs.fileno()), *libraries],
                 env=os.environ | {"OMP_NUM_THREADS": "1", MARK: self.mark},
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
@@ -127,6 +135,6 @@ class Server:
 
 
 @functools.cache
-def server() -> Server:
-    """The one of this process."""
-    return Server()
+def server(*libraries: str) -> Server:
+    """The one of this process that has imported these modules."""
+    return Server(libraries)
