@@ -24,8 +24,10 @@ $(TESTS): $(STAMP)
 verify: $(STAMP)
 	$(BIN)/tp-harness verify
 
-# One worker per core, each computing with one thread. A test looks only at what it started itself.
-PYTEST_OPTIONS := -n auto --dist loadgroup
+# Three workers on two cores, each computing with one thread: a test often waits for ranks that it started. A test looks
+# only at what it started itself.
+WORKERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+PYTEST_OPTIONS := -n $(WORKERS) --dist loadgroup
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test: $(TESTS)
