@@ -20,8 +20,6 @@ from tp_harness.config.options import Options
 from tp_harness.errors import UsageError
 from tp_harness.verification.api import verify
 
-pytestmark = pytest.mark.xdist_group("mistakes")  # so that `errors` is made once, not by every worker
-
 Tensors = dict[str, torch.Tensor]
 BIAS = "block.0.mlp.mlp2_bias"
 SPOILED: dict[str, tuple[Callable[[Tensors], object], str]] = {
@@ -77,9 +75,10 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
         spoil(tensors)
         save_file(tensors, bad[name])
     bad["truncated-checkpoint"].write_bytes(good.read_bytes()[:-100])
-    commands = {name: ["--checkpoint", str(path), "--component", "mlp", "--tp", "2"] for name, path in bad.items()}
+    few = ("--draws", "1", "--dtype", "float32")  # tables for exact arithmetic would be made for each command
+    commands = {n: ["--checkpoint", str(path), "--component", "mlp", "--tp", "2", *few] for n, path in bad.items()}
     commands["empty-checkpoint"][1] = str(harness.tmp)
-    commands |= {name: ["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in CASE_ERRORS}
+    commands |= {name: ["--case", f"{harness.cases}:{name}", "--tp", "4", *few] for name in CASE_ERRORS}
     commands["unwritable-out"] = ["--out", str(good / "out"), "--component", "rmsnorm"]
     commands["unknown-backend"] = ["--backend", "glo"]
     commands["no-process-group"] = ["--case", f"{harness.cases}:RIGHT", "--tp", "4", "--backend", "local"]

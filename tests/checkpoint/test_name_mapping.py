@@ -142,7 +142,7 @@ def test_the_command_takes_a_packed_hugging_face_checkpoint(
     scales[3, 5, 1] = 255  # not a number, by the format
     save_file(state | {"model.layers.0.mlp.experts.down_proj_scales": scales}, bad / "model.safetensors")
     harness = Harness(tmp_path)
-    options = ["--component", "mlp", "--component", "attention", "--tp", "1,8", "--draws", "1"]
+    options = ["--component", "mlp", "--component", "attention", "--tp", "1,8", "--draws", "1", "--dtype", "float32"]
     [(fine, _), (wrong, text)] = harness.run(
         [*options, "--checkpoint", str(good)], [*options, "--checkpoint", str(bad)]
     )

@@ -78,7 +78,9 @@ def test_the_walkthrough_in_contributing(tmp_path: Path) -> None:
     assert "12 PASS" in right.stdout and "stack" in right.stdout
     components = tmp_path / "tp_harness" / "models" / "toy" / "components.py"
     components.write_text(components.read_text().replace("self.group.all_reduce(self.down", "(self.down"))
-    wrong = run_copy(tmp_path, ["verify", "--model", "toy-tiny", "--tp", "2", "--component", "layer"])
+    wrong = run_copy(
+        tmp_path, ["verify", "--model", "toy-tiny", "--tp", "2", "--component", "layer", "--dtype", "float32"]
+    )
     assert wrong.returncode == 1 and "MISMATCH" in wrong.stdout
 
 

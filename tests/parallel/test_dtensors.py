@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from command import Harness
+from command import LIBRARIES, Harness
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import Partial as Sum
@@ -114,11 +114,10 @@ ROUTED = case(router, {}, Router, lambda g: (torch.randn(32, 12, generator=g),),
 
 RIGHT = ("RIGHT", "NO_PLAN", "KEPT", "CUT", "ROUTED")
 WRONG = ("CUT_BY_MISTAKE", "TAPPED", "ADDED")
-together = pytest.mark.xdist_group("dtensors")  # so that each run is made once, not by every worker
 
 
 def harness_at(folder: Path) -> Harness:
-    harness = Harness(folder)
+    harness = Harness(folder, LIBRARIES)
     harness.cases.write_text(CASES)
     return harness
 
@@ -127,9 +126,8 @@ def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> di
     """The record of a run of these cases on 2 ranks."""
     harness = harness_at(folder)
     cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    loaded = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'; import torch._dynamo"  # before the forks
-    loaded += ", torch.distributed.tensor.parallel"
-    assert harness.code(*cases, "--tp", "2", "--draws", "1", *given, patch=loaded) == code
+    cache = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'"
+    assert harness.code(*cases, "--tp", "2", "--draws", "1", *given, patch=cache) == code
     return harness.record()
 
 
@@ -152,7 +150,6 @@ def of(record: dict[str, Any], name: str, part: str = "results", dtype: str = "f
     return found  # type: ignore[no-any-return]
 
 
-@together
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_one_passes_with_a_control_that_is_rejected(right: dict[str, Any], name: str) -> None:
     result, control = of(right, name), of(right, name, "controls")
@@ -165,7 +162,6 @@ def test_a_right_one_passes_with_a_control_that_is_rejected(right: dict[str, Any
     assert held == (whole - 4 * 20) / 2 + 4 * 20 if name != "ROUTED" else held == 4 * 8 * 12 / 2
 
 
-@together
 def test_an_output_that_is_placed_otherwise_than_the_case_says(wrong: dict[str, Any]) -> None:
     result = of(wrong, "CUT_BY_MISTAKE")
     assert (result["status"], result["reason"]) == (
@@ -174,7 +170,6 @@ def test_an_output_that_is_placed_otherwise_than_the_case_says(wrong: dict[str, 
     )
 
 
-@together
 @pytest.mark.parametrize("dtype", ["exact", "float32"])
 def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, Any], dtype: str) -> None:
     tapped, added = (of(wrong, name, dtype=dtype) for name in ("TAPPED", "ADDED"))

@@ -74,7 +74,7 @@ def test_weights_of_cases_with_the_same_names_and_other_shapes_are_kept_apart(ha
     body += "    def forward(self, x):\n        return super().forward(x) * self.offset[0]\n"
     body += "WIDE = dataclasses.replace(A, name='wide', reference=Wide, sharded=Wide, plan={}, replicated=True)"
     file = own_file(harness, f"import torch\n{body}")
-    assert harness.code("--case", str(file), "--tp", "1", "--draws", "1") == 0
+    assert harness.code("--case", str(file), "--tp", "1", "--draws", "1", "--dtype", "float32") == 0
 
 
 def test_one_bad_plan_refuses_all_before_any_rank_starts_and_every_bad_one_is_named(harness: Harness) -> None:
@@ -83,7 +83,7 @@ def test_one_bad_plan_refuses_all_before_any_rank_starts_and_every_bad_one_is_na
         "A, BAD, WORSE = case(Sharded), case(Sharded, plan=('up.weight',)), case(Sharded, down=Shard(5))\n"
         "NAMED = dataclasses.replace(case(Sharded, down=Shard(0)), name='named')",
     )
-    [(code, text)] = harness.run(["--case", str(file), "--tp", "2", "--draws", "1"])
+    [(code, text)] = harness.run(["--case", str(file), "--tp", "2", "--draws", "1", "--dtype", "float32"])
     assert code == 2
     assert text.count("\n") == 1
     assert "own (BAD): " in text

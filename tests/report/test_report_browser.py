@@ -12,10 +12,7 @@ from report_pages import page_of, run_of
 
 from tp_harness.report import html
 
-pytestmark = [
-    pytest.mark.skipif(lacking() is not None, reason=str(lacking())),
-    pytest.mark.xdist_group("browser"),  # one Chromium at a time
-]
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 
 NAMED_ROLES = {"button", "link", "combobox", "region", "img", "image", "figure", "navigation", "DisclosureTriangle"}
 FOCUSABLE = "a[href], button, select, summary, [tabindex='0']"

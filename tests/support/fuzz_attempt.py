@@ -96,4 +96,5 @@ def no_ranks(folder: Path, *, weights: bool = False) -> Iterator[None]:
         if not weights:
             for step in ("write_checkpoint", "write_tiles", "expect"):
                 stack.enter_context(mock.patch.object(prepare, step, reach))
+            stack.enter_context(mock.patch.object(prepare.Field, "write", reach))  # its tables take long to make
         yield

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import Harness
+from command import IN_FLOATS, Harness
 from ladder import options
 
 from tp_harness.config.dtypes import DTYPES
@@ -73,13 +73,13 @@ def test_a_verdict_that_accepts_the_fault_is_void(harness: Harness) -> None:
 
 def test_without_a_control_the_record_says_so(harness: Harness) -> None:
     given = ["--component", "rmsnorm", "--tp", "2", "--draws", "1", "--no-fault-control", "--backend", "local"]
-    assert harness.code(*given) == 0
+    assert harness.code(*given, *IN_FLOATS) == 0
     assert harness.record()["controls"] == []
     assert harness.record()["notes"] == ["--no-fault-control: nothing shows that these checks reject a mistake"]
 
 
 def test_an_own_case_has_a_control_in_the_same_start_of_processes(harness: Harness) -> None:
-    assert harness.code("--case", f"{harness.cases}:RIGHT", "--tp", "1,4", "--draws", "1") == 0
+    assert harness.code("--case", f"{harness.cases}:RIGHT", "--tp", "1,4", "--draws", "1", *IN_FLOATS) == 0
     found = harness.record()["controls"]
     assert [(c["tp"], c["component"], c["rejected"]) for c in found] == [(1, "own", True), (4, "own", True)]
     assert {c["fault"] for c in found} <= {"shard-rolled", "part-dropped"}
