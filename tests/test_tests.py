@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from units import unit
+
 TESTS = Path(__file__).parent
 BESIDE_ROOMS = {"kernels", "launch", "reference", "bench", "support", "recorded", "report_runs"}
 
@@ -76,3 +78,16 @@ def test_a_deadline_would_be_found() -> None:
     text = "S = settings(deadline=None)\n@given(x)\n@S\ndef a(): pass\n@given(x)\ndef b(): pass\n"
     text += "@settings(deadline=None)\n@given(x)\ndef c(): pass\n@settings(max_examples=3)\n@given(x)\ndef d(): pass\n"
     assert timed_by_hypothesis(text) == ["b", "d"]
+
+
+def test_tests_that_share_a_fixture_go_to_one_worker(tmp_path: Path) -> None:
+    """Else each worker makes it again, which takes long and fails no test."""
+    shared = '@pytest.fixture(params=[1], scope="module")\ndef runs(): ...\n'
+    for name, text in {"shared.py": shared, "own.py": "@pytest.fixture\ndef run(): ...\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert unit(tmp_path, "shared.py::test_a[x::y]") == unit(tmp_path, "shared.py::test_b") == "shared.py"
+    assert unit(tmp_path, "own.py::test_a[x::y]") == "own.py::test_a[x::y]"
+    files = [path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")]
+    whole = {file for file in files if unit(TESTS, f"{file}::test") == file}
+    assert {"arithmetic/test_collectives.py", "case/test_mistakes.py", "parallel/test_dtensors.py"} <= whole
+    assert len(whole) < len(files) / 2, "the others are dealt out one by one"
