@@ -55,8 +55,14 @@ def table_of_powers(g: int, q: int, p: int) -> torch.Tensor:
 
 
 def table_of_inverses(m: int) -> torch.Tensor:
-    """1 / r modulo a prime m for every r, 0 for 0: balanced, int32 (m,)."""
-    power = powers(primitive_root(m), m - 1, m)
-    inverses = torch.zeros(m, dtype=torch.int64)
-    inverses[power] = power[(-torch.arange(m - 1)) % (m - 1)]
-    return balanced(inverses, m).to(torch.int32)
+    """1 / r modulo an odd prime m for every r, 0 for 0: balanced, int32 (m,).
+
+    Half of all r are g^k for k below h = (m - 1) / 2, with the inverse -g^(h - k), because g^h = -1; the others are the
+    negatives of these.
+    """
+    power = powers(primitive_root(m), (m - 1) // 2, m)
+    own = balanced(power.to(torch.int32), m)
+    inverse = torch.cat((own[:1], -own[1:].flip(0)))
+    table = torch.zeros(m, dtype=torch.int32)
+    table[power], table[m - power] = inverse, -inverse
+    return table
