@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ..arithmetic.floats import EXACT
 from ..arithmetic.residues.field import Field
 from ..case.case import Case, Tensors
 from ..case.state_dict import weights_of
 from ..checkpoint.checkpoint import Checkpoint, write_checkpoint
+from ..config.dtypes import EXACT
 from ..errors import UsageError, told
 from ..judge.evidence import Evidence
 from ..judge.gather import read_outputs
@@ -38,7 +38,6 @@ from ..results.result import Result, Status
 from .closeness import OutputError
 from .module_server import EXACTLY, ShardedModule
 
-TASK = Task(component="module", layer=0, draw=0, dtype=EXACT)
 SEED = 0
 
 
@@ -79,51 +78,58 @@ def prove_accuracy(module: ShardedModule, inputs: Sequence[Tensors], reference: 
     if not inputs:
         raise UsageError("prove_accuracy was given no inputs; a list of tuples of tensors is needed.")
     results = []
-    for arguments in inputs:
-        result = _compared(module, arguments, reference)
-        if result.status.failed:
-            raise OutputError(f"in exact arithmetic, {result.reason}", result.status.value)
-        results.append(result)
+    with tempfile.TemporaryDirectory(dir=module.folder) as folder:
+        tied = _write_shared(reference, folder)
+        for number, arguments in enumerate(inputs):
+            case = _case(partial(copy.deepcopy, reference), nn.Identity, arguments, {})  # the ranks have the other one
+            result = _compared(module, _job(case, module.tp_degree, folder, tied, number), case)
+            if result.status.failed:
+                raise OutputError(f"in exact arithmetic, {result.reason}", result.status.value)
+            results.append(result)
     return results
 
 
-def _compared(module: ShardedModule, inputs: Tensors, reference: nn.Module) -> Result:
-    case = _case(partial(copy.deepcopy, reference), nn.Identity, inputs, {})  # the ranks have the other one
+def _write_shared(reference: nn.Module, folder: str) -> dict[str, str]:
+    """Write what every call reads, the reference's parameters and the tables; returns which parameters are tied."""
+    case = _case(lambda: reference, nn.Identity, (), {})
     specs, weights = specs_of(case, reference), weights_of(reference, "the reference")
-    with tempfile.TemporaryDirectory(dir=module.folder) as folder:
-        job = _job(case, module.tp_degree, folder, tied_names(specs))
-        (path,) = map(Path, job.weights[0])
-        write_checkpoint(path, specs, lambda spec: weights[spec.name].detach())
-        Field.drawn(SEED).write(job.field_path(TASK))
-        expectation = expect(job, TASK, Checkpoint([path]), SEED)
-        answers = map(pickle.loads, module.ask(EXACTLY, pickle.dumps((folder, job.tied))))
-        plans, errors, theirs = zip(*answers, strict=True)
-        error = next(filter(None, errors), "")
-        if any(theirs):
-            raise UsageError(error)
-        blank = Result(
-            component=module.name,
-            tp=module.tp_degree,
-            backend="gloo",
-            dtype=EXACT,
-            layer=0,
-            draws=1,
-            seed=SEED,
-            status=Status.CRASH,
-            reason=error,
-        )
-        if error:
-            return without_crash(blank)
-        outputs = (module.output,) * len(expectation.oracle.outputs)
-        evidence = Evidence(
-            case=replace(case, plan=plans[0], output=outputs),
-            tp=module.tp_degree,
-            dtype=EXACT,
-            expectation=expectation,
-            ranks=read_outputs(job, TASK),
-            checkpoint=Checkpoint([path]),
-        )
-        return judge(evidence, blank)
+    job = _job(case, 1, folder, {}, 0)
+    write_checkpoint(Path(job.weights[0][0]), specs, lambda spec: weights[spec.name].detach())
+    Field.drawn(SEED).write(job.field_path(job.tasks[0]))
+    return tied_names(specs)
+
+
+def _compared(module: ShardedModule, job: Job, case: Case) -> Result:
+    (task,), checkpoint = job.tasks, Checkpoint(map(Path, job.weights[0]))
+    expectation = expect(job, task, checkpoint, SEED)
+    answers = map(pickle.loads, module.ask(EXACTLY, pickle.dumps((job.folder, job.tied, task.number))))
+    plans, errors, theirs = zip(*answers, strict=True)
+    error = next(filter(None, errors), "")
+    if any(theirs):
+        raise UsageError(error)
+    blank = Result(
+        component=module.name,
+        tp=module.tp_degree,
+        backend="gloo",
+        dtype=EXACT,
+        layer=0,
+        draws=1,
+        seed=SEED,
+        status=Status.CRASH,
+        reason=error,
+    )
+    if error:
+        return without_crash(blank)
+    outputs = (module.output,) * len(expectation.oracle.outputs)
+    evidence = Evidence(
+        case=replace(case, plan=plans[0], output=outputs),
+        tp=module.tp_degree,
+        dtype=EXACT,
+        expectation=expectation,
+        ranks=read_outputs(job, task),
+        checkpoint=checkpoint,
+    )
+    return judge(evidence, blank)
 
 
 def run_exactly(make: Callable[[], nn.Module], plan: Mapping[str, Placement], group: Group, asked: bytes) -> bytes:
@@ -132,19 +138,16 @@ def run_exactly(make: Callable[[], nn.Module], plan: Mapping[str, Placement], gr
     Returns:
         The pickled plan; what was raised, "" for nothing; and whether it is a mistake of the caller's.
     """
-    folder, tied = pickle.loads(asked)
-    case, theirs = _case(nn.Identity, make, (), plan), False
-    job, error = _job(case, group.size, folder, tied), ""
-    (path,) = map(Path, job.weights[0])
+    job, error, theirs = _job(_case(nn.Identity, make, (), plan), group.size, *pickle.loads(asked)), "", False
+    (task,), checkpoint = job.tasks, Checkpoint(map(Path, job.weights[0]))
     try:
-        runner = DtypeRunner(job, TASK, EXACT, group=group, checkpoint=Checkpoint([path]), device=Device())
-        kept, run = runner.run()
+        kept, run = DtypeRunner(job, task, EXACT, group=group, checkpoint=checkpoint, device=Device()).run()
     except Exception as raised:  # the module has run in its own dtype
         theirs = isinstance(raised, UsageError)
         error = str(raised) if theirs else f"rank {group.rank} of {group.size} failed with {told(raised)}"
     else:
         report = RankReport(rank=group.rank, core="", config_hash="", wall_s=0.0, cpu_s=0.0, runs={EXACT: run})
-        write_output(job.output_path(TASK, group.rank), kept, report)
+        write_output(job.output_path(task, group.rank), kept, report)
     return pickle.dumps((dict(plan), error, theirs))
 
 
@@ -159,11 +162,12 @@ def _case(
     )
 
 
-def _job(case: Case, tp: int, folder: str, tied: Mapping[str, str]) -> Job:
+def _job(case: Case, tp: int, folder: str, tied: Mapping[str, str], number: int) -> Job:
+    """The job of one call; its outputs have names of their own, and what `_write_shared` wrote is that of all calls."""
     return Job(
         tp=tp,
         subject=GivenCase(given=case, batch_size=1, seq_len=1),
-        tasks=(TASK,),
+        tasks=(Task(component="module", layer=0, draw=0, dtype=EXACT, number=number),),
         dtypes=(EXACT,),
         weights=((str(Path(folder) / "weights.safetensors"),),),
         folder=folder,
