@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tp_harness.arithmetic.exact import Exact
-from tp_harness.arithmetic.floats import EXACT, Floats
+from tp_harness.arithmetic.floats import Floats
 from tp_harness.arithmetic.residues.field import Field
 from tp_harness.case.case import Case
 from tp_harness.case.taps import tapping
+from tp_harness.config.dtypes import EXACT
 from tp_harness.parallel.group import Group
 from tp_harness.parallel.placements import KVHeads, Partial, Placement, Replicate, Shard, same_bits
 from tp_harness.ranks.grafts import Grafts, right_shard, write_right

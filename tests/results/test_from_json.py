@@ -80,7 +80,7 @@ def test_fields_of_later_versions_default_when_an_older_file_lacks_them() -> Non
     assert from_json(Result, values) == result()
 
 
-@pytest.mark.parametrize("kind", ["rel_L2", "worst token", "R", "margin of the choice"])
+@pytest.mark.parametrize("kind", ["rel_L2", "worst token", "worst block", "R", "margin of the choice"])
 def test_a_gate_of_an_older_file_has_its_kind_and_tensor(kind: str) -> None:
     of_no_tensor = kind.startswith("margin")
     written = Gate(kind=kind, tensor="" if of_no_tensor else "sum of parts", value=1.0, limit=2.0, reason="why")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..config.dtypes import EXACT as EXACT  # noqa: PLC0414
+from ..config.dtypes import EXACT
 from .seen import Seen
 
 NOMINAL = torch.float32  # what modules see in exact arithmetic: some make tables in it on one side alone

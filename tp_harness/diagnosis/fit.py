@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..arithmetic.floats import EXACT
+from ..config.dtypes import EXACT
 from ..judge import distance, verdict
 from ..judge.gates import sums_in
 from ..parallel.placements import PlacementError

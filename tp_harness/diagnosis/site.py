@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..arithmetic.exact import Exact
-from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.floats import Floats, nominal
+from ..config.dtypes import EXACT
 from ..judge.evidence import Evidence
 from ..models import knowledge
 from ..parallel.placements import Placement, Replicate

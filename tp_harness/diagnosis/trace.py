@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..arithmetic.floats import EXACT
 from ..case.taps import same_choice
+from ..config.dtypes import EXACT
 from ..judge.evidence import Evidence
 from ..judge.gather import join
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate

@@ -14,7 +14,7 @@ from ..prepare.expectation import Expectation
 from ..prepare.material import Material
 from ..ranks.job import Task
 from ..ranks.rank_report import DtypeRun, TensorKey, Variant
-from .gather import RankOutput
+from .gather import Joined, RankOutput, join, output_names
 
 
 def _as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
@@ -60,6 +60,12 @@ class Evidence:
     def runs(self) -> dict[int, DtypeRun]:
         """By rank, its report on the run in this dtype."""
         return {rank: output.report.runs[self.dtype] for rank, output in self.ranks.items()}
+
+    @property
+    def joined(self) -> dict[str, Joined]:
+        """By name, each output of all ranks as one tensor, in the shape and dtype that they wrote."""
+        names = output_names(self.case)
+        return {name: join(p, self.shards(name)) for name, p in zip(names, self.case.outputs, strict=True)}
 
     def shards(self, name: str, variant: Variant = "locked") -> list[torch.Tensor]:
         """Every rank's tensor of that name, in the order of ranks, in the shape and dtype that the rank wrote.

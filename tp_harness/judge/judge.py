@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from ..arithmetic.floats import EXACT
 from ..case.taps import CHOSEN
+from ..config.dtypes import EXACT
 from ..parallel.placements import KVHeads, Shard
 from ..prepare.expectation import Pairs
 from ..prepare.oracle import ReferenceRun
@@ -18,7 +18,7 @@ from . import distance, verdict
 from .evidence import Evidence
 from .exact_checks import anything_sharded, exact_checks
 from .gates import limits
-from .gather import Joined, join, output_names
+from .gather import Joined
 from .program_checks import finding, finding_checks, program_checks, shared_program
 from .proofs import prove
 from .router_flips import router_flips, unlocked_statement
@@ -49,11 +49,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     basic = presence(evidence) or form(evidence)
     if basic:
         return replace(blank, status=basic[0], reason=basic[1])
-    names = output_names(evidence.case)
-    joined = {
-        name: join(placement, evidence.shards(name))
-        for name, placement in zip(names, evidence.case.outputs, strict=True)
-    }
+    joined = evidence.joined
     checks = (*program_checks(evidence), *exact_checks(evidence, joined))
     gates = _all_gates(evidence, joined)
     nearby = evidence.expectation.run_nearby(evidence.dtype) if _may_scatter(evidence, gates) else ()
@@ -71,7 +67,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     if status is Status.MISMATCH and not otherwise and _computes_in_float32(evidence, gates):
         status, reason = Status.UNDECIDED, f"{reason}; {FLOAT32_INSIDE}"
     # of a wrong choice of experts, or a control that passed, no element is the worst
-    of_outputs = [gate for gate in gates if gate.tensor in names]
+    of_outputs = [gate for gate in gates if gate.tensor in joined]
     idle = status is not Status.PASS and all(gate.passed for gate in of_outputs) and all(c.passed for c in checks)
     return replace(
         blank,

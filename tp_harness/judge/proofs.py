@@ -20,7 +20,7 @@ from ..results.result import Check, Result, Status, Worst
 from . import distance
 from .evidence import Evidence
 from .exact_checks import anything_sharded, exact_checks
-from .gather import Joined, join, output_names
+from .gather import Joined, join
 from .shape_checks import form, presence
 
 DEGREE = 10  # of the polynomials between two keyed functions, each of which is a new random point
@@ -63,7 +63,7 @@ def prove(evidence: Evidence, blank: Result) -> Result:
     escapes = list(_escapes(evidence))
     if basic and not (basic[0] is Status.NONFINITE and escapes):
         return replace(blank, status=basic[0], reason=basic[1])
-    joined = _joined(evidence)
+    joined = evidence.joined
     compared = _compared(evidence, joined)
     checks = exact_checks(evidence, joined)
     proof = replace(_proof(evidence, compared, escapes), draws=blank.draws)
@@ -85,14 +85,8 @@ def undecided(evidence: Evidence, wrong: Collection[str]) -> tuple[str, ...]:
 
     The outputs have the right shapes, and shadows that agree.
     """
-    compared = [each for each in _compared(evidence, _joined(evidence)) if each.name not in wrong]
+    compared = [each for each in _compared(evidence, evidence.joined) if each.name not in wrong]
     return _proof(evidence, compared, list(_escapes(evidence))).undecided
-
-
-def _joined(evidence: Evidence) -> dict[str, Joined]:
-    """By name, each output of all ranks."""
-    names = output_names(evidence.case)
-    return {name: join(p, evidence.shards(name)) for name, p in zip(names, evidence.case.outputs, strict=True)}
 
 
 def _compared(evidence: Evidence, joined: Mapping[str, Joined]) -> list[Compared]:

@@ -219,8 +219,8 @@ def rejected_otherwise(checks: tuple[Check, ...], flips: tuple[Flip, ...]) -> bo
 def as_float32_rounds(gates: tuple[Gate, ...], reduction: int) -> bool:
     """Whether roundings to float32 alone, over a sum of `reduction` terms, give every error that exceeds its limit."""
     rounding = PRECISIONS["float32"].rounding(reduction)
-    factors = {TOKEN: LOCAL_FACTOR}
-    return all(gate.value <= factors.get(gate.kind, 1.0) * rounding for gate in gates if not gate.passed)
+    failed = (gate for gate in gates if not gate.passed)
+    return all(gate.value <= (LOCAL_FACTOR if gate.kind == TOKEN else 1.0) * rounding for gate in failed)
 
 
 def reconciled(result: Result, exact: Result, *, planned: bool) -> Result:

@@ -17,12 +17,13 @@ from torch import nn
 
 from ..arithmetic.casts import cast_tensor
 from ..arithmetic.exact import Exact
-from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.residues.field import Field
 from ..case.case import Case, Tensors
 from ..case.routing import Lock
 from ..case.state_dict import load_weights, weights_of
 from ..checkpoint.checkpoint import Checkpoint
+from ..config.dtypes import EXACT
 from ..errors import UsageError, doing, told
 from ..parallel.placements import same_bits
 from ..ranks.job import Job, Task

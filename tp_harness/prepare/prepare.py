@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from ..arithmetic.floats import EXACT
 from ..arithmetic.residues.field import Field
 from ..case.rehearsal import unrehearsed_note
 from ..checkpoint.checkpoint import (
@@ -31,6 +30,7 @@ from ..checkpoint.checkpoint import (
 from ..checkpoint.tiled_file import SUFFIX as TILES_SUFFIX
 from ..checkpoint.tiled_file import can_map
 from ..checkpoint.translation import Translation
+from ..config.dtypes import EXACT
 from ..config.options import OWN, Resolved
 from ..errors import UsageError, blamed_on
 from ..models import SMALL, family_of

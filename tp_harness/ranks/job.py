@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arithmetic.floats import EXACT, nominal_name
+from ..arithmetic.floats import nominal_name
 from ..case.case import Case
 from ..case.case_file import load_case
-from ..config.dtypes import draws_in
+from ..config.dtypes import EXACT, draws_in
 from ..models import find_family
 
 

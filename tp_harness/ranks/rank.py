@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from ..arithmetic.exact import Exact
-from ..arithmetic.floats import EXACT, Floats, nominal
+from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.residues.field import Field
 from ..case.case import Case, Tensors
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
 from ..checkpoint.checkpoint import Checkpoint
+from ..config.dtypes import EXACT
 from ..errors import doing
 from ..faults import injected
 from ..models import families

@@ -110,7 +110,7 @@ _LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discri
 
 def command(record: RunRecord, result: Result) -> str:
     """The command that runs this row alone again, with the same weights, inputs and draws."""
-    options = record.options
+    options = record.options | {"draws": result.draws}
     words = ["tp-harness", "verify"]
     if options.get("case"):
         words += ["--case", case_of(record, result)]
@@ -123,7 +123,6 @@ def command(record: RunRecord, result: Result) -> str:
     words += ["--tp", str(result.tp), "--dtype", result.dtype, "--backend", record.backend]
     for key, flag in _FLAGS:
         value = None if options.get("case") and key in OF_MODEL else options.get(key)
-        value = result.draws if key == "draws" else value
         if value not in (None, "", _LEFT_OUT.get(key)):
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.get("fault_control") is False:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REL_L2, TOKEN, RATIO = "rel_L2", "worst token", "R"  # kinds that are measured on a tensor
+_FORMER = ("worst block",)  # kinds of older files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,4 +42,4 @@ class Gate:
 def kind_and_tensor(metric: str) -> dict[str, str]:
     """The fields `kind` and `tensor` that a metric of an older file stands for."""
     kind, _, tensor = metric.partition(" of ")
-    return {"kind": kind, "tensor": tensor} if kind in (REL_L2, TOKEN, RATIO) else {"kind": metric}
+    return {"kind": kind, "tensor": tensor} if kind in (REL_L2, TOKEN, RATIO, *_FORMER) else {"kind": metric}

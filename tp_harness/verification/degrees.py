@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..arithmetic.floats import EXACT
 from ..backends import POLL_SECONDS, Backend, RunningJob, Session, run_to_end
+from ..config.dtypes import EXACT
 from ..config.options import OWN, Resolved
 from ..diagnosis.explain import explain
 from ..errors import blame, described, is_theirs

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..arithmetic.floats import EXACT
+from ..config.dtypes import EXACT
 from ..diagnosis.explain import mistakes, placed
 from ..diagnosis.localise import divergences
 from ..diagnosis.trace import graftable
