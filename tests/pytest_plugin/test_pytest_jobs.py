@@ -155,11 +155,17 @@ def test_jobs_of_many_ranks(project: Project) -> None:
 
 MANY = """
 import os
+import pathlib
+import time
 rank = int(os.environ["RANK"])
+said = pathlib.Path(__file__).with_name("said")
 if rank == 2:
     os.write(1, b"only rank 2 says this\\n")
+    said.touch()
 for step in range(40):
     os.write(1, f"[rank{rank}]: step {step % 20}\\n".encode())
+while not said.exists():  # the first rank that raises ends the others
+    time.sleep(0.01)
 raise ArithmeticError("no sum today")
 """
 
