@@ -11,10 +11,12 @@ from typing import Any
 from .version import __version__
 
 _HOMES = {
+    "Call": "case.calls",
     "Case": "case.case",
     "Groups": "case.top_k",
     "KVHeads": "parallel.placements",
     "Options": "config.options",
+    "Output": "case.calls",
     "Partial": "parallel.placements",
     "QKVHeads": "parallel.placements",
     "Replicate": "parallel.placements",

@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tp_harness.case.seeds import generator
 from tp_harness.checkpoint.checkpoint import Checkpoint, TensorSpec, check_checkpoint, find_checkpoint, write_checkpoint
 from tp_harness.errors import UsageError
 from tp_harness.parallel.placements import same_bits
-from tp_harness.prepare.random_weights import generator
 
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 

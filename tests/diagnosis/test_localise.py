@@ -51,7 +51,7 @@ def test_no_tensor_of_a_clean_run_is_named_and_every_tap_is_seen(
 ) -> None:
     evidence = ladder.evidence(name, tp, dtype, layer=layer, taps=True)
     assert locate(evidence) is None
-    outputs = [f"output.{i}" for i in range(len(evidence.case.outputs))]
+    outputs = list(evidence.outputs)
     assert [traced.name for traced in trace(evidence, tapped(evidence))] == [*evidence.case.taps, *outputs]
 
 

@@ -77,7 +77,9 @@ def test_a_replicated_kv_head_is_compared_bit_for_bit(ladder: Ladder) -> None:
 )
 def test_an_oracle_that_proves_nothing(ladder: Ladder, change: Any, status: Status, text: str) -> None:
     def twist(evidence: Evidence) -> Evidence:
-        oracle = ReferenceRun(outputs=(change(evidence.expectation.oracle.outputs[0].float()),), routing={})
+        oracle = ReferenceRun(
+            outputs={"output.0": change(evidence.expectation.oracle.outputs["output.0"].float())}, routing={}
+        )
         return replace(evidence, expectation=replace(evidence.expectation, oracle=oracle))
 
     result = ladder.run("attention", 8, twist=twist)
@@ -205,8 +207,8 @@ def test_a_single_core_error_that_is_small_by_chance(ladder: Ladder, dtype: str,
 
     def twist(evidence: Evidence) -> Evidence:
         oracle, honest = evidence.expectation.oracle, evidence.expectation.baselines[dtype]
-        lucky = tuple(right.lerp(x.double(), 0.1) for right, x in zip(oracle.outputs, honest.outputs, strict=True))
-        for number, right in enumerate(evidence.case.outputs[0].split(oracle.outputs[0], 8)):
+        lucky = {name: right.lerp(honest.outputs[name].double(), 0.1) for name, right in oracle.outputs.items()}
+        for number, right in enumerate(evidence.case.outputs[0].split(oracle.outputs["output.0"], 8)):
             held = cast("dict[TensorKey, torch.Tensor]", evidence.ranks[number].tensors)
             name = TensorKey(dtype, "locked", "output.0")
             held[name] = right.lerp(held[name].double(), off).to(held[name].dtype)

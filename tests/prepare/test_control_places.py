@@ -6,6 +6,7 @@ from random import Random
 
 import torch
 
+from tp_harness.case.calls import Calls
 from tp_harness.faults import EVERY
 from tp_harness.parallel.placements import Placement, Replicate, Shard
 from tp_harness.prepare.control_places import Places, flat_inputs
@@ -13,8 +14,18 @@ from tp_harness.prepare.control_places import Places, flat_inputs
 PLACED: dict[str, Placement] = {"a": Shard(0), "b": Replicate(), "c": Shard(1), "table": Shard(0)}
 
 
+def named(*draws: tuple[torch.Tensor, ...]) -> list[dict[str, torch.Tensor]]:
+    """The inputs of each draw by name."""
+    return [Calls.of(draw).tensors for draw in draws]
+
+
 def places(**fields: object) -> Places:
-    given = {"placed": {4: PLACED}, "fixed": frozenset({"table"}), "inputs": (Replicate(), Shard(0))} | fields
+    given = {
+        "placed": {4: PLACED},
+        "fixed": frozenset({"table"}),
+        "inputs": {"input 0": Replicate(), "input 1": Shard(0)},
+    }
+    given |= fields
     return Places(**given)  # type: ignore[arg-type]
 
 
@@ -33,11 +44,11 @@ def test_where_no_parameter_is_sharded_every_one_is_a_place_and_then_the_inputs(
 
 def test_inputs_that_are_one_number_everywhere() -> None:
     x, one, zero = torch.randn(3, 4), torch.ones(3, 4), torch.zeros(5, dtype=torch.long)
-    assert flat_inputs([(x, one), (x, one)]) == (("input 1 is 1 everywhere",), False)
-    assert flat_inputs([(one, zero), (2 * one, zero)]) == (
+    assert flat_inputs(named((x, one), (x, one))) == (("input 1 is 1 everywhere",), False)
+    assert flat_inputs(named((one, zero), (2 * one, zero))) == (
         ("input 0 is 1, 2 everywhere", "input 1 is 0 everywhere"),
         True,
     )
-    assert flat_inputs([(one, torch.tensor(1.0))])[1], "one number alone cannot be exchanged"
-    assert flat_inputs([(one,), (x,)]) == ((), False)
-    assert flat_inputs([()]) == ((), False)
+    assert flat_inputs(named((one, torch.tensor(1.0))))[1], "one number alone cannot be exchanged"
+    assert flat_inputs(named((one,), (x,))) == ((), False)
+    assert flat_inputs(named(())) == ((), False)

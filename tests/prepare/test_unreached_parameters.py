@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tp_harness.case.calls import Calls
 from tp_harness.case.case import Case
 from tp_harness.parallel.placements import Shard
 from tp_harness.prepare.unreached_parameters import MOST_RUNS, Probe, idle, notes
@@ -38,7 +39,7 @@ def unreached(
     module = Module(forward, **shapes)
     plan = {"cut": Shard(1)}
     case = Case(name="m", reference=nn.Module, sharded=nn.Module, inputs=lambda _: (x,), plan=plan, routing=routing)
-    return notes(idle(case, module, (x,)))
+    return notes(idle(case, module, Calls.of((x,))))
 
 
 def by_choice(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -126,7 +127,7 @@ def test_infinite_scores_hide_nothing() -> None:
 def test_the_runs_are_counted_and_what_is_left_counts_as_reached() -> None:
     module = Module(lambda m, x: (x @ m.w).sign(), w=(8, 4096)).double()
     case = Case(name="m", reference=nn.Module, sharded=nn.Module, inputs=lambda _: (X,))
-    probe = Probe(case, module, (X,))
+    probe = Probe(case, module, Calls.of((X,)))
     before = module.get_parameter("w").detach().clone()
     assert probe.still(module.get_parameter("w").detach().T, range(4096)) == []
     assert 0 <= probe.left < MOST_RUNS - 20

@@ -24,7 +24,9 @@ RUN = DtypeRun(
     collectives=(CALL, CALL),
     forwards=Forwards(wall_s=(0.1, 1 / 3), cpu_s=(), collective_s=(1e-7,), warm=True),
     flops=1 << 60,
-    changed=(0, 2),
+    changed=("output.0", "state.cache"),
+    pairs=("float32.locked.output.0",),
+    results=("output.0", "decode/output.past.0"),
     begin_bytes=1,
     peak_bytes=2,
     program=Program(fingerprint="ab", compiles=1, collectives=(), fallbacks=("aten::x",)),
@@ -56,13 +58,3 @@ def test_the_placement_of_a_dtensor_comes_back(placement: Placement) -> None:
 def test_a_key_comes_back_from_its_text() -> None:
     key = TensorKey("float32", "tap", "layers.0.mlp.chosen")
     assert TensorKey.parse(str(key)) == key and str(key) == "float32.tap.layers.0.mlp.chosen"
-
-
-@pytest.mark.parametrize(
-    ("text", "is_output"),
-    [("locked.output.0", True), ("locked.output.12", True), ("unlocked.output.0", False), ("tap.output.0", False),
-     ("locked.chosen", False), ("locked.output.chosen", False), ("locked.0", False)],
-)  # fmt: skip
-def test_which_tensors_are_the_outputs_that_are_judged(text: str, is_output: bool) -> None:
-    key = TensorKey.parse(f"float32.{text}")
-    assert (key.is_output_in("float32"), key.is_output_in("bfloat16")) == (is_output, False)

@@ -113,8 +113,8 @@ def answering(answer, inputs=lambda generator: (torch.randn(2, 16, 12, generator
     module = lambda: Answers(answer)
     return Case(name="odd", reference=module, sharded=module, replicated=True, inputs=inputs, **fields)
 
-DICT, TWO, INTEGER = (answering(f) for f in (lambda x: {"y": x}, lambda x: (x, None, x), lambda x: x.argmax(-1)))
-BARE, WORD = (answering(abs, lambda g, x=x: x) for x in (torch.randn(2, 12), (torch.randn(2, 12), "x")))
+TEXT, TWO = answering(lambda x: "x"), answering(lambda x: (x, None, x), output=Shard(0))
+BARE, WORD, SET = (answering(abs, lambda g, x=x: x) for x in (torch.randn(2, 12), ("x",), {1, 2}))
 MISTAPPED, MISROUTED = case(Sharded, taps={"upp": Shard(-1)}), case(Sharded, routing=("up",))
 UNREPEATABLE = answering(abs, lambda generator: (torch.rand(2, 12),))
 NO_GENERATOR, NAN = (answering(abs, f) for f in (lambda: 0, lambda g: (torch.full((2, 12), float("nan")),)))

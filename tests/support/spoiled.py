@@ -61,8 +61,9 @@ def one_bit(x: torch.Tensor) -> torch.Tensor:
 
 
 def add_output(ranks: Ranks) -> None:
-    for left in ranks.values():
+    for rank, left in list(ranks.items()):
         left.tensors[locked("output.1")] = left.tensors[locked("output.0")]  # type: ignore[index]  # a dict here
+        edit_run(rank, lambda run: replace(run, results=(*run.results, "output.1")))(ranks)
 
 
 def without_bias(run: DtypeRun) -> DtypeRun:

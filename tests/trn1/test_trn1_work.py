@@ -12,8 +12,7 @@ from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group, use_group
-from tp_harness.ranks.rank import as_tuple
-from tp_harness.ranks.rank_inputs import shard_inputs
+from tp_harness.ranks.rank_inputs import RankInputs, shard_inputs
 from tp_harness.trn1.predict import predict
 from tp_harness.trn1.work import MXFP4, Place, Step, decode, transformer
 
@@ -52,7 +51,9 @@ def counted_operations(name: str, tp: int) -> int:
     group = Alone(0, tp)
     with use_group(group), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module = case.sharded()
-        as_tuple(module(*shard_inputs(case, case.inputs(torch.Generator()), torch.float32, group)))
+        calls = case.given(torch.Generator())
+        shards = shard_inputs(case, RankInputs(inputs=calls.tensors, locks={}), torch.float32, group)
+        calls.changed(lambda name, _full: shards[name]).run(module)
     return counter.get_total_flops()
 
 

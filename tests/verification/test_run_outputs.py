@@ -13,8 +13,10 @@ from tp_harness.verification.run_outputs import Left
 
 
 def test_what_two_runs_left_is_compared_by_bits_and_by_distance() -> None:
+    run = DtypeRun(results=("output.0",))
+
     def left(y: torch.Tensor) -> Left:
-        report = RankReport(rank=0, core="", config_hash="", wall_s=0, cpu_s=0, runs={"float32": DtypeRun()})
+        report = RankReport(rank=0, core="", config_hash="", wall_s=0, cpu_s=0, runs={"float32": run})
         tensors = {TensorKey("float32", "locked", "output.0"): y}
         return Left.of({0: RankOutput(tensors=tensors, report=report)}, "float32", outputs=True)
 

@@ -68,10 +68,14 @@ class Exact:
         return self.memory.read(x).clone() if self.memory.holds(x) else None
 
     def split(self, x: torch.Tensor, *, exponents: bool = False) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The shadow of a result of any shape, float64, and its residues modulo each p, int32: none of whole ones.
+        """The shadow of a result of any shape, float64, and its residues modulo each p, int32.
+
+        Whole and complex numbers have none.
 
         With `exponents`, also those of its exponents modulo each q, so that `joined` loses nothing.
         """
+        if x.is_complex():
+            return torch.view_as_complex(self.memory.read(torch.view_as_real(x))[0].clone()), ()
         if not x.is_floating_point():
             return x, ()
         rows = self.memory.read(x)

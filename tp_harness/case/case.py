@@ -17,10 +17,13 @@ import torch
 from torch import nn
 
 from ..arithmetic.casts import cast
-from ..errors import UnknownNameError, UsageError, doing
+from ..errors import UsageError, doing
 from ..parallel.group import Group
 from ..parallel.placements import Placement, Replicate
-from ..results.collective import KINDS, Collective
+from ..results.collective import Collective
+from ..results.tensor_names import without_call
+from .calls import Call, Calls, check_calls
+from .case_fields import check_fields
 from .routing import Router
 from .taps import Source
 
@@ -38,7 +41,7 @@ def leave(module: nn.Module, group: Group) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What to verify. Only the first four fields are needed.
+    """What to verify. Only the first four fields are needed, with `calls` instead of `inputs` for several calls.
 
     Args:
         name: how results call it.
@@ -46,12 +49,17 @@ class Case:
             dtype that the module computes in.
         sharded: makes a rank's module, called on every rank with the group as ambient `current_group()` and as
             torch's default process group. If it has an argument `dtype`, it is given the run's.
-        inputs: (generator) -> the full inputs, a tuple of CPU tensors. Floating-point inputs are rounded to
-            bfloat16, so that every dtype sees the same numbers.
+        inputs: (generator) -> what `forward` is given: a tuple of full CPU tensors, a dict of keyword arguments, or a
+            `Call` of both. Floating-point tensors are rounded to bfloat16, so that every dtype sees the same numbers.
+        calls: (generator) -> by name, the `Call`s of one module, one after the other, instead of `inputs`.
         plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
             and otherwise an error that names it.
-        output: the placement of each output: one, or a tuple of them.
-        input_placements: the placement of each input; those left out are replicated.
+        output: the placement of each output of a call: one, a tuple of them, or a mapping from path patterns, as
+            `past.*.key`, to them; those that no pattern names are replicated.
+        input_placements: the placement of each input, a tuple, or a mapping as that of `output`; those left out are
+            replicated.
+        state: path pattern, as `layers.*.cache`, of tensors that both modules keep -> their placement; they are judged
+            after each call.
         collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
             recorded schedules are only compared with each other.
         unscheduled: kinds of collectives ("send", "all_reduce", ...) that are not compared, neither with the plan nor
@@ -76,10 +84,12 @@ class Case:
     name: str
     reference: Callable[..., nn.Module]
     sharded: Callable[..., nn.Module]
-    inputs: Callable[[torch.Generator], Tensors]
+    inputs: Callable[[torch.Generator], object] | None = None
+    calls: Callable[[torch.Generator], Mapping[str, Call]] | None = None
     plan: Mapping[str, Placement] = field(default_factory=dict)
-    output: Placement | tuple[Placement, ...] = field(default_factory=Replicate)
-    input_placements: tuple[Placement, ...] = ()
+    output: Placement | tuple[Placement, ...] | Mapping[str, Placement] = field(default_factory=Replicate)
+    input_placements: tuple[Placement, ...] | Mapping[str, Placement] = ()
+    state: Mapping[str, Placement] = field(default_factory=dict)
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     unscheduled: tuple[str, ...] = ()
     reduction: int = 0
@@ -100,12 +110,35 @@ class Case:
     rows_are_tokens: ClassVar[bool] = False  # the first input is (batch, seq) or (batch, seq, features)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
 
     @property
     def outputs(self) -> tuple[Placement, ...]:
-        """One placement per output."""
+        """The placements that `output` holds, in its order."""
+        if isinstance(self.output, Mapping):
+            return tuple(self.output.values())
         return self.output if isinstance(self.output, tuple) else (self.output,)
+
+    def given(self, generator: torch.Generator) -> Calls:
+        """The calls of a run, with full tensors.
+
+        Raises:
+            UsageError: `inputs` or `calls` returns something else than is asked for.
+        """
+        if self.calls is not None:
+            with doing(f"calls of {self.name}, called with a torch.Generator,"):
+                calls = self.calls(generator)
+            return check_calls(f"calls of {self.name}", calls)
+        assert self.inputs is not None  # check_fields
+        with doing(f"inputs of {self.name}, called with a torch.Generator,"):
+            inputs = self.inputs(generator)
+        try:
+            return Calls.of(inputs)
+        except TypeError:
+            raise UsageError(
+                f"inputs of {self.name} returns a {type(inputs).__name__}; a tuple of tensors is needed, for example "
+                "(x,), or a dict of keyword arguments, or a Call."
+            ) from None
 
     @property
     def routers(self) -> tuple[Router, ...]:
@@ -115,7 +148,7 @@ class Case:
     @property
     def watched(self) -> dict[str, Source]:
         """Tap name -> what gives it: the case's own taps, and what its routers show."""
-        sources: dict[str, Source] = {name: (name, None) for name in self.taps}
+        sources: dict[str, Source] = {name: (name, None) for name in map(without_call, self.taps)}
         for router in self.routers:
             sources |= {tap: source for tap, source in router.sources.items() if tap not in sources}
         return sources
@@ -126,10 +159,6 @@ class Case:
             return None
         with doing(f"collectives of {self.name}, called with {tp},"):
             return self.collectives(tp)
-
-    def input_placement(self, index: int) -> Placement:
-        """The placement of input `index`, counted from 0."""
-        return self.input_placements[index] if index < len(self.input_placements) else Replicate()
 
     def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module of `factory` that computes in `dtype`, without memory for its parameters where the case permits."""
@@ -157,57 +186,6 @@ class Case:
         """What is entered while a module that `reference_in` gave runs in `dtype`."""
         del module, dtype
         return nullcontext()
-
-
-def _check_fields(case: Case) -> None:
-    """Refuse fields of the wrong type, which would otherwise fail in a rank, or falsify the verdict."""
-    functions = [
-        name for name in ("reference", "sharded", "inputs", "in_dtype", "edit") if not callable(getattr(case, name))
-    ]
-    if case.collectives is not None and not callable(case.collectives):
-        functions.append("collectives")
-    for name in functions:
-        raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a function is needed.")
-    for name in ("reference", "sharded"):
-        if isinstance(getattr(case, name), nn.Module):  # a module is callable too, but returns no module
-            cls = type(getattr(case, name)).__name__
-            raise UsageError(
-                f"{name} of a Case is a module, an instance of {cls}; what makes one is needed: the class {cls} "
-                "itself, or a function without arguments that returns a new module."
-            )
-    for name, kind in (
-        ("name", str),
-        ("prefix", str),
-        ("plan", Mapping),
-        ("taps", Mapping),
-        ("routing", tuple),
-        ("unscheduled", tuple),
-    ):
-        if not isinstance(getattr(case, name), kind):
-            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a {kind.__name__} is needed.")
-    for name in ("reduction", "layer", "depth"):
-        if not isinstance(getattr(case, name), int) or getattr(case, name) < 0:
-            raise UsageError(f"{name} of a Case is {getattr(case, name)!r:.60}; a whole number is needed.")
-    placed = {"output": case.outputs, "input_placements": case.input_placements}
-    placed |= {"plan": tuple(case.plan.values()), "taps": tuple(case.taps.values())}
-    for name, placements in placed.items():
-        wrong = (
-            [p for p in placements if not isinstance(p, Placement)] if isinstance(placements, tuple) else [placements]
-        )
-        if wrong:
-            raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
-    if not all(isinstance(router, (str, Router)) for router in case.routing):
-        raise UsageError(f"routing of a Case is {case.routing!r:.100}; names of submodules are needed, or Routers.")
-    _check_names(case)
-
-
-def _check_names(case: Case) -> None:
-    names = [*case.plan, *case.taps, *case.unscheduled, case.name or None]
-    if not all(isinstance(name, str) for name in names):
-        raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
-    for kind in case.unscheduled:
-        if kind not in KINDS:
-            raise UnknownNameError(f"kind of collective in unscheduled of {case.name}", kind, KINDS)
 
 
 def takes_dtype(factory: Callable[..., nn.Module]) -> bool:

@@ -1,7 +1,7 @@
 """Routers of a module: how they are declared, and their choice observed and locked.
 
-A router written for this has two torch.nn.Identity submodules, through which its logits and its choice pass. One of a
-library returns them, or at least calls torch.topk. Reference and sharded module have the same form.
+A router written for this has two torch.nn.Identity submodules, through which its logits and its choice pass; one of a
+library returns them, or calls torch.topk. Reference and sharded module have the same form.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..parallel.dtensors import like, whole
+from .calls import now
 from .ranking_calls import Ranked, RankingCalls, beginning_with, last_choice, scores_of
 from .taps import CHOSEN, LOGITS, SCORES, Source, same_choice, tap_name
 from .top_k import ONE_GROUP, Groups, in_order_of, margins, top_k
@@ -187,8 +188,8 @@ class _Observer:
 
     def enter(self, stack: ExitStack) -> None:
         """Register what listens, until the stack is closed."""
-        known = dict(self.module.named_modules())
-        stack.callback(self.module.register_forward_pre_hook(self._forget).remove)
+        known, forget = dict(self.module.named_modules()), self.module.register_forward_pre_hook(self._forget)
+        stack.callback(forget.remove)
         if self.watch or self.router.outputs:
             owner = known[self.router.name]
             stack.callback(owner.register_forward_pre_hook(self._begin).remove)
@@ -201,9 +202,8 @@ class _Observer:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
             value = output if at is None else output[at] if isinstance(output, (tuple, list)) else None
             flat = _flat(tap, value, whole_numbers=tap == self.router.chosen)
-            if tap != self.router.chosen:
-                return self._add(tap, flat)
-            return self._chosen(output, flat, inside=at is not None)
+            own = tap == self.router.chosen
+            return self._chosen(output, flat, inside=at is not None) if own else self._add(tap, flat)
 
         return hook
 
@@ -242,8 +242,8 @@ class _Observer:
                 self.record.groups[self.router.name] = found[1]
 
     def _forget(self, _module: nn.Module, _inputs: object) -> None:
-        """Forget the record of an earlier forward when the whole module runs again."""
-        for tap in (self.router.logits, self.router.scores, self.router.chosen):
+        """Forget the record of an earlier run when the module runs again."""
+        for tap in (self.router.logits, self.router.scores, self.router.chosen) if now().first else ():
             self.record.tensors.pop(tap, None)
 
     def _add(self, tap: str, flat: torch.Tensor) -> None:

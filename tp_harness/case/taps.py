@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..results.tensor_names import of_call
+from .calls import now
+
 LOGITS, SCORES, CHOSEN = "router_logits", "router_scores", "chosen"
 Source = tuple[str, int | None]  # the submodule that gives a tensor, and which of its outputs (None: the only one)
 PER_EXPERT = ("gate_up", "activation")  # their rows are (expert, token) pairs rather than tokens
@@ -36,9 +39,10 @@ def tapping(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Record tensors of any shape by tap name, as `read(name, tensor)`; submodules that are missing are left out.
 
-    Yields a dict that is filled when the block ends, in the order of first calls. A submodule called several times
-    gives its outputs joined along dimension 0. What the module goes on with is `graft(name, tensor)`, which is not
-    recorded. Enter it before a lock of routers: what it records of a choice would otherwise be the lock's.
+    Yields a dict that is filled when the block ends, in the order of first calls. A submodule called several times in
+    one call of the module gives its outputs joined along dimension 0; those of a named call have its name before. What
+    the module goes on with is `graft(name, tensor)`, which is not recorded. Enter it before a lock of routers: what it
+    records of a choice would otherwise be the lock's.
     """
     calls: dict[str, list[torch.Tensor]] = {}
     record: dict[str, torch.Tensor] = {}
@@ -46,9 +50,9 @@ def tapping(
 
     def listen(name: str, source: str, at: int | None) -> torch.utils.hooks.RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> Any:
-            own = output if at is None else output[at]
-            calls.setdefault(name, []).append(read(name, own).detach().clone())  # a reduction may overwrite its input
-            given = graft(name, own)
+            own, full = output if at is None else output[at], of_call(now().name, name)
+            calls.setdefault(full, []).append(read(full, own).detach().clone())  # a reduction may overwrite its input
+            given = graft(full, own)
             return None if given is own else _with(output, at, given)
 
         return known[source].register_forward_hook(hook)

@@ -15,6 +15,7 @@ from ..parallel.placements import Placement, PlacementError, Replicate, Shard
 from ..prepare.oracle import Tapped
 from ..report.failure_text import ranks_text
 from ..results.result import Divergence, Mistake, Result, Status
+from ..results.tensor_names import call_of, is_result, of_call
 from . import Diagnosis, Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
 from .localise import divergences, first_divergence, first_unequal
 from .trace import Traced, with_grafts
@@ -29,8 +30,9 @@ def explain(evidence: Evidence, result: Result, signatures: Sequence[Signature] 
     """The result with its first divergence and what reproduces it; the ranks of the evidence ran with taps on."""
     signatures = all_signatures() if signatures is None else signatures
     tapped = evidence.expectation.run_tapped(evidence.dtype)
-    before = (evidence.expectation.oracle_of(evidence.dtype, i) for i in range(len(tapped.oracle.outputs)))
-    runs = zip(tapped.oracle.outputs, before, strict=True)
+    runs = (
+        (again, evidence.expectation.oracle_of(evidence.dtype, name)) for name, again in tapped.oracle.outputs.items()
+    )
     if any(distance(again, first).rel_l2 > REPEATS for again, first in runs):
         return replace(result, notes=(*result.notes, RANDOM))
     try:
@@ -130,7 +132,7 @@ def _own_places(evidence: Evidence, tapped: Tapped, site: Site, *, elsewhere: bo
     if site.target != "output":
         yield as_output(site)
     for divergence, traced in divergences(evidence, tapped):
-        output = traced and traced.name.startswith("output.") and traced.name != site.traced.name
+        output = traced and is_result(traced.name) and traced.name != site.traced.name
         if elsewhere and traced and output and divergence.kind in NUMBERS:
             yield as_output(site_of(evidence, tapped, traced, divergence.ranks))
 
@@ -179,5 +181,6 @@ def _unseen(evidence: Evidence, found: Divergence, traced: Traced, owner: str) -
     names = list(evidence.case.taps)
     start = names.index(found.after) + 1 if found.after in names else 0
     end = names.index(traced.name) if traced.name in names else len(names)
+    of_owner = of_call(call_of(traced.name), owner)
     between = [name.rpartition(".") for name in names[start:end]]
-    return [leaf for prefix, _, leaf in between if prefix == owner]
+    return [leaf for prefix, _, leaf in between if prefix == of_owner]

@@ -25,6 +25,7 @@ from ..parallel.placements import KVHeads, Placement, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.rank_files import digest
 from ..results.result import Divergence, Gate
+from ..results.tensor_names import call_of, of_call, without_call
 from .trace import ShapeError, Traced, trace
 
 NAN = float("nan")
@@ -53,7 +54,7 @@ def divergences(evidence: Evidence, tapped: Tapped) -> Iterator[tuple[Divergence
 
 def _divergence(evidence: Evidence, traced: Traced) -> Divergence | None:
     """What is wrong with a tensor, the plainest first."""
-    if traced.leaf == CHOSEN and traced.name in _choices(evidence):
+    if traced.leaf == CHOSEN and without_call(traced.name) in _choices(evidence):
         return _other_choice(evidence, traced)
     return _not_finite(traced) or (_other_residues if traced.residues else _out_of_limit)(evidence, traced)
 
@@ -204,15 +205,17 @@ def _choices(evidence: Evidence) -> list[str]:
 
 def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
     """The token with the widest margin among those whose other choice rounding does not explain."""
-    owner = traced.name.rpartition(".")[0] or evidence.case.name
-    wide = [flip for flip in router_flips(evidence) if flip.layer == owner and not flip.margin <= flip.limit]
+    choice = without_call(traced.name)
+    owner = choice.rpartition(".")[0] or evidence.case.name
+    right = traced.expected.flatten(0, -2)
+    own, before = evidence.shards(choice), _tokens_before(evidence, traced)
+    flips = (replace(flip, token=flip.token - before) for flip in router_flips(evidence) if flip.layer == owner)
+    wide = [flip for flip in flips if 0 <= flip.token < len(right) and not flip.margin <= flip.limit]
     if not wide:
         return None
     flip = max(wide, key=lambda f: f.margin)
-    right = traced.expected.flatten(0, -2)
-    tokens = [f.token for f in wide]
-    own = evidence.shards(traced.name)
-    wrong = [r for r, chosen in enumerate(own) if not same_choice(chosen[tokens], right[tokens]).all()]
+    tokens = torch.tensor([f.token for f in wide])
+    wrong = [r for r, chosen in enumerate(own) if not same_choice(chosen[tokens + before], right[tokens]).all()]
     position = traced.whole_index(0, flip.token * right.shape[-1])[:-1]
     detail = f"experts {list(flip.chosen)} instead of {list(flip.expected)}, a margin of {flip.margin:.2e} where "
     detail += f"rounding explains {flip.limit:.2e}"
@@ -220,11 +223,20 @@ def _other_choice(evidence: Evidence, traced: Traced) -> Divergence | None:
     return _divergent(traced.name, "choice", wrong, index=position, gate=gate, detail=detail)
 
 
+def _tokens_before(evidence: Evidence, traced: Traced) -> int:
+    """How many tokens a router has chosen for in the calls before that of its choice."""
+    calls = list(evidence.expectation.calls.each)
+    earlier = calls[: calls.index(call_of(traced.name))]
+    taps = evidence.expectation.run_tapped(evidence.dtype).oracle.taps if earlier else {}
+    names = (of_call(call, without_call(traced.name)) for call in earlier)
+    return sum(taps[name].shape[:-1].numel() for name in names if name in taps)
+
+
 def _token(evidence: Evidence, tapped: Tapped, traced: Traced, index: tuple[int, ...]) -> tuple[int, int] | None:
     """(row, position) of an index, for built-in components, whose inputs are (batch, seq, ...)."""
     if not evidence.case.rows_are_tokens or not index:
         return None
-    batch, seq = tapped.inputs[0].shape[:2]
+    batch, seq = tapped.inputs_of(call_of(traced.name))[0].shape[:2]
     if traced.leaf in PER_EXPERT:
         chosen = tapped.oracle.taps[tap_name(traced.name.rpartition(".")[0], CHOSEN)].flatten(0, -2)
         row, position = divmod(_token_of_row(chosen, index[0]), seq)

@@ -17,7 +17,7 @@ from ..case.state_dict import weights_of
 from ..judge.evidence import Evidence
 from ..judge.gather import RankOutput
 from ..prepare.oracle import ReferenceRun, Tapped
-from ..ranks.rank_report import OUTPUT, TensorKey
+from ..ranks.rank_report import TensorKey
 from .site import Site
 
 K = TypeVar("K")
@@ -40,7 +40,7 @@ def _with_numbers(site: Site) -> Site:
     exact = expectation.exact()
     tapped, evidence = _tapped(site, exact), _evidence(site.evidence, exact)
     run, tap = tapped.oracle, traced.name in tapped.oracle.taps
-    expected = run.taps[traced.name] if tap else run.outputs[int(traced.name.removeprefix(OUTPUT))]
+    expected = (run.taps if tap else run.outputs)[traced.name]
     own = evidence.shards(traced.name, "tap" if tap else "locked")
     shards = tuple(x.reshape(shadow.shape) for x, shadow in zip(own, traced.shards, strict=True))
     with_numbers = replace(traced, shards=shards, expected=expected, baseline=expected, bits=traced.digests)
@@ -52,14 +52,13 @@ def _tapped(site: Site, exact: Exact) -> Tapped:
     tapped, prefix, tied = site.tapped, site.evidence.case.prefix, site.evidence.expectation.tied
     for name, tensor in weights_of(tapped.reference, "the reference").items():
         exact.draw(tied.get(prefix + name, prefix + name), tensor)
-    inputs = tuple(exact.draw(f"input.{i}", x) for i, x in enumerate(tapped.inputs))
     run = _run(tapped.oracle, exact)
-    return replace(tapped, inputs=inputs, oracle=run, baseline=run)
+    return replace(tapped, calls=tapped.calls.changed(exact.draw), oracle=run, baseline=run)
 
 
 def _run(run: ReferenceRun, exact: Exact) -> ReferenceRun:
-    outputs = (exact.joined(x, run.residues.get(f"{OUTPUT}{i}", ())) for i, x in enumerate(run.outputs))
-    return replace(run, outputs=tuple(outputs), taps=Numbered(exact, run.taps, lambda name: run.residues.get(name, ())))
+    outputs, taps = (Numbered(exact, own, lambda name: run.residues.get(name, ())) for own in (run.outputs, run.taps))
+    return replace(run, outputs=outputs, taps=taps)
 
 
 def _evidence(evidence: Evidence, exact: Exact) -> Evidence:

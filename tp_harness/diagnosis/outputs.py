@@ -87,7 +87,7 @@ def residual_of_rank_0(site: Site) -> Iterator[Guess]:
 
 def _alike(site: Site) -> Iterator[torch.Tensor]:
     """The inputs in the form of what is wrong: what a module may add to its branch."""
-    for x in site.tapped.inputs:
+    for x in site.inputs:
         if x.is_floating_point() and x.shape == site.right.shape:
             yield x.to(torch.float64)
 

@@ -143,7 +143,7 @@ def rerun(
     except Exception as error:  # a user's module may check what it is given
         raise UnavailableError from error
     name = site.traced.name
-    found = run.taps[name] if name in run.taps else run.outputs[int(name.rpartition(".")[2])]
+    found = run.taps[name] if name in run.taps else run.outputs[name]
     return arithmetic.joined(found.to(torch.float64), run.residues.get(name, ()))
 
 

@@ -19,6 +19,7 @@ from ..judge.evidence import Evidence
 from ..models import knowledge
 from ..parallel.placements import Placement, Replicate
 from ..prepare.oracle import ReferenceRun, Tapped
+from ..results.tensor_names import call_of, is_result, of_call, without_call
 from .trace import Traced
 
 FLOAT64 = Floats(torch.float64)
@@ -60,6 +61,16 @@ class Site:
         return self.evidence.tp
 
     @property
+    def call(self) -> str:
+        """The name of the call in which the tensor is wrong."""
+        return call_of(self.traced.name)
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """The full inputs of that call, in order; any shape and dtype."""
+        return self.tapped.inputs_of(self.call)
+
+    @property
     def tables(self) -> torch.dtype:
         """The dtype to which a module rounds tables that it makes in float64, in the run whose values these are."""
         return nominal(EXACT) if self.evidence.dtype == EXACT else torch.float64
@@ -79,8 +90,11 @@ class Site:
         return self.tapped.reference.get_submodule(self.owner)
 
     def name(self, leaf: str) -> str:
-        """The tap's full name."""
-        return f"{self.owner}.{leaf}" if self.owner else leaf
+        """The tap's full name, with the call."""
+        return of_call(self.call, self._own(leaf))
+
+    def _own(self, name: str) -> str:
+        return f"{self.owner}.{name}" if self.owner else name
 
     def tap(self, leaf: str) -> torch.Tensor:
         """What the single-core run has at a tap of this module, in its full shape; float64 where it is floating-point.
@@ -112,7 +126,7 @@ class Site:
 
     def placement(self, parameter: str) -> Placement:
         """The plan's placement of a parameter of this module."""
-        return self.evidence.case.plan.get(self.name(parameter), Replicate())
+        return self.evidence.case.plan.get(self._own(parameter), Replicate())
 
     @property
     def right(self) -> torch.Tensor:
@@ -142,19 +156,20 @@ class Site:
 
         Floating-point numbers are float64; token ids stay int64.
         """
-        names = list(self.evidence.case.taps)
-        own = [i for i, name in enumerate(names) if name == self.owner or name.startswith(f"{self.owner}.")]
+        names = [name for name in self.evidence.case.taps if call_of(name) == self.call]
+        owner = of_call(self.call, self.owner)
+        own = [i for i, name in enumerate(names) if name == owner or name.startswith(f"{owner}.")]
         before = names[: own[0]] if self.owner and own else []
         streams = [name for name in before if name.endswith(("residual", "embedding.total")) and name in self.run.taps]
-        given = self.run.taps[streams[-1]] if streams else self.tapped.inputs[0]
+        given = self.run.taps[streams[-1]] if streams else self.inputs[0]
         return given.to(torch.float64) if given.is_floating_point() else given
 
     @cached_property
     def positions(self) -> torch.Tensor:
         """The case's positions, (batch, seq) int64; raises UnavailableError where its last input is none."""
-        if len(self.tapped.inputs) < 2 or self.tapped.inputs[-1].is_floating_point():
+        if len(self.inputs) < 2 or self.inputs[-1].is_floating_point():
             raise UnavailableError
-        return self.tapped.inputs[-1]
+        return self.inputs[-1]
 
 
 def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int, ...]) -> Site:
@@ -162,7 +177,7 @@ def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int
 
     An output of a module that a family knows counts as the last tap of the submodule that made it.
     """
-    owner, leaf = _maker(tapped.reference, traced.name)
+    owner, leaf = _maker(tapped.reference, without_call(traced.name))
     return Site(evidence=evidence, tapped=tapped, traced=traced, owner=owner, leaf=leaf, target=leaf, wrong=wrong)
 
 
@@ -184,4 +199,4 @@ def _maker(reference: nn.Module, name: str) -> tuple[str, str]:
         if made:
             return made
     owner, _, leaf = name.rpartition(".")
-    return UNKNOWN if owner == "output" else (owner, leaf)
+    return UNKNOWN if is_result(name) else (owner, leaf)

@@ -170,7 +170,7 @@ def _stream_times(site: Site, name: str, factor: float) -> torch.Tensor:
 
 def _streams(site: Site) -> Iterator[tuple[str, torch.Tensor]]:
     """What submodules are given that has the form of what is wrong, is no input of the case, and no source's."""
-    known = [x.to(torch.float64) for x in site.tapped.inputs if x.shape == site.right.shape]
+    known = [x.to(torch.float64) for x in site.inputs if x.shape == site.right.shape]
     known += [site.right - source.without for source in sources(site)]
     for name, x in given_inputs(site).items():
         if x.shape == site.right.shape and not any(same(x, y) for y in known):

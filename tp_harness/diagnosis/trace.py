@@ -22,7 +22,8 @@ from ..parallel.placements import Partial, Placement, PlacementError, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.grafts import right_shard
 from ..ranks.rank_files import digest
-from ..ranks.rank_report import OUTPUT, TensorKey, Variant, modulo
+from ..ranks.rank_report import TensorKey, Variant, modulo
+from ..results.tensor_names import call_of, without_call
 
 
 class Residues(NamedTuple):
@@ -138,23 +139,23 @@ def _placing(placement: Placement, name: str) -> Iterator[None]:
 
 
 def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
-    """Every tensor that both sides have, in order, outputs last.
+    """Every tensor that both sides have, call by call, in order; what a call leaves and returns comes last.
 
     Raises:
         ShapeError: on reaching a tensor of another shape than a shard of the reference's.
         PlacementError: on reaching one whose placement cannot cut it.
     """
-    for name in tapped.oracle.taps:  # they are recorded in that order, whatever that of the case's
-        placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
-        if placement and not empty and not evidence.without(name, "tap"):
-            runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
-            traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
-            yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
-    for i, placement in enumerate(evidence.case.outputs):
-        shards = evidence.shards(f"{OUTPUT}{i}")
-        runs = tapped.oracle.outputs[i], tapped.baseline.outputs[i]
-        traced = _traced(f"{OUTPUT}{i}", placement, shards, *runs)
-        yield replace(traced, residues=_residues(evidence, tapped, traced, "locked"))
+    for call in dict.fromkeys(map(call_of, evidence.outputs)):
+        for name in (each for each in tapped.oracle.taps if call_of(each) == call):  # as recorded, whatever the case's
+            placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
+            if placement and not empty and not evidence.without(name, "tap"):
+                runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
+                traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
+                yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
+        for name in (each for each in evidence.outputs if call_of(each) == call):
+            runs = tapped.oracle.outputs[name], tapped.baseline.outputs[name]
+            traced = _traced(name, evidence.outputs[name], evidence.shards(name), *runs)
+            yield replace(traced, residues=_residues(evidence, tapped, traced, "locked"))
 
 
 def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Variant) -> tuple[Residues, ...]:
@@ -173,7 +174,7 @@ def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Varia
 
 def _placement(evidence: Evidence, name: str) -> Placement | None:
     """Of a tap; what a router shows is on all ranks, or (None) some of its tokens on each."""
-    of = next((router for router in evidence.case.routers if name in router.sources), None)
+    of = next((router for router in evidence.case.routers if without_call(name) in router.sources), None)
     found = evidence.case.taps.get(name)
     return found or (None if of is None or evidence.shared_out(of) else Replicate())
 
@@ -199,7 +200,9 @@ def with_grafts(evidence: Evidence, tapped: Tapped, grafts: Iterable[str]) -> Ev
 
 def graftable(evidence: Evidence, tapped: Tapped) -> tuple[str, ...]:
     """The taps in whose place every rank can be given a right value, in order: all but empty ones and some choices."""
-    other = [router.chosen for router in evidence.case.routers if not _locked(evidence, tapped, router.chosen)]
+    choices = {router.chosen for router in evidence.case.routers}
+    taps = (name for name in tapped.oracle.taps if without_call(name) in choices)
+    other = [name for name in taps if not _locked(evidence, tapped, name)]
     names = (name for name in tapped.oracle.taps if name not in other and tapped.oracle.taps[name].numel())
     return tuple(name for name in names if _placement(evidence, name) and not evidence.without(name, "tap"))
 
@@ -209,7 +212,7 @@ def _locked(evidence: Evidence, tapped: Tapped, choice: str) -> bool:
 
     In floats, routers are locked in every run.
     """
-    right, lock = tapped.oracle.taps.get(choice), evidence.expectation.locks[choice].chosen
+    right, lock = tapped.oracle.taps.get(choice), evidence.expectation.locks[without_call(choice)].chosen
     if evidence.dtype != EXACT or right is None or right.numel() != lock.numel():
         return False
     return bool(same_choice(right.reshape(lock.shape), lock).all())

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..case.calls import Call, now
 from ..case.case import Case
 from ..parallel.dtensors import as_placed, local
 from ..parallel.group import current_group
+from ..results.tensor_names import of_call, said
 from .fault import EVERY, Fault, Spoil, always
 
-INPUT = "input "  # and its number: the place of a fault in an input instead of a parameter
+INPUT = "input "  # and the rest of its name: the place of a fault in an input instead of a parameter
 
 
 def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case:
@@ -27,7 +29,8 @@ def spoilt(case: Case, spoil: Spoil, place: str = "", rank: int = EVERY) -> Case
     Args:
         case: a user's.
         spoil: a rank's tensor -> the same in another form, of the same shape and dtype.
-        place: the name of a parameter or buffer, "input 0" and so on, or "" for every parameter and buffer.
+        place: the name of a parameter or buffer, "input 0", "input mask of decode" and so on, or "" for every parameter
+            and buffer.
         rank: the rank whose tensors are spoilt; EVERY for all ranks.
     """
 
@@ -56,12 +59,14 @@ def _spoil_loaded(module: Any, place: str, spoil: Spoil) -> None:
 
 
 def _spoil_input(module: nn.Module, place: str, spoil: Spoil) -> None:
-    index = int(place.removeprefix(INPUT))
+    def hook(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = now().name
+        spoilt = Call(*args, **kwargs).changed(lambda name, x: spoil(x) if said(of_call(call, name)) == place else x)
+        return spoilt.args, spoilt.kwargs
 
-    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(spoil(x) if i == index else x for i, x in enumerate(inputs))
-
-    module.register_forward_pre_hook(hook)
+    module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _rolled(x: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..arithmetic.casts import COMPUTED_IN
 from ..results.result import Distance, Worst
 
 MASKED = 1e4  # times the usual size of the others: a larger entry may be a mask
 MOST = torch.finfo(torch.bfloat16).max  # the largest number of any dtype counts as this one, and infinity too
+
+
+def as_real(x: torch.Tensor) -> torch.Tensor:
+    """Real numbers of any shape: a complex tensor as pairs along a last dimension more, whole numbers in float64."""
+    if x.is_complex():
+        return torch.view_as_real(x)
+    return x if x.dtype in COMPUTED_IN else x.to(torch.float64)
 
 
 def distance(actual: torch.Tensor, oracle: torch.Tensor) -> Distance:
@@ -59,6 +67,7 @@ def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int
         tp: number of ranks.
         dim: the dimension that is cut over ranks; None if none is. The element's rank is its first owner, else 0.
     """
+    actual, oracle = as_real(actual), as_real(oracle)
     error = (bounded(actual) - bounded(oracle)).abs()
     index = largest_index(error)
     parts = 1 if dim is None else min(tp, error.shape[dim])  # fewer parts than ranks: neighbours hold replicas

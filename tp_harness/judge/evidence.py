@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from ..case.case import Case
+from ..case.placed import output_placements, taps_of
 from ..case.routing import Router
 from ..checkpoint.checkpoint import Checkpoint
+from ..parallel.placements import Placement
 from ..prepare.expectation import Expectation
 from ..prepare.material import Material
 from ..ranks.job import Task
 from ..ranks.rank_report import DtypeRun, TensorKey, Variant
-from .gather import Joined, RankOutput, join, output_names
+from .gather import Joined, RankOutput, join
 
 
-def _as_placed(case: Case, dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
-    """The case with the placements of the ranks' DTensors: of parameters that it does not place, and of all taps."""
+def _as_run(case: Case, calls: Iterable[str], dtype: str, ranks: Mapping[int, RankOutput]) -> Case:
+    """The case with its taps in each call by name, and with the placements of the ranks' DTensors: of parameters that
+    it does not place, and of all taps.
+    """
+    case = replace(case, taps=taps_of(case, calls))
     if 0 not in ranks:
         return case
     run = ranks[0].report.runs[dtype]
@@ -41,11 +47,12 @@ class Evidence:
     @staticmethod
     def of(material: Material, task: Task, tp: int, dtype: str, ranks: Mapping[int, RankOutput]) -> Evidence:
         """The evidence for a task of the material on `tp` ranks; the verdict does not see the task's fault."""
+        expectation = material.expectation(task)
         return Evidence(
-            case=_as_placed(material.subject.case(task, dtype=dtype, tp=tp), dtype, ranks),
+            case=_as_run(material.subject.case(task, dtype=dtype, tp=tp), expectation.calls.each, dtype, ranks),
             tp=tp,
             dtype=dtype,
-            expectation=material.expectation(task),
+            expectation=expectation,
             ranks=ranks,
             checkpoint=material.checkpoints[task.draw],
         )
@@ -61,11 +68,15 @@ class Evidence:
         """By rank, its report on the run in this dtype."""
         return {rank: output.report.runs[self.dtype] for rank, output in self.ranks.items()}
 
+    @cached_property
+    def outputs(self) -> dict[str, Placement]:
+        """By name, the placement of all that the reference's calls returned and left."""
+        return output_placements(self.case, self.expectation.oracle.outputs)
+
     @property
     def joined(self) -> dict[str, Joined]:
         """By name, each output of all ranks as one tensor, in the shape and dtype that they wrote."""
-        names = output_names(self.case)
-        return {name: join(p, self.shards(name)) for name, p in zip(names, self.case.outputs, strict=True)}
+        return {name: join(placement, self.shards(name)) for name, placement in self.outputs.items()}
 
     def shards(self, name: str, variant: Variant = "locked") -> list[torch.Tensor]:
         """Every rank's tensor of that name, in the order of ranks, in the shape and dtype that the rank wrote.
@@ -74,7 +85,9 @@ class Evidence:
             KeyError: a rank left no such tensor.
         """
         key = TensorKey(self.dtype, variant, name)
-        return [self.ranks[rank].tensors[key] for rank in sorted(self.ranks)]
+        whole = (self.ranks[rank].tensors[key] for rank in sorted(self.ranks))
+        pairs = str(key) in self.runs[0].pairs
+        return [torch.view_as_complex(x) for x in whole] if pairs else list(whole)
 
     def without(self, name: str, variant: Variant = "locked") -> list[int]:
         """The ranks that left no tensor of that name."""

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
+from ..case.placed import input_placements
 from ..case.plan import local_placement
 from ..errors import doing
 from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits
 from ..ranks.rank_files import digest
 from ..ranks.rank_report import Held
 from ..results.result import Check
+from ..results.tensor_names import STATE, without_call
 from .evidence import Evidence
 from .gather import Joined, join
 from .schedule_checks import schedule_check
@@ -23,7 +25,7 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     taps = [tap for router in whole for tap in router.shown]
     routers = {name: join(Replicate(), evidence.shards(name)) for name in taps}
     drifts = [(name, output.drift) for name, output in {**routers, **joined}.items() if output.drift]
-    replicated = sum(isinstance(placement, Replicate) for placement in evidence.case.outputs) + len(routers)
+    replicated = sum(isinstance(placement, Replicate) for placement in evidence.outputs.values()) + len(routers)
     agreed = f"{replicated} replicated tensors equal on {evidence.tp} ranks, bit for bit"
     replicas = "; ".join(f"{name}: {drift}" for name, drift in drifts) or agreed
     hashes = {rank: output.report.config_hash for rank, output in evidence.ranks.items()}
@@ -39,7 +41,66 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
             detail=f"ranks {odd} read another job" if odd else "one job on all ranks",
         ),
     )
-    return (*checks, *repeat_checks(evidence))
+    return (*checks, *kept_checks(evidence, joined), *repeat_checks(evidence))
+
+
+WHOLE = "whole numbers"
+
+
+def is_measured(output: Joined) -> bool:
+    """Whether an output is judged by its distance from the oracle's: real and complex numbers are, others are equal."""
+    return output.full.is_floating_point() or output.full.is_complex()
+
+
+def whole_number_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
+    """Where there are integer and boolean outputs, check that each element is the oracle's."""
+    whole = {name: output.full for name, output in joined.items() if not is_measured(output)}
+    for name, full in whole.items():
+        right = evidence.expectation.oracle.outputs[name]
+        wrong = (full != right).nonzero()
+        if len(wrong):
+            index = tuple(wrong[0].tolist())
+            differ = f"{len(wrong):,} of {full.numel():,} elements differ, the first at {list(index)}"
+            detail = f"{name}: {differ}: {full[index].item()} instead of {right[index].item()}"
+            return (Check(name=WHOLE, passed=False, detail=detail),)
+    elements = sum(full.numel() for full in whole.values())
+    return (Check(name=WHOLE, passed=True, detail=f"{elements:,} integers and booleans are equal"),) if whole else ()
+
+
+def kept_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check, ...]:
+    """Where modules keep a state, check that what no call wrote has the bits that it had before the call."""
+    before: dict[str, str] = {}  # by the state's own name, its name after the last call
+    count = 0
+    for name in joined:
+        own = without_call(name)
+        if not own.startswith(STATE):
+            continue
+        last = before.get(own)
+        before[own] = name
+        if last is None or joined[last].full.shape != joined[name].full.shape:
+            continue
+        kept = _same_elements(evidence.expectation.oracle.outputs[last], evidence.expectation.oracle.outputs[name])
+        single = evidence.expectation.baselines[evidence.dtype].outputs
+        kept &= _same_elements(single[last], single[name])
+        changed = (kept & ~_same_elements(joined[last].full, joined[name].full)).nonzero()
+        if len(changed):
+            index = tuple(changed[0].tolist())
+            values = f"{joined[name].full[index].item()} instead of {joined[last].full[index].item()}"
+            detail = (
+                f"{name} has {len(changed):,} elements that the reference does not write, the first at {list(index)}"
+            )
+            return (Check(name="kept", passed=False, detail=f"{detail}: {values}"),)
+        count += int(kept.sum())
+    return (
+        (Check(name="kept", passed=True, detail=f"{count:,} elements that no call wrote kept their bits"),)
+        if before
+        else ()
+    )
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Where two tensors of one shape and dtype are equal, or both are no number: bool, same shape."""
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
@@ -47,7 +108,7 @@ def repeat_checks(evidence: Evidence) -> tuple[Check, ...]:
     changed = {rank: run.changed for rank, run in evidence.runs.items()}
     if None in changed.values():
         return ()
-    other = [f"output.{i} of rank {rank}" for rank, outputs in changed.items() for i in outputs or ()]
+    other = [f"{name} of rank {rank}" for rank, outputs in changed.items() for name in outputs or ()]
     kept = "has other bits when it is run again: the module keeps something from call to call, or draws random numbers"
     detail = f"{other[0]} {kept}" if other else "run again, every rank gave the same bits"
     return (Check(name="repeat", passed=not other, detail=detail),)
@@ -106,7 +167,8 @@ def anything_sharded(evidence: Evidence) -> bool:
     held = evidence.runs[0].parameters
     shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
     shares = any(held[name].shape != shape for name, shape in shapes.items())
-    return shares or any(not isinstance(p, Replicate) for p in evidence.case.input_placements)
+    placed = input_placements(evidence.case, evidence.expectation.inputs)
+    return shares or any(not isinstance(p, Replicate) for p in placed.values())
 
 
 def _holds(held: Held, shard: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from ..errors import doing
 from ..parallel.placements import KVHeads, Placement, ReplicaError
 from ..ranks import rank_files
 from ..ranks.job import Job, Task
-from ..ranks.rank_report import OUTPUT, RankReport, TensorKey
+from ..ranks.rank_report import RankReport, TensorKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,6 @@ def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
         size = len(shards)
         copies = placement.replicas(size) if isinstance(placement, KVHeads) else size
         return Joined(full=placement.join([shards[r // copies * copies] for r in range(size)]), drift=error)
-
-
-def output_names(case: Case) -> tuple[str, ...]:
-    """The tensor names of a case's outputs."""
-    return tuple(f"{OUTPUT}{i}" for i in range(len(case.outputs)))
 
 
 def router_names(case: Case) -> tuple[str, ...]:

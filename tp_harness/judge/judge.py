@@ -16,13 +16,13 @@ from ..results.gate import RATIO
 from ..results.result import Gate, Result, Status, Worst
 from . import distance, verdict
 from .evidence import Evidence
-from .exact_checks import anything_sharded, exact_checks
+from .exact_checks import WHOLE, anything_sharded, exact_checks, is_measured, whole_number_checks
 from .gates import limits
 from .gather import Joined
 from .program_checks import finding, finding_checks, program_checks, shared_program
 from .proofs import prove
 from .router_flips import router_flips, unlocked_statement
-from .shape_checks import form, presence
+from .shape_checks import form, idle_because, presence
 
 SCATTER_ELEMENTS = 65_536
 SCATTER_FACTOR = 30.0
@@ -33,6 +33,9 @@ SCATTER = (
 FLOAT32_INSIDE = (
     "a part that is computed in float32 looks like this, so that float64 decides nothing; the verdict in float32 does"
 )
+
+
+ROUNDED_BEFORE = "whole numbers that follow from rounded ones may differ so in 16 bits; the verdict in float32 decides"
 
 
 def judge(evidence: Evidence, blank: Result) -> Result:
@@ -50,7 +53,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     if basic:
         return replace(blank, status=basic[0], reason=basic[1])
     joined = evidence.joined
-    checks = (*program_checks(evidence), *exact_checks(evidence, joined))
+    checks = (*program_checks(evidence), *exact_checks(evidence, joined), *whole_number_checks(evidence, joined))
     gates = _all_gates(evidence, joined)
     nearby = evidence.expectation.run_nearby(evidence.dtype) if _may_scatter(evidence, gates) else ()
     if nearby:
@@ -64,6 +67,12 @@ def judge(evidence: Evidence, blank: Result) -> Result:
             status, reason = Status.UNDECIDED, f"{reason}; {free}"
         elif status is Status.MISMATCH:  # in more digits no other check judges the outputs
             status, reason = Status.VOID, f"{reason}; {free}"
+    if (
+        status is Status.MISMATCH
+        and [c.name for c in checks if not c.passed] == [WHOLE]
+        and _only_rounds(evidence, gates)
+    ):
+        status, reason = Status.UNDECIDED, f"{reason}; {ROUNDED_BEFORE}"
     if status is Status.MISMATCH and not otherwise and _computes_in_float32(evidence, gates):
         status, reason = Status.UNDECIDED, f"{reason}; {FLOAT32_INSIDE}"
     # of a wrong choice of experts, or a control that passed, no element is the worst
@@ -84,7 +93,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
 
 
 def _all_gates(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs = ()) -> tuple[Gate, ...]:
-    of_outputs = (_gates(evidence, i, name, output.full, nearby) for i, (name, output) in enumerate(joined.items()))
+    of_outputs = (_gates(evidence, name, output.full, nearby) for name, output in joined.items() if is_measured(output))
     return (*(gate for gates in of_outputs for gate in gates), *_router_gates(evidence, nearby))
 
 
@@ -96,13 +105,13 @@ def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
     """
     if evidence.dtype == "float64":  # its limits follow from no measured error
         return False
-    size = max(output.numel() for output in evidence.expectation.oracle.outputs)
+    size = max(output.numel() for output in evidence.expectation.oracle.outputs.values())
     worst = max((verdict.severity(gate) for gate in gates if not gate.undecided), default=0.0)
     return size <= SCATTER_ELEMENTS and 1.0 < worst < SCATTER_FACTOR
 
 
-def _gates(evidence: Evidence, index: int, name: str, full: torch.Tensor, nearby: Pairs = ()) -> tuple[Gate, ...]:
-    pairs = [(oracle.outputs[index], single.outputs[index]) for oracle, single in (_own(evidence), *nearby)]
+def _gates(evidence: Evidence, name: str, full: torch.Tensor, nearby: Pairs = ()) -> tuple[Gate, ...]:
+    pairs = [(oracle.outputs[name], single.outputs[name]) for oracle, single in (_own(evidence), *nearby)]
     return limits(evidence, name, full, *pairs)
 
 
@@ -136,6 +145,11 @@ def _computes_in_float32(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
     return own and verdict.as_float32_rounds(gates, evidence.reduction)
 
 
+def _only_rounds(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:
+    """Whether only whole numbers differ in a run in 16 bits, where they may follow from numbers that were rounded."""
+    return evidence.dtype in verdict.SIXTEEN_BITS and all(gate.passed for gate in gates)
+
+
 def _own(evidence: Evidence) -> tuple[ReferenceRun, ReferenceRun]:
     return evidence.expectation.oracle, evidence.expectation.baselines[evidence.dtype]
 
@@ -144,20 +158,21 @@ def _void(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs) -> st
     """Why a run that passed proves nothing: nothing was sharded, or a control passed. None if it proves something."""
     if evidence.tp > 1 and not evidence.case.replicated and not anything_sharded(evidence):
         return f"nothing was sharded at tp {evidence.tp}: every rank held the full parameters and inputs"
-    for i, (name, output) in enumerate(joined.items()):
-        if all(gate.passed for gate in _gates(evidence, i, name, distance.roll(output.full), nearby)):
+    for name, output in joined.items():
+        if not is_measured(output) or idle_because(name, evidence.expectation.oracle.outputs[name]):
+            continue
+        if all(gate.passed for gate in _gates(evidence, name, distance.roll(output.full), nearby)):
             return f"the control passed: {name} rolled by one element was not rejected"
     return None
 
 
 def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, ...]) -> Worst | None:
     """The worst element of the output whose gate is nearest to its limit."""
-    names = list(joined)
     ranked = sorted(gates, key=verdict.severity, reverse=True)
-    at = next((names.index(gate.tensor) for gate in ranked if gate.tensor in names), 0)
-    placement, oracle = evidence.case.outputs[at], evidence.expectation.oracle.outputs[at]
+    name = next((gate.tensor for gate in ranked if gate.tensor in joined), next(iter(joined)))
+    placement, oracle = evidence.outputs[name], evidence.expectation.oracle.outputs[name]
     dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
-    return distance.worst_element(names[at], joined[names[at]].full, oracle, evidence.tp, dim=dim)
+    return distance.worst_element(name, joined[name].full, oracle, evidence.tp, dim=dim)
 
 
 def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
@@ -166,6 +181,8 @@ def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:
         for gate in gates
         if gate.kind == RATIO and 0 < gate.value < verdict.RATIO_NOTE
     ]
+    oracles = evidence.expectation.oracle.outputs
+    notes += [why for name, oracle in oracles.items() if (why := idle_because(name, oracle))]
     notes += _loaded_over(evidence)
     if verdict.reduced_in_16_bits(evidence.runs[0].collectives) > 1:
         notes.append("sums over ranks ran in 16 bits: the error grows with the degree; reduce in float32")

@@ -50,6 +50,7 @@ class Compared:
     differs: torch.Tensor
     unknown: torch.Tensor
     shadow: float
+    whole: bool = False  # integers or booleans, which are equal or not
 
     @property
     def equal(self) -> bool:
@@ -91,8 +92,10 @@ def undecided(evidence: Evidence, wrong: Collection[str]) -> tuple[str, ...]:
 
 def _compared(evidence: Evidence, joined: Mapping[str, Joined]) -> list[Compared]:
     return [
-        compare(evidence, placement, name, output.full, evidence.expectation.oracle_of(evidence.dtype, i))
-        for i, ((name, output), placement) in enumerate(zip(joined.items(), evidence.case.outputs, strict=True))
+        compare(
+            evidence, evidence.outputs[name], name, output.full, evidence.expectation.oracle_of(evidence.dtype, name)
+        )
+        for name, output in joined.items()
     ]
 
 
@@ -109,9 +112,19 @@ def compare(
         expected: the reference's, of the same shape.
     """
     own = evidence.expectation.baselines[evidence.dtype].residues.get(name, ())
+    if expected.is_complex():
+        shadow = _apart(*map(distance.as_real, (full, expected)))
+        return Compared(
+            name=name,
+            differs=torch.zeros(full.shape, dtype=torch.bool),
+            unknown=torch.ones(full.shape, dtype=torch.bool),
+            shadow=shadow,
+        )
     if not own:
         other = full != expected
-        return Compared(name=name, differs=other, unknown=torch.zeros_like(other), shadow=float(other.any()))
+        return Compared(
+            name=name, differs=other, unknown=torch.zeros_like(other), shadow=float(other.any()), whole=True
+        )
     differs, unknown = torch.zeros(expected.shape, dtype=torch.bool), torch.zeros(expected.shape, dtype=torch.bool)
     for prime, right in enumerate(own):
         key = f"{name}%{prime}"
@@ -169,6 +182,8 @@ def _limit(evidence: Evidence, escapes: list[str]) -> float:
 
 def _difference(worst: Compared, proof: Proof) -> str:
     wrong = worst.differs | worst.unknown
+    if worst.whole:
+        return f"{worst.name} is another function: {int(wrong.sum()):,} of {wrong.numel():,} elements are other numbers"
     return (
         f"{worst.name} is another function: {int(wrong.sum()):,} of {wrong.numel():,} elements have other residues "
         f"modulo {_primes(proof)}, which no rounding gives; in float64 they are up to {worst.shadow:.1e} of the usual "
@@ -273,10 +288,9 @@ def _escapes(evidence: Evidence) -> Iterator[str]:
 
 def _worst(evidence: Evidence, joined: Mapping[str, Joined], compared: list[Compared]) -> Worst | None:
     """The element farthest off in the output that is farthest off."""
-    at = max(range(len(compared)), key=lambda i: compared[i].shadow)
-    if not math.isfinite(compared[at].shadow) or not compared[at].differs.any():
+    worst = max(compared, key=lambda each: each.shadow)
+    if not math.isfinite(worst.shadow) or not worst.differs.any():
         return None
-    placement = evidence.case.outputs[at]
-    expected = evidence.expectation.oracle_of(evidence.dtype, at)
-    full = list(joined.values())[at].full
-    return distance.worst_element(compared[at].name, full, expected, evidence.tp, dim=getattr(placement, "dim", None))
+    name, dim = worst.name, getattr(evidence.outputs[worst.name], "dim", None)
+    expected = evidence.expectation.oracle_of(evidence.dtype, name)
+    return distance.worst_element(name, joined[name].full, expected, evidence.tp, dim=dim)

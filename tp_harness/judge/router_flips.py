@@ -98,8 +98,9 @@ def unlocked_statement(evidence: Evidence, flips: tuple[Flip, ...]) -> str:
         f"{len(flips)} of {tokens * len(evidence.case.routing)} choices flip (in {', '.join(layers)}; "
         f"widest margin {widest.margin:.1e} of {widest.limit:.1e})"
     )
-    if evidence.without("output.0", "unlocked"):
+    name, placement = next(iter(evidence.outputs.items()))
+    if evidence.without(name, "unlocked"):
         return statement
-    full = join(evidence.case.outputs[0], evidence.shards("output.0", "unlocked")).full
-    error = distance.distance(full, evidence.expectation.oracle.outputs[0]).rel_l2
+    full = join(placement, evidence.shards(name, "unlocked")).full
+    error = distance.distance(full, evidence.expectation.oracle.outputs[name]).rel_l2
     return f"{statement}; unlocked, rel_L2 becomes {error:.1e}"

@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import torch
 
+from ..arithmetic.casts import COMPUTED_IN
 from ..arithmetic.floats import stored
 from ..parallel.dtensors import agree
 from ..parallel.placements import shape_only
 from ..results.result import Status
-from .distance import MOST
+from ..results.tensor_names import OUTPUT
+from .distance import MOST, as_real
 from .evidence import Evidence
-from .gather import output_names, router_names
+from .gather import router_names
 
 RANDOM = (
     "the reference draws random numbers (dropout, say) and gives other outputs when it is run again, so that nothing "
@@ -25,58 +27,89 @@ def presence(evidence: Evidence) -> tuple[Status, str] | None:
     missing = [rank for rank in range(evidence.tp) if rank not in evidence.ranks]
     if missing:
         return Status.MISSING, f"ranks {missing} of {evidence.tp} left no output"
-    for rank, output in evidence.ranks.items():
-        count = sum(key.is_output_in(evidence.dtype) for key in output.tensors)
-        if count != len(evidence.case.outputs):
-            return Status.MISSING, f"rank {rank} gave {count} outputs instead of {len(evidence.case.outputs)}"
+    expected = tuple(evidence.expectation.oracle.outputs)
+    for rank, run in evidence.runs.items():
+        own = tuple(name for name in run.results if rank not in evidence.without(name))
+        if own != expected:
+            return Status.MISSING, _other_results(rank, own, expected)
         for name in router_names(evidence.case):
             if rank in evidence.without(name):
                 return Status.MISSING, f"rank {rank} left no {name}: a submodule of that name must see every token"
-    expected = len(evidence.expectation.oracle.outputs)
-    if expected != len(evidence.case.outputs):
-        return (
-            Status.MISSING,
-            f"the reference gave {expected} outputs, the case places {len(evidence.case.outputs)}",
-        )
     return None
+
+
+def _other_results(rank: int, own: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """A sentence on what a rank left beside the reference's."""
+    lacking, surplus = ([x for x in a if x not in b] for a, b in ((expected, own), (own, expected)))
+    if len(own) != len(expected) and all(name.removeprefix(OUTPUT).isdigit() for name in (*own, *expected)):
+        return f"rank {rank} gave {len(own)} outputs instead of {len(expected)}"
+    if lacking:
+        return f"rank {rank} left no {lacking[0]}, which the reference has" + (
+            f"; it left {surplus[0]}" if surplus else ""
+        )
+    if surplus:
+        return f"rank {rank} left {surplus[0]}, which the reference has not"
+    return f"rank {rank} left its outputs in another order: {', '.join(own)} instead of {', '.join(expected)}"
 
 
 def form(evidence: Evidence) -> tuple[Status, str] | None:
     """Check shapes, dtypes and finiteness of ranks and oracle; None if they hold, else the status and why.
 
-    A wrong shape or dtype is SHAPE. An oracle that is empty, one number, zero or masked everywhere, or drawn at random,
-    is VOID. nan and inf are NONFINITE, but for -inf where the oracle is masked.
+    A wrong shape or dtype is SHAPE. nan and inf are NONFINITE, but for -inf where the oracle is masked. Where no output
+    of the oracle proves anything, or they are drawn at random, the run is VOID.
     """
     if evidence.expectation.random:
         return Status.VOID, RANDOM
-    for i, name in enumerate(output_names(evidence.case)):
-        oracle = evidence.expectation.oracle.outputs[i]
-        expected = evidence.case.outputs[i].split(shape_only(oracle.shape), evidence.tp)
-        single = evidence.expectation.baselines[evidence.dtype].outputs[i].dtype
-        dtypes = (stored(evidence.dtype), single)
-        masked = bool((oracle <= -MOST).any())
-        if otherwise := _placed_otherwise(evidence, i, name):
-            return Status.SHAPE, otherwise
-        bad = _reference_form(name, oracle) or next(
-            filter(
-                None,
-                (
-                    _rank_form(name, r, x, expected[r], dtypes, masked=masked)
-                    for r, x in enumerate(evidence.shards(name))
-                ),
-            ),
-            None,
-        )
-        if bad and bad[0] is Status.SHAPE:
-            return Status.SHAPE, bad[1] + _fitting(evidence, i, name)
-        if bad:
-            return bad
-    return _router_form(evidence)
+    oracles = evidence.expectation.oracle.outputs
+    for name, oracle in oracles.items():
+        if odd := _nonfinite(oracle, masked=True):
+            return Status.NONFINITE, f"{name} of the float64 reference has {odd}"
+    idle = {name: why for name, oracle in oracles.items() if (why := idle_because(name, oracle))}
+    if len(idle) == len(oracles):
+        return Status.VOID, next(iter(idle.values()))
+    return next(filter(None, (_form_of(evidence, name) for name in oracles)), None) or _router_form(evidence)
 
 
-def _placed_otherwise(evidence: Evidence, index: int, name: str) -> str:
+def _form_of(evidence: Evidence, name: str) -> tuple[Status, str] | None:
+    """Check shape, dtype and finiteness of one output on every rank."""
+    oracle = evidence.expectation.oracle.outputs[name]
+    expected = evidence.outputs[name].split(shape_only(oracle.shape), evidence.tp)
+    dtypes, masked = _dtypes(evidence, name), bool((as_real(oracle) <= -MOST).any())
+    if otherwise := _placed_otherwise(evidence, name):
+        return Status.SHAPE, otherwise
+    ranks = enumerate(evidence.shards(name))
+    forms = (_rank_form(name, rank, x, expected[rank], dtypes, masked=masked) for rank, x in ranks)
+    bad = next(filter(None, forms), None)
+    if bad and bad[0] is Status.SHAPE:
+        return Status.SHAPE, bad[1] + _fitting(evidence, name)
+    return bad
+
+
+def idle_because(name: str, oracle: torch.Tensor) -> str:
+    """A sentence on why an output of the oracle, of any shape and dtype, proves nothing by itself; "" if it does."""
+    if not oracle.numel():
+        return f"{name} of the reference is empty: there is nothing to compare"
+    if oracle.numel() == 1:
+        return f"{name} of the reference is one number, which proves little: return what it is made of"
+    numbers = as_real(oracle)
+    if not (numbers > -MOST).any():
+        return f"{name} of the reference is masked everywhere: it proves nothing"
+    if not numbers.any():
+        return f"{name} of the reference is zero everywhere: it proves nothing"
+    if not (oracle.is_floating_point() or oracle.is_complex()) and (oracle == oracle.flatten()[0]).all():
+        return f"{name} of the reference is {oracle.flatten()[0].item()} everywhere: it proves nothing"
+    return ""
+
+
+def _dtypes(evidence: Evidence, name: str) -> tuple[torch.dtype, ...]:
+    """The dtypes that an output may have: the one that the single-core reference gives, and the run's."""
+    single = evidence.expectation.baselines[evidence.dtype].outputs[name].dtype
+    return (single, stored(evidence.dtype)) if single.is_floating_point else (single,)
+
+
+def _placed_otherwise(evidence: Evidence, name: str) -> str:
     """A sentence on a rank whose DTensor has another placement than the case says; "" if none has."""
-    said, ndim = evidence.case.outputs[index], evidence.expectation.oracle.outputs[index].ndim
+    said, ndim = evidence.outputs[name], evidence.expectation.oracle.outputs[name].ndim
     for rank, run in evidence.runs.items():
         read = run.placed.get(name)
         if read is not None and not agree(said, read.placement, ndim, evidence.tp):
@@ -106,34 +139,21 @@ def _other_form(own: torch.Tensor, right: torch.Size, chosen: bool) -> str:
     return f"{own.shape[-1]} columns, {right[-1]} are needed, one for each expert{gather}"
 
 
-def _reference_form(name: str, oracle: torch.Tensor) -> tuple[Status, str] | None:
-    if not oracle.numel():
-        return Status.VOID, f"{name} of the reference is empty: there is nothing to compare"
-    if oracle.numel() == 1:
-        return Status.VOID, f"{name} of the reference is one number, which proves little: return what it is made of"
-    if odd := _nonfinite(oracle, masked=True):
-        return Status.NONFINITE, f"{name} of the float64 reference has {odd}"
-    if not (oracle > -MOST).any():
-        return Status.VOID, f"{name} of the reference is masked everywhere: it proves nothing"
-    if not oracle.any():
-        return Status.VOID, f"{name} of the reference is zero everywhere: it proves nothing"
-    return None
-
-
 def _rank_form(
     name: str,
     rank: int,
     shard: torch.Tensor,
     expected: torch.Tensor,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[torch.dtype, ...],
     *,
     masked: bool,
 ) -> tuple[Status, str] | None:
-    """`dtypes`: the run's, and the one that the single-core reference gives in it."""
+    """`dtypes` are those that the shard may have."""
     if shard.shape != expected.shape:
         return Status.SHAPE, _shape_message(name, rank, shard, expected)
     if shard.dtype not in dtypes:
-        return Status.SHAPE, f"{name} of rank {rank} is {shard.dtype}, where {dtypes[0]} was run"
+        said = "was run" if dtypes[0].is_floating_point else "is what the reference gives"
+        return Status.SHAPE, f"{name} of rank {rank} is {shard.dtype}, where {dtypes[-1]} {said}"
     if odd := _nonfinite(shard, masked=masked):
         return Status.NONFINITE, f"{name} of rank {rank} has {odd}"
     return None
@@ -156,20 +176,24 @@ def _shape_message(name: str, rank: int, shard: torch.Tensor, expected: torch.Te
     return f"{message} ({slip})" if slip else message
 
 
-def _fitting(evidence: Evidence, index: int, name: str) -> str:
+def _fitting(evidence: Evidence, name: str) -> str:
     """A clause that names the placement whose shards have the ranks' shapes; "" if there is none."""
-    full, shards = evidence.expectation.oracle.outputs[index].shape, evidence.shards(name)
+    full, shards = evidence.expectation.oracle.outputs[name].shape, evidence.shards(name)
     shapes = {tuple(shard.shape) for shard in shards}
     for dim in range(len(full)):
         cut = tuple(n // evidence.tp if d == dim else n for d, n in enumerate(full))
         if full[dim] % evidence.tp == 0 and shapes == {cut} and cut != tuple(full):
-            place = f"output=Shard({dim})" if len(evidence.case.outputs) == 1 else f"Shard({dim}) in `output`"
+            place = f"output=Shard({dim})" if len(evidence.outputs) == 1 else f"Shard({dim}) in `output`"
             return f"; {place} of its Case would fit"
     return ""
 
 
 def _nonfinite(tensor: torch.Tensor, *, masked: bool) -> str:
     """The first element that is not finite, and its index; "" if all are. -inf counts as finite where `masked`."""
-    odd = ~torch.isfinite(tensor) & ~(tensor.isneginf() & masked)
+    if tensor.is_floating_point() and tensor.dtype not in COMPUTED_IN:  # float8, of which torch asks nothing
+        tensor = tensor.float()
+    odd = ~torch.isfinite(tensor)
+    if tensor.is_floating_point() and masked:
+        odd &= ~tensor.isneginf()
     index = tuple(odd.nonzero()[0].tolist()) if odd.any() else ()
     return f"{tensor[index].item()} at {list(index)}" if odd.any() else ""

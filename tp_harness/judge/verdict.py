@@ -103,6 +103,11 @@ def error_gates(
     )
 
 
+def zero_gate(name: str, largest: float) -> Gate:
+    """The gate of a tensor that is zero everywhere in the reference; `largest` is the ranks' largest number in it."""
+    return Gate(kind=REL_L2, tensor=name, value=math.inf if largest else 0.0, limit=0.0, reason="the reference is zero")
+
+
 def bfloat16_gate(name: str, actual: Distance, baseline: Distance, sums: Sums | None = None) -> Gate:
     """The gate of R, the sharded run's relative error divided by the single-core reference's in the same dtype.
 

@@ -114,7 +114,7 @@ def _entry(benches: Benches, task: Task, tp: int, left: Left) -> Entry:
 def _seen(evidence: Evidence) -> Iterator[Seen]:
     """Rank 0's outputs beside the single-core model's, each side with its own routing."""
     alone: ReferenceRun = run_unlocked(evidence.expectation.run_tapped(evidence.dtype), evidence.case, evidence.dtype)
-    for i, placement in enumerate(evidence.case.outputs):
-        locked = evidence.without(f"output.{i}", "unlocked")
-        full = join(placement, evidence.shards(f"output.{i}", "locked" if locked else "unlocked")).full
-        yield Seen(actual=full, expected=alone.outputs[i], oracle=evidence.expectation.oracle.outputs[i])
+    for name, placement in evidence.outputs.items():
+        locked = evidence.without(name, "unlocked")
+        full = join(placement, evidence.shards(name, "locked" if locked else "unlocked")).full
+        yield Seen(actual=full, expected=alone.outputs[name], oracle=evidence.expectation.oracle.outputs[name])

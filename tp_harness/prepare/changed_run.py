@@ -63,7 +63,7 @@ def run_with(
         return run_reference(
             case,
             tapped.reference,
-            tapped.inputs,
+            tapped.calls,
             arithmetic.again(others),
             locks,
             tied=tied,

@@ -19,7 +19,6 @@ from ..arithmetic.casts import cast_tensor
 from ..case.case import Case
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
-from ..ranks.rank import as_tuple
 from .oracle import Tapped
 
 Sources = Mapping[str, frozenset[Any]]  # of a tensor by name: opaque values
@@ -76,14 +75,13 @@ def _run(case: Case, module: nn.Module, tapped: Tapped, locks: Mapping[str, Lock
         passed[given.grad_fn] = name
         return given
 
-    inputs = (cast_tensor(x, torch.float64).clone() for x in tapped.inputs)
+    calls = tapped.calls.changed(lambda _name, x: cast_tensor(x, torch.float64).clone())
     with (
         case.computing_in(module, torch.float64),
         tapping(module, case.watched, read, graft),
         routing(module, case.routers, locks),
     ):
-        outputs = as_tuple(module(*inputs))
-    ends |= {f"output.{i}": [output.grad_fn] for i, output in enumerate(outputs)}
+        calls.run(module, read, tuple(case.state))
     return {name: frozenset(_sources(case, name, nodes, passed)) for name, nodes in ends.items()}
 
 

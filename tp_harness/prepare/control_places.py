@@ -14,10 +14,11 @@ from random import Random
 import torch
 
 from ..case.case import Case
+from ..case.placed import input_placements
 from ..checkpoint.checkpoint import TensorSpec
 from ..faults.fault import EVERY
-from ..faults.generic import INPUT
 from ..parallel.placements import Placement, Replicate
+from ..results.tensor_names import said
 
 Place = tuple[str, int]  # a parameter, a buffer or "input 0", and its rank, or EVERY for a replica on all ranks
 
@@ -29,14 +30,14 @@ class Places:
     Args:
         placed: by degree (ranks), the placement of every parameter and buffer.
         fixed: the buffers' names.
-        inputs: the placement of each input.
+        inputs: the placement of each input, by the name that a sentence gives it.
         flat: a sentence for each input whose elements are all equal in every draw.
         blind: every input is flat, so that no permutation of tokens or features could show.
     """
 
     placed: Mapping[int, Mapping[str, Placement]] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
-    inputs: tuple[Placement, ...] = ()
+    inputs: Mapping[str, Placement] = field(default_factory=dict)
     flat: tuple[str, ...] = ()
     blind: bool = False
 
@@ -58,8 +59,7 @@ class Places:
         placed = self.placed.get(tp, {})
         cut = self.sharded(tp)
         own = {name: placed[name] for name in cut} if cut else placed
-        inputs = {} if cut else {f"{INPUT}{i}": placement for i, placement in enumerate(self.inputs)}
-        return [*_in_turn(own, tp, source), *_in_turn(inputs, tp, source)]
+        return [*_in_turn(own, tp, source), *_in_turn({} if cut else self.inputs, tp, source)]
 
 
 def _in_turn(placed: Mapping[str, Placement], tp: int, source: Random) -> Iterator[Place]:
@@ -73,29 +73,29 @@ def places_of(
     case: Case,
     specs: Sequence[TensorSpec],
     placed: Mapping[int, Mapping[str, Placement]],
-    draws: Sequence[Sequence[torch.Tensor]],
+    draws: Sequence[Mapping[str, torch.Tensor]],
 ) -> Places:
     """The places of a user's case with the tensors `specs`, placed as `placed` says at each degree.
 
-    `draws` are the full inputs of each draw, at least one; any shape and dtype.
+    `draws` are the full inputs of each draw by name, at least one; any shape and dtype.
     """
     flat, blind = flat_inputs(draws)
     return Places(
         placed=placed,
         fixed=frozenset(spec.name.removeprefix(case.prefix) for spec in specs if spec.fixed is not None),
-        inputs=tuple(map(case.input_placement, range(len(draws[0])))),
+        inputs={said(name): placement for name, placement in input_placements(case, draws[0]).items()},
         flat=flat,
         blind=blind,
     )
 
 
-def flat_inputs(draws: Sequence[Sequence[torch.Tensor]]) -> tuple[tuple[str, ...], bool]:
-    """`Places.flat` and `Places.blind` for the full inputs (any shape and dtype) of each draw."""
-    said, seen = [], 0
-    for i, of_draws in enumerate(zip(*draws, strict=True)):
-        whole = [x for x in of_draws if x.numel() > 1]
+def flat_inputs(draws: Sequence[Mapping[str, torch.Tensor]]) -> tuple[tuple[str, ...], bool]:
+    """`Places.flat` and `Places.blind` for the full inputs (any shape and dtype) of each draw, by name."""
+    flat, seen = [], 0
+    for name in draws[0]:
+        whole = [x for x in (of_draw[name] for of_draw in draws) if x.numel() > 1]
         seen += bool(whole)
         if whole and all(bool((x == x.flatten()[0]).all()) for x in whole):
-            values = sorted({x.flatten()[0].item() for x in whole})
-            said.append(f"input {i} is {', '.join(f'{value:g}' for value in values[:3])} everywhere")
-    return tuple(said), bool(said) and len(said) == seen
+            values = sorted({f"{x.flatten()[0].item():g}" for x in whole})
+            flat.append(f"{said(name)} is {', '.join(values[:3])} everywhere")
+    return tuple(flat), bool(flat) and len(flat) == seen

@@ -15,23 +15,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..arithmetic.casts import cast_tensor
+from ..arithmetic.casts import COMPUTED_IN, cast_tensor
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.residues.field import Field
-from ..case.case import Case, Tensors
+from ..case.calls import Calls
+from ..case.case import Case
 from ..case.routing import Lock
+from ..case.seeds import generator
 from ..case.state_dict import load_weights, weights_of
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.dtypes import EXACT
-from ..errors import UsageError, doing, told
+from ..errors import UsageError, told
 from ..parallel.placements import same_bits
 from ..ranks.job import Job, Task
-from ..ranks.rank import as_tuple
 from ..ranks.rank_inputs import RankInputs
+from ..results.tensor_names import said
 from ..system.idle_cores import idle_cores
 from .oracle import ReferenceRun, Tapped, locks_of, make_reference, run_reference
-from .random_weights import generator
 from .unreached_parameters import differ, idle
 
 FLOAT64 = Floats(torch.float64)
@@ -46,7 +47,7 @@ class Expectation:
 
     cases: Mapping[str, Case]  # by dtype
     reference: nn.Module  # holds the weights
-    inputs: Tensors  # full, any shape; floating-point ones float32, rounded to bfloat16
+    calls: Calls  # with full tensors, any shape; floating-point ones float32, rounded to bfloat16
     oracle: ReferenceRun
     seed: int
     key: str  # the task's key
@@ -84,8 +85,13 @@ class Expectation:
         """The primes modulo which exact arithmetic computes."""
         return self.exact().field.primes
 
-    def oracle_of(self, dtype: str, output: int) -> torch.Tensor:
-        """What an output, by its index, of a run in a dtype is compared with: full, float64 (any shape)."""
+    @property
+    def inputs(self) -> Mapping[str, torch.Tensor]:
+        """The full inputs by name, of any shape and dtype."""
+        return self.calls.tensors
+
+    def oracle_of(self, dtype: str, output: str) -> torch.Tensor:
+        """What an output, by its name, of a run in a dtype is compared with: full, float64 (any shape)."""
         return (self.baselines[dtype] if dtype == EXACT else self.oracle).outputs[output]
 
     def run_tapped(self, dtype: str) -> Tapped:
@@ -96,8 +102,8 @@ class Expectation:
         if dtype == EXACT:  # the shadows are the oracle
             exact = single
         else:
-            exact = run_reference(self.case, self.reference, self.inputs, FLOAT64, self.locks, taps=True)
-        tapped = Tapped(reference=self.reference, inputs=self.inputs, oracle=exact, baseline=single)
+            exact = run_reference(self.case, self.reference, self.calls, FLOAT64, self.locks, taps=True)
+        tapped = Tapped(reference=self.reference, calls=self.calls, oracle=exact, baseline=single)
         if self.kept is not None:
             self.kept[dtype] = tapped
         return tapped
@@ -118,7 +124,7 @@ class Expectation:
 
     def run_idle(self) -> Mapping[str, torch.Tensor]:
         """By parameter, the places that change no output: bool, of shape (places,); see `unreached_parameters.idle`."""
-        return idle(self.case, self.reference, self.inputs)
+        return idle(self.case, self.reference, self.calls)
 
     def first(self, tokens: int, batch: int) -> Expectation:
         """The expectation of the first `tokens` of each of `batch` rows, for a control.
@@ -142,13 +148,13 @@ class Expectation:
 
     def _run_in(self, dtype: str, arithmetic: Floats | Exact, locks: Mapping[str, Lock], *, taps: bool) -> ReferenceRun:
         return run_reference(
-            self.cases[dtype], self.reference, self.inputs, arithmetic, locks, tied=self.tied, taps=taps
+            self.cases[dtype], self.reference, self.calls, arithmetic, locks, tied=self.tied, taps=taps
         )
 
     def _run_near(self, dtype: str, number: int) -> tuple[ReferenceRun, ReferenceRun]:
-        moved = _moved(self.case, self.inputs, generator(self.seed, f"{self.key}.nearby{number}"))
+        moved = _moved(self.case, self.calls, generator(self.seed, f"{self.key}.nearby{number}"))
         exact = run_reference(self.case, self.reference, moved, FLOAT64, locks=None)
-        return exact, replace(self, inputs=moved, oracle=exact)._run(dtype)
+        return exact, replace(self, calls=moved, oracle=exact)._run(dtype)
 
 
 def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectation:
@@ -163,20 +169,23 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     # nothing here depends on the degree
     cases = {dtype: job.subject.case(task, dtype=dtype, tp=1) for dtype in job.dtypes_of(task)}
     case = next(iter(cases.values()))
-    inputs, again = (_drawn(case, generator(seed, f"{task.key}.inputs")) for _ in range(2))
-    if not all(same_bits(x, y) for x, y in zip(inputs, again, strict=True)):
+    source = (seed, f"{task.key}.inputs")
+    calls, again = (_drawn(case, generator(*source)) for _ in range(2))
+    if again.tensors.keys() != calls.tensors.keys() or not all(
+        same_bits(x, again.tensors[name]) for name, x in calls.tensors.items()
+    ):
         raise UsageError(
             f"inputs of {case.name} gives other numbers for the same generator, so that no run could be repeated: draw "
             "all of them from the generator that it is given."
         )
-    inputs = tuple(map(_round, inputs))
+    calls = calls.changed(_round)
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
-        oracle, by_chance = _oracle(case, reference, inputs)
+        oracle, by_chance = _oracle(case, reference, calls)
     expectation = Expectation(
         cases=cases,
         reference=reference,
-        inputs=inputs,
+        calls=calls,
         oracle=oracle,
         seed=seed,
         key=task.key,
@@ -184,19 +193,21 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
         tied=job.tied,
         random=by_chance,
     )
-    stateful = bool(job.repeats) and case.may_keep_state and _changes_itself(case, reference, inputs)
-    RankInputs(inputs=inputs, locks=expectation.locks, stateful=stateful).write(job.inputs_path(task))
+    stateful = bool(job.repeats) and case.may_keep_state and _changes_itself(case, reference, calls)
+    RankInputs(
+        inputs=calls.tensors, locks=expectation.locks, source=None if calls.plain else source, stateful=stateful
+    ).write(job.inputs_path(task))
     return expectation
 
 
-def _oracle(case: Case, reference: nn.Module, inputs: Tensors) -> tuple[ReferenceRun, bool]:
+def _oracle(case: Case, reference: nn.Module, calls: Calls) -> tuple[ReferenceRun, bool]:
     """The float64 run, and whether the reference draws random numbers, so that another run differs."""
     before = _sources()
-    oracle = run_reference(case, reference, inputs, FLOAT64, locks=None)
+    oracle = run_reference(case, reference, calls, FLOAT64, locks=None)
     if before == _sources():
         return oracle, False
-    again = run_reference(case, reference, inputs, FLOAT64, locks=None)
-    return oracle, any(map(differ, again.outputs, oracle.outputs))
+    again = run_reference(case, reference, calls, FLOAT64, locks=None)
+    return oracle, any(differ(again.outputs[name], x) for name, x in oracle.outputs.items())
 
 
 def _sources() -> tuple[bytes, ...]:
@@ -212,41 +223,42 @@ def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
     return reference.eval()
 
 
-def _drawn(case: Case, source: torch.Generator) -> Tensors:
-    """The inputs as the case makes them.
+def _drawn(case: Case, source: torch.Generator) -> Calls:
+    """The calls as the case makes them.
 
     Raises:
-        UsageError: they are no tuple of tensors, or hold nan.
+        UsageError: there is no tensor, or one holds nan.
     """
-    with doing(f"inputs of {case.name}, called with a torch.Generator,"):
-        inputs = case.inputs(source)
-    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else None
-    odd = [inputs] if given is None else [x for x in given if not isinstance(x, torch.Tensor)]
-    if given is None or odd:
-        what = f"inputs of {case.name} returns a {type(inputs).__name__}" + ("" if given is None else " with a ")
-        what += "" if given is None else type(odd[0]).__name__
-        raise UsageError(f"{what}; a tuple of tensors is needed, for example (x,).")
-    for i, x in enumerate(given):
+    calls = case.given(source)
+    if not calls.tensors:
+        raise UsageError(f"inputs of {case.name} hold no tensor; a tuple of tensors is needed, for example (x,).")
+    for name, x in calls.tensors.items():
         if x.is_floating_point() and x.isnan().any():
-            raise UsageError(f"inputs of {case.name} returns nan at {x.isnan().nonzero()[0].tolist()} of input {i}.")
-    return given
+            raise UsageError(f"inputs of {case.name} returns nan at {x.isnan().nonzero()[0].tolist()} of {said(name)}.")
+    return calls
 
 
-def _moved(case: Case, inputs: Tensors, source: torch.Generator) -> Tensors:
+def _moved(case: Case, calls: Calls, source: torch.Generator) -> Calls:
     """The inputs with every number moved by about 1/64 of itself; where none is a float, other ones of the case."""
-    if not any(x.is_floating_point() for x in inputs):
-        return tuple(_round(x) for x in _drawn(case, source))
-    factors = (1 + torch.randn(x.shape, generator=source) / 64 if x.is_floating_point() else 1 for x in inputs)
-    return tuple(_round(x * factor) for x, factor in zip(inputs, factors, strict=True))
+    if not any(x.is_floating_point() for x in calls.tensors.values()):
+        return _drawn(case, source).changed(_round)
+
+    def move(name: str, x: torch.Tensor) -> torch.Tensor:
+        return _round(name, x * (1 + torch.randn(x.shape, generator=source) / 64)) if x.is_floating_point() else x
+
+    return calls.changed(move)
 
 
 @torch.no_grad()
-def _changes_itself(case: Case, reference: nn.Module, inputs: Tensors) -> bool:
-    """Whether a further call of the same module gives other outputs."""
+def _changes_itself(case: Case, reference: nn.Module, calls: Calls) -> bool:
+    """Whether a further run of the same module may give other outputs; what keeps a state or has several calls may."""
+    if case.state or len(calls.each) > 1:
+        return True
     module = case.reference_in(reference, torch.float64)
-    calls = (as_tuple(module(*(cast_tensor(x, torch.float64).clone() for x in inputs))) for _ in range(2))
-    return not all(same_bits(x, y) for x, y in zip(*calls, strict=True))
+    cast = (calls.changed(lambda _name, x: cast_tensor(x, torch.float64).clone()) for _ in range(2))
+    runs = (own.run(module, state=tuple(case.state)).values() for own in cast)
+    return not all(same_bits(x, y) for x, y in zip(*runs, strict=True))
 
 
-def _round(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.bfloat16).to(torch.float32) if x.is_floating_point() else x
+def _round(_name: str, x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.bfloat16).to(torch.float32) if x.dtype in COMPUTED_IN else x

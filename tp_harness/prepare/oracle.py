@@ -13,6 +13,7 @@ from ..arithmetic.casts import cast_tensor
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.seen import Seen
+from ..case.calls import Calls
 from ..case.case import Case, Tensors
 from ..case.routing import Lock, check_choices, routing
 from ..case.state_dict import weights_of
@@ -21,22 +22,22 @@ from ..case.top_k import Groups
 from ..checkpoint.checkpoint import TensorSpec
 from ..errors import UsageError, doing
 from ..ranks.excerpt import of_flat, of_rows
-from ..ranks.rank import as_tuple
-from ..ranks.rank_report import OUTPUT, modulo
+from ..ranks.rank_report import modulo
+from ..results.tensor_names import call_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRun:
-    """One run of a reference: its outputs, and each router's scores, logits and own choice by tap name.
+    """One run of a reference: what its calls returned and left, by name, and each router's scores, logits and choice.
 
-    Outputs and `taps` have any shape, in the reference's dtypes; in `routing`, scores and logits are (tokens, experts)
-    and a choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and its
-    groups; `unlocked`: the routers that continued with another choice than the one they were locked to. In exact
+    `outputs` and `taps` have any shape, in the reference's dtypes; in `routing`, scores and logits are (tokens,
+    experts) and a choice is (tokens, k), integers. `rules`: the tap name of the scores by which each router chose, and
+    its groups; `unlocked`: the routers that continued with another choice than the one they were locked to. In exact
     arithmetic, outputs and taps are the float64 shadows; `residues` has those modulo each prime, int32 of the same
     shape, by the name of a tap or output, and with taps those of exponents, too; `seen` is what the run went through.
     """
 
-    outputs: Tensors
+    outputs: Mapping[str, torch.Tensor]
     routing: Mapping[str, torch.Tensor]
     taps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rules: Mapping[str, tuple[str, Groups]] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class ReferenceRun:
 
     def unproved(self, primes: int, seen: Seen) -> ReferenceRun:
         """The float64 run in place of an exact one that could not be done: of `primes` residues each, none is known."""
-        found = {f"{OUTPUT}{i}": output for i, output in enumerate(self.outputs)} | dict(self.taps)
+        found = {**self.outputs, **self.taps}
         unknown = {
             name: tuple(torch.full(x.shape, -1, dtype=torch.int32) for _ in range(primes))
             for name, x in found.items()
@@ -70,7 +71,7 @@ class ReferenceRun:
         Outputs become (batch, tokens, ...), router tensors (batch * tokens, ...).
         """
         return ReferenceRun(
-            outputs=tuple(of_rows(output, tokens) for output in self.outputs),
+            outputs={name: of_rows(output, tokens) for name, output in self.outputs.items()},
             routing={name: of_flat(x, tokens, batch) for name, x in self.routing.items()},
             rules=self.rules,
             residues={name: tuple(of_rows(x, tokens) for x in own) for name, own in self.residues.items()},
@@ -83,14 +84,18 @@ class Tapped:
     """The oracle and the single-core run in one dtype, with every tap, and the reference and inputs of both."""
 
     reference: nn.Module
-    inputs: Tensors
+    calls: Calls
     oracle: ReferenceRun
     baseline: ReferenceRun
+
+    def inputs_of(self, call: str) -> Tensors:
+        """The full inputs of a call, in order; any shape and dtype."""
+        return tuple(x for name, x in self.calls.tensors.items() if call_of(name) == call)
 
 
 def run_unlocked(tapped: Tapped, case: Case, dtype: str) -> ReferenceRun:
     """Run the single-core reference in a dtype ("float32") with its own routing, without taps."""
-    return run_reference(case, tapped.reference, tapped.inputs, Floats(nominal(dtype)), locks=None)
+    return run_reference(case, tapped.reference, tapped.calls, Floats(nominal(dtype)), locks=None)
 
 
 def parameter_specs(case: Case) -> tuple[TensorSpec, ...]:
@@ -144,7 +149,7 @@ def tied_names(specs: Iterable[TensorSpec]) -> dict[str, str]:
 def run_reference(
     case: Case,
     reference: nn.Module,
-    inputs: Tensors,
+    calls: Calls,
     arithmetic: Floats | Exact,
     locks: Mapping[str, Lock] | None,
     *,
@@ -157,7 +162,7 @@ def run_reference(
     Args:
         case: the case of the reference.
         reference: holds the weights; the case's `reference_in` makes of it the module that runs.
-        inputs: full, any shape; floating-point ones are cast to the arithmetic's dtype.
+        calls: with full tensors, any shape; floating-point ones are cast to the arithmetic's dtype.
         arithmetic: of the run.
         locks: what each router shall choose, by tap name; None leaves each its own choice.
         tied: of a name in the checkpoint, that of the parameter it is tied to.
@@ -166,7 +171,7 @@ def run_reference(
 
     Raises:
         UsageError: a router's own choice in float64 is not the top k of its scores.
-        TypeError: the reference returns something else than tensors.
+        TypeError: the reference returns no tensor.
     """
     dtype = arithmetic.dtype
     called = f"reference of {case.name}, called with its inputs in {str(dtype).removeprefix('torch.')},"
@@ -174,8 +179,7 @@ def run_reference(
         module = case.reference_in(reference, dtype)
     for name, tensor in weights_of(module, f"the reference of {case.name}").items():
         arithmetic.draw((tied or {}).get(case.prefix + name, case.prefix + name), tensor)
-    copies = (cast_tensor(x, dtype).clone() for x in inputs)  # it may write to them
-    given = tuple(arithmetic.draw(f"input.{i}", x) for i, x in enumerate(copies))
+    given = calls.changed(lambda name, x: arithmetic.draw(name, cast_tensor(x, dtype).clone()))  # it may write to them
     with (
         doing(called),
         arithmetic.computing(),
@@ -184,14 +188,14 @@ def run_reference(
         tapping(module, case.watched if taps else {}) as tapped,
         routing(module, case.routers, locks, watch=case.watches_routers) as routed,
     ):
-        outputs = as_tuple(module(*given))
+        outputs = given.run(module, state=tuple(case.state))
     if locks is None and dtype == torch.float64:
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
-    found = {f"{OUTPUT}{i}": output for i, output in enumerate(outputs)} | tapped
+    found = {**outputs, **tapped}
     split = {name: arithmetic.split(x, exponents=taps) for name, x in found.items()}
     return ReferenceRun(
-        outputs=tuple(split[f"{OUTPUT}{i}"][0] for i in range(len(outputs))),
+        outputs={name: split[name][0] for name in outputs},
         routing={name: arithmetic.split(x)[0] for name, x in routed.tensors.items()},
         taps={name: split[name][0] for name in tapped},
         rules=rules,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..case.placed import check_patterns, input_placements, output_placements
 from ..case.plan import check_plan, check_submodules, stand_in_group, try_placement
 from ..case.rehearsal import UnrehearsedError, makes_groups
 from ..checkpoint.checkpoint import TensorSpec
 from ..config.options import Resolved
-from ..errors import UsageError
 from ..parallel.placements import Placement, Replicate
 from ..ranks.job import Subject, Task
+from ..results.tensor_names import said
 from .expectation import Expectation
 from .oracle import make_reference, specs_of
 from .own_cases import OwnCase
@@ -63,26 +64,15 @@ def check_target(
 
 
 def check_placements(options: Resolved, subject: Subject, task: Task, expectation: Expectation) -> None:
-    """Check that inputs and outputs can be judged, and divide at every degree as the case places them.
+    """Check that inputs and outputs divide at every degree as the case places them.
 
     Raises:
-        UsageError: one does not divide, an output is not floating-point, or the case places more or fewer outputs.
+        UsageError: one does not divide, the case places more or fewer outputs, or a pattern names nothing.
     """
     inputs, outputs = expectation.inputs, expectation.oracle.outputs
     for tp in options.degrees:
         case = subject.case(task, dtype=options.dtypes[0], tp=tp)
-        if len(outputs) != len(case.outputs):
-            raise UsageError(
-                f"{case.name} returns {len(outputs)} outputs (None left out), and `output` of its Case places "
-                f"{len(case.outputs)}: give it one placement for each."
-            )
-        for i, output in enumerate(outputs):
-            if not output.is_floating_point():
-                raise UsageError(
-                    f"output {i} of {case.name} is {output.dtype}; only floating-point outputs can be judged: "
-                    "leave it out of what both modules return."
-                )
-        placed = [(f"input {i}", case.input_placement(i), x) for i, x in enumerate(inputs)]
-        placed += [(f"output {i}", p, y) for i, (p, y) in enumerate(zip(case.outputs, outputs, strict=True))]
-        for name, placement, tensor in placed:
-            try_placement(placement, tensor, f"{name} of {case.name}", tp)
+        check_patterns(case, inputs, outputs)
+        placed = {**input_placements(case, inputs), **output_placements(case, outputs)}
+        for name, tensor in {**inputs, **outputs}.items():
+            try_placement(placed[name], tensor, f"{said(name)} of {case.name}", tp)

@@ -7,13 +7,13 @@ value is a function of (seed, name) alone, so a tensor is the same in whatever o
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
 
+from ..case.seeds import seed_of
 from ..models import families
 
 UNIT = 2**20  # elements; whole huge pages (2 MiB) in every dtype of 16 bits or more: see tiled_file.py
@@ -36,16 +36,11 @@ def period(shape: tuple[int, ...]) -> int:
     return min(count, units * UNIT)
 
 
-def generator(seed: int, name: str) -> torch.Generator:
-    """A CPU random generator of torch for one tensor or input; its numbers depend on (seed, name) alone."""
-    return torch.Generator().manual_seed(_key(seed, name))
-
-
 def discriminating(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Uniform values in an interval that suits the parameter of this full shape: bfloat16 (period(shape),)."""
     low, high = _range(name, shape)
     count = period(shape)
-    words = np.random.PCG64(_key(seed, name)).random_raw(-(-count // 4))
+    words = np.random.PCG64(seed_of(seed, name)).random_raw(-(-count // 4))
     integers = torch.from_numpy(words.view(np.int16))[:count].to(torch.float32)
     return integers.mul_((high - low) / 65536).add_((high + low) / 2).to(torch.bfloat16)
 
@@ -93,7 +88,3 @@ def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     looked_up = name.split(".")[-2:] == ["embedding", "weight"]  # a row is read, not summed over
     bound = math.sqrt(3) if looked_up else gain * math.sqrt(3 / shape[-1])
     return -bound, bound
-
-
-def _key(seed: int, name: str) -> int:
-    return seed * 2**32 + zlib.crc32(name.encode())

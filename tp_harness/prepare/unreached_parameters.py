@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from ..case.case import Case, Tensors
+from ..arithmetic.casts import cast_tensor
+from ..case.calls import Calls
+from ..case.case import Case
 from ..case.routing import routing
 from ..parallel.placements import Replicate
 from ..ranks.module_state import remembered
-from ..ranks.rank import as_tuple
 
 MOST_ELEMENTS = 1 << 22  # of all parameters; a module with more is not examined, to save time
 MOST_RUNS = 120  # of the changed module; places that are not tried by then count as reached
@@ -34,13 +35,13 @@ CHANGES: tuple[Change, ...] = (
 )
 
 
-def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
+def idle(case: Case, reference: nn.Module, calls: Calls) -> dict[str, torch.Tensor]:
     """For each parameter, the places along the dimension it is cut along (or 0) that change no output and no router.
 
     Args:
         case: its plan says along which dimension each parameter is cut.
         reference: the single-core module, with its weights.
-        inputs: full, any shape; floating-point ones in float32.
+        calls: with full tensors, any shape; floating-point ones in float32.
 
     Returns:
         Name -> bool (places,), True where nothing changes; empty for a module of more than MOST_ELEMENTS, or one that
@@ -50,7 +51,7 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
     parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.ndim and p.numel()}
     if not parameters or sum(p.numel() for p in parameters.values()) > MOST_ELEMENTS:
         return {}
-    probe = Probe(case, module, inputs)
+    probe = Probe(case, module, calls)
     if probe.moves():
         return {}
     gradients, size = _gradients(probe, module, parameters)
@@ -68,8 +69,8 @@ def idle(case: Case, reference: nn.Module, inputs: Tensors) -> dict[str, torch.T
 class Probe:
     """Runs a module with some values changed, and compares its outputs; `left` counts the runs that remain."""
 
-    def __init__(self, case: Case, module: nn.Module, inputs: Tensors) -> None:
-        self.case, self.module, self.inputs = case, module, inputs
+    def __init__(self, case: Case, module: nn.Module, calls: Calls) -> None:
+        self.case, self.module, self.calls = case, module, calls
         self.left = MOST_RUNS
         self._source = torch.Generator().manual_seed(0)
         self._restore = remembered(module)
@@ -79,10 +80,10 @@ class Probe:
     def run(self) -> list[torch.Tensor]:
         """Run the module from its first state: its outputs and router tensors, any shape, float64 or integers."""
         self._restore()
-        cast = (x.double() if x.is_floating_point() else x.clone() for x in self.inputs)
+        calls = self.calls.changed(lambda _name, x: cast_tensor(x, torch.float64).clone())
         with routing(self.module, self.case.routers) as routed:
-            outputs = as_tuple(self.module(*cast))
-        return [*outputs, *routed.tensors.values()]
+            outputs = calls.run(self.module, state=tuple(self.case.state))
+        return [*outputs.values(), *routed.tensors.values()]
 
     def moves(self) -> bool:
         """Whether the module as it is now gives other tensors than at first, by more than rounding, or raises."""

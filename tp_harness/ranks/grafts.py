@@ -22,6 +22,7 @@ from ..libraries.torch_private import without_function_modes, without_modes
 from ..parallel import dtensors
 from ..parallel.group import Group
 from ..parallel.placements import Partial, Placement, Replicate
+from ..results.tensor_names import without_call
 from .rank_report import modulo
 
 
@@ -69,7 +70,7 @@ class Grafts:
         """The right value in the form, shape and dtype of `own`; `own` where it is not replaced, or does not fit."""
         if name not in self.names:
             return own
-        placement = dtensors.placement_of(name, own) or self.case.taps.get(name, Replicate())
+        placement = dtensors.placement_of(name, own) or self.case.taps.get(without_call(name), Replicate())
         local = dtensors.local(own)
         with without_modes(), without_function_modes():  # that is no work of the module's
             given = self._next(name, placement, local)

@@ -15,7 +15,7 @@ import torch
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.residues.field import Field
-from ..case.case import Case, Tensors
+from ..case.case import Case
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
 from ..checkpoint.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from ..parallel import dtensors
 from ..parallel.collective_recorder import CollectiveRecorder
 from ..parallel.group import Group, use_group
 from ..results.result import Collective
+from ..results.tensor_names import BEGIN
 from .build import build
 from .device import Device, GraphFinding
 from .grafts import Grafts
@@ -35,9 +36,10 @@ from .measure import PeakMemory, Stopwatch, count_flops
 from .module_state import remembered
 from .rank_files import Kept, digest, put_aside, write_output
 from .rank_inputs import read_inputs, shard_inputs, token_rows
-from .rank_report import OUTPUT, DtypeRun, RankReport, TensorKey, Variant
+from .rank_report import DtypeRun, RankReport, TensorKey, Variant
 
-Timed = tuple[Tensors, tuple[Collective, ...]]  # a forward's outputs, and the collectives it issued
+Named = dict[str, torch.Tensor]  # what a module returned and left
+Timed = tuple[Named, tuple[Collective, ...]]  # and the collectives it issued
 
 
 def run_job(
@@ -108,7 +110,8 @@ class DtypeRunner:
         whole = read_inputs(job.inputs_path(task)).map(arithmetic.draw)
         with arithmetic.computing():
             given = whole.first(task.tokens, job.subject.batch_size)
-            self.inputs = tuple(map(device.put, shard_inputs(case, given.inputs, arithmetic.dtype, group)))
+            shards = shard_inputs(case, given, arithmetic.dtype, group)
+        self.calls = given.calls(case).changed(lambda name, _drawn: device.put(shards[name]))
         self.stateful = bool(job.repeats) and given.stateful
         self.rows = {
             name: token_rows(case, given.inputs, len(lock.chosen), group) for name, lock in given.locks.items()
@@ -126,6 +129,7 @@ class DtypeRunner:
         again = case.may_keep_state and (job.repeats or job.unlocked) and not self.exact
         self.restore = remembered(self.module) if again else lambda: None
         self.unlocked_routers: tuple[str, ...] = ()
+        self.results: tuple[str, ...] = ()
 
     def run(self) -> tuple[Kept, DtypeRun]:
         """Run locked to the oracle's routing; unlocked, where the job asks for it; and as many repeats as it says.
@@ -142,11 +146,15 @@ class DtypeRunner:
         calls, first = self.watch.calls[-1], self._digests(tensors)
         if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype == "bfloat16":
             tensors |= self.device.run(self.unlocked)[0]
+        pairs = tuple(str(key) for key, x in tensors.items() if x.is_complex())
+        tensors = {key: torch.view_as_real(x) if x.is_complex() else x for key, x in tensors.items()}
         kept = put_aside(self.job.output_path(self.task, self.group.rank), tensors)
         del tensors  # the large ones are written down
         flops, changed = self.repeat(first) if self.job.repeats and not self.exact else (None, None)
         return kept, DtypeRun(
             parameters=self.parameters,
+            results=self.results,
+            pairs=pairs,
             placed=self.read.placed,
             collectives=self.watch.timed(calls),
             forwards=self.watch.forwards(warm=self.job.repeats > 0 and not self.exact, eager=self.device.eager),
@@ -180,33 +188,33 @@ class DtypeRunner:
             outputs = self.call()
         return self._named("unlocked", outputs, routed.tensors)
 
-    def repeat(self, first: list[str]) -> tuple[int | None, tuple[int, ...]]:
+    def repeat(self, first: Mapping[str, str]) -> tuple[int | None, tuple[str, ...]]:
         """Time further forwards.
 
         Args:
-            first: the digests of the outputs that are judged, in order.
+            first: by name, the digests of the outputs that are judged.
 
         Returns:
-            Floating-point operations of one forward, None with kernels; and the indices of the outputs whose bits the
+            Floating-point operations of one forward, None with kernels; and the names of the outputs whose bits the
             last forward changed.
         """
         with routing(self.module, self.case.routers, self.locks):
             self.device.warm_up(self.again)
             last = self.watch.repeat(lambda: self.device.finish(self.again()), self.job.repeats)
-            changed = tuple(i for i, x in enumerate(last[: len(first)]) if digest(x) != first[i])
+            changed = tuple(name for name in first if digest(last[name]) != first[name])
             if self.job.kernels != "torch":  # these do not pass torch's dispatcher
                 return None, changed
             return count_flops(self.again), changed
 
-    def call(self) -> Tensors:
-        """Call the module once: this rank's local data of each output, in the shape and dtype that it returns.
+    def call(self) -> Named:
+        """Make every call of the module once: by name, this rank's data of what it returns and leaves.
 
         Raises:
-            TypeError: the module returned something other than tensors.
+            TypeError: the module returned no tensor.
         """
+        own = self.calls.changed(lambda _name, x: x.clone())  # a module may write to its inputs
         with doing(f"forward of {self.case.name} in {self.dtype}"):
-            outputs = as_tuple(self.module(*(x.clone() for x in self.inputs)))  # a module may write to its inputs
-        return tuple(self.read(f"{OUTPUT}{i}", output) for i, output in enumerate(outputs))
+            return own.run(self.module, self.read, tuple(self.case.state))
 
     def forward(self) -> Timed:
         """Call the module once, and record its collectives."""
@@ -222,22 +230,27 @@ class DtypeRunner:
         """The tensors, and those of their residues, each under a key of its own."""
         found: dict[TensorKey, torch.Tensor] = {}
         for key, tensor in tensors.items():
-            if key.is_output_in(self.dtype) and not self.arithmetic.follows(tensor) and self.arithmetic.seen:
+            judged = key.variant == "locked" and key.name in self.results and not key.name.startswith(BEGIN)
+            number = tensor.dtype == torch.float64 and not tensor.ndim  # of Python: nothing else here is in float64
+            if judged and not number and not self.arithmetic.follows(tensor) and self.arithmetic.seen:
                 self.arithmetic.seen.escape(f"{key.name} depends on no parameter or input, as far as was seen")
             found[key], residues = self.arithmetic.split(tensor, exponents=self.job.taps)
             found |= {key.modulo(number): own for number, own in enumerate(residues)}
         return found
 
-    def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> list[str]:
+    def _digests(self, tensors: Mapping[TensorKey, torch.Tensor]) -> dict[str, str]:
         """Digests of the outputs that are judged; empty where no further forward is compared with them."""
         if not (self.job.repeats and self.device.eager):
-            return []
-        return [digest(tensor) for key, tensor in tensors.items() if key.is_output_in(self.dtype)]
+            return {}
+        return {
+            key.name: digest(x) for key, x in tensors.items() if key.variant == "locked" and key.name in self.results
+        }
 
     def _named(
-        self, variant: Variant, outputs: Tensors, record: Mapping[str, torch.Tensor]
+        self, variant: Variant, results: Mapping[str, torch.Tensor], record: Mapping[str, torch.Tensor]
     ) -> dict[TensorKey, torch.Tensor]:
-        named = {f"{OUTPUT}{i}": output for i, output in enumerate(outputs)} | dict(record)
+        self.results = tuple(results)
+        named = {**results, **record}
         # clone: two names may share memory, which a safetensors file cannot
         return {
             TensorKey(self.dtype, variant, name): tensor.detach().clone().contiguous() for name, tensor in named.items()
@@ -256,24 +269,7 @@ def _field(path: Path) -> Field:
     return Field.read(path)
 
 
-def as_tuple(outputs: object) -> Tensors:
-    """A module's outputs, of any shape and dtype, as a tuple, whether it returns one or several; None is left out.
-
-    Raises:
-        TypeError: something in `outputs` is neither a tensor nor None.
-    """
-    if isinstance(outputs, torch.Tensor):
-        return (outputs,)
-    tensors: list[torch.Tensor] = []
-    for x in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
-        if isinstance(x, torch.Tensor):
-            tensors.append(x)
-        elif x is not None:
-            raise TypeError(f"the module returned a {type(x).__name__}; a tensor or a tuple of tensors is needed")
-    return tuple(tensors)
-
-
-def _record_calls(case: Case, group: Group, run: Callable[[], Tensors]) -> Timed:
+def _record_calls(case: Case, group: Group, run: Callable[[], Named]) -> Timed:
     """The outputs and the collectives issued: by the group alone, or, in a user's module, also by torch itself."""
     group.take_calls()
     if not case.may_use_torch_distributed:

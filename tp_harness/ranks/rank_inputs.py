@@ -1,7 +1,11 @@
-"""The inputs of a task's ranks: one file of full inputs and of what routers shall choose, and a rank's part of it."""
+"""The inputs of a task's ranks: one file of full tensors and of what routers shall choose, and a rank's part of it.
+
+The file holds no objects: what else a call is given, each rank makes anew with the generator that made it first.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,77 +16,92 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..arithmetic.casts import cast_tensor
-from ..case.case import Case, Tensors
+from ..case.calls import Calls
+from ..case.case import Case
+from ..case.placed import input_placements
 from ..case.routing import Lock
+from ..case.seeds import generator
 from ..parallel.group import Group
 from ..parallel.placements import Replicate
 from .excerpt import of_flat, of_rows
 
-_STATEFUL = "stateful"
+_GIVEN = "given."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankInputs:
-    """The full inputs, the locks of the routers by tap name, and whether the reference keeps a state.
+    """The full inputs by name, the locks of the routers by tap name, and whether the reference keeps a state.
 
     Inputs have any shape, floating-point ones are float32; a lock's choice is (tokens, k), integers. A reference with a
-    state gives other outputs when it is called again, and so may a rank's module.
+    state gives other outputs when it is called again, and so may a rank's module. `source` is the seed and the name of
+    the generator with which the case makes the calls that get the inputs; None where a call gets these alone, in order.
     """
 
-    inputs: Tensors
+    inputs: Mapping[str, torch.Tensor]
     locks: Mapping[str, Lock]
+    source: tuple[int, str] | None = None
     stateful: bool = False
+
+    def calls(self, case: Case) -> Calls:
+        """The calls of the case, with full tensors or those that the case draws again."""
+        return case.given(generator(*self.source)) if self.source else Calls.of(tuple(self.inputs.values()))
 
     def map(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> RankInputs:
         """The same with `function` of each input's name and the input, of any shape."""
-        return replace(self, inputs=tuple(function(f"input.{i}", x) for i, x in enumerate(self.inputs)))
+        return replace(self, inputs={name: function(name, x) for name, x in self.inputs.items()})
 
     def first(self, tokens: int, batch: int) -> RankInputs:
         """The inputs (batch, tokens, ...) and locks of the first `tokens` of each of `batch` rows; 0 means all."""
         locks = {name: Lock(of_flat(lock.chosen, tokens, batch), lock.experts) for name, lock in self.locks.items()}
-        return RankInputs(inputs=tuple(of_rows(x, tokens) for x in self.inputs), locks=locks, stateful=self.stateful)
+        return replace(self, inputs={name: of_rows(x, tokens) for name, x in self.inputs.items()}, locks=locks)
 
     def write(self, path: Path) -> None:
         """Write the inputs as a safetensors file."""
-        tensors = {f"input.{i}": x.contiguous() for i, x in enumerate(self.inputs)}
+        tensors = {f"{_GIVEN}{name}": x.contiguous().clone() for name, x in self.inputs.items()}
         for name, lock in self.locks.items():
             tensors |= {f"lock.{name}": lock.chosen.contiguous(), f"experts.{name}": torch.tensor(lock.experts)}
-        save_file(tensors, path, metadata={_STATEFUL: "yes"} if self.stateful else None)
+        said = {"names": [*self.inputs], "source": self.source, "stateful": self.stateful}
+        save_file(tensors, path, metadata={key: json.dumps(value) for key, value in said.items()})
 
 
 def read_inputs(path: Path) -> RankInputs:
     """Read what `RankInputs.write` wrote, in the same shapes and dtypes."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        stateful = _STATEFUL in (file.metadata() or {})
-    inputs = tuple(tensors[f"input.{i}"] for i in range(sum(name.startswith("input.") for name in tensors)))
+        said = {key: json.loads(value) for key, value in file.metadata().items()}
+    inputs = {name: tensors[f"{_GIVEN}{name}"] for name in said["names"]}
     names = [name.removeprefix("lock.") for name in tensors if name.startswith("lock.")]
     locks = {name: Lock(tensors[f"lock.{name}"], int(tensors[f"experts.{name}"])) for name in names}
-    return RankInputs(inputs=inputs, locks=locks, stateful=stateful)
+    return RankInputs(
+        inputs=inputs, locks=locks, source=said["source"] and tuple(said["source"]), stateful=said["stateful"]
+    )
 
 
-def shard_inputs(case: Case, full_inputs: Tensors, dtype: torch.dtype, group: Group) -> Tensors:
+def shard_inputs(case: Case, given: RankInputs, dtype: torch.dtype, group: Group) -> dict[str, torch.Tensor]:
     """This rank's shard of each full input (any shape), as the case places it; floating-point ones cast to `dtype`."""
-    shards = (case.input_placement(i).shard(x, group.rank, group.size) for i, x in enumerate(full_inputs))
-    return tuple(cast_tensor(x, dtype) for x in shards)
+    placed = input_placements(case, given.inputs)
+    shards = {name: placed[name].shard(x, group.rank, group.size) for name, x in given.inputs.items()}
+    return {name: cast_tensor(x, dtype) for name, x in shards.items()}
 
 
-def token_rows(case: Case, full_inputs: Tensors, tokens: int, group: Group) -> torch.Tensor | None:
+def token_rows(case: Case, full_inputs: Mapping[str, torch.Tensor], tokens: int, group: Group) -> torch.Tensor | None:
     """Which of a router's `tokens` this rank has, where the first input is cut along its tokens.
 
     Args:
         case: places the inputs.
-        full_inputs: the first is (..., tokens) of ids or (..., features) of vectors.
+        full_inputs: by name; the first is (..., tokens) of ids or (..., features) of vectors.
         tokens: of the whole run.
         group: this rank's.
 
     Returns:
         int64 (tokens of this rank,); None where it has all of them.
     """
-    placement = case.input_placement(0) if full_inputs else Replicate()
-    if isinstance(placement, Replicate):
+    name = next(iter(full_inputs), "")
+    placement = input_placements(case, [name])[name]
+    if isinstance(placement, Replicate) or not full_inputs:
         return None
-    for shape in (full_inputs[0].shape, (*full_inputs[0].shape[:-1], 1)):  # ids, or vectors
+    first = full_inputs[name]
+    for shape in (first.shape, (*first.shape[:-1], 1)):  # ids, or vectors
         if math.prod(shape) == tokens:
             rows = placement.shard(torch.arange(tokens).view(shape), group.rank, group.size).flatten()
             return rows if len(rows) < tokens else None

@@ -10,7 +10,6 @@ from ..parallel.dtensors import Placed
 from ..results.result import Collective, Forwards, Program, RankRecord
 
 Variant = Literal["locked", "unlocked", "tap"]  # with the oracle's routing, with the module's own, and inside a module
-OUTPUT = "output."
 NO_FORWARDS = Forwards(wall_s=(), cpu_s=())
 
 
@@ -47,11 +46,6 @@ class TensorKey:
         """The key of the tensor's residues modulo a prime, as `modulo` names them: `exact.locked.output.0%1`."""
         return replace(self, name=modulo(self.name, number))
 
-    def is_output_in(self, dtype: str) -> bool:
-        """Whether it is an output of the run that is judged in `dtype`; a router may be called `output`."""
-        head, number = self.name[: len(OUTPUT)], self.name[len(OUTPUT) :]
-        return (self.dtype, self.variant, head) == (dtype, "locked", OUTPUT) and number.isdigit()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
@@ -76,11 +70,13 @@ class DtypeRun:
     """A task in one dtype on one rank; where the program was found wrong (`finding`) nothing ran."""
 
     parameters: dict[str, Held] = field(default_factory=dict)
+    results: tuple[str, ...] = ()  # the names of what its calls returned and left, in order
+    pairs: tuple[str, ...] = ()  # the keys, as text, of complex tensors, which are written as pairs of real numbers
     placed: dict[str, Placed] = field(default_factory=dict)  # DTensors among outputs and taps
     collectives: tuple[Collective, ...] = ()  # of the forward that is judged, in order
     forwards: Forwards = NO_FORWARDS
     flops: int | None = None  # of one forward; None where they were not counted
-    changed: tuple[int, ...] | None = None  # outputs that differ when the module is run again; None where it was not
+    changed: tuple[str, ...] | None = None  # outputs that differ when the module is run again; None where it was not
     begin_bytes: int = 0  # resident when it began
     peak_bytes: int = 0  # and at most until it was done
     program: Program | None = None  # None where nothing is compiled

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..judge.verdict import nearest_gate, severity
 from ..results.result import Cause, Divergence, Mistake, Result, Status
+from ..results.tensor_names import is_result
 from .failures import Failure, has_numbers
 from .headline import failed_by
 
@@ -66,7 +67,7 @@ def _what(failure: Failure) -> str:
     if not has_numbers(first):
         return _ENDED.get(first.status, first.status.value)
     over = dict.fromkeys(g.tensor for r in failure.results for g in r.gates if not g.passed)
-    tensors = [name for name in over if name.startswith("output.")] or list(over)
+    tensors = [name for name in over if is_result(name)] or list(over)
     tensors = tensors or ([first.first_divergence.tensor] if first.first_divergence else [])
     verb = _VERBS.get(first.status, "is wrong")
     if not tensors:

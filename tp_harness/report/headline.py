@@ -8,6 +8,7 @@ from ..judge.verdict import RATIO_ALARM, nearest_gate
 from ..results.gate import RATIO, REL_L2
 from ..results.proof import RESIDUES, at_most
 from ..results.result import Gate, Result, Status
+from ..results.tensor_names import is_result
 
 WHOLE = (REL_L2, RATIO)  # measured over a whole tensor
 _ERROR = "the relative L2 error against the float64 oracle"
@@ -50,7 +51,7 @@ def number_of(result: Result) -> Gate | None:
 def worst_output(result: Result) -> Gate | None:
     """The gate over a whole output that is nearest to its limit, or farthest over it; None where none was compared."""
     whole = tuple(gate for gate in result.gates if gate.kind in WHOLE)
-    return nearest_gate(tuple(gate for gate in whole if gate.tensor.startswith("output.")) or whole)
+    return nearest_gate(tuple(gate for gate in whole if is_result(gate.tensor)) or whole)
 
 
 def measure(result: Result, exact: str = "") -> str:

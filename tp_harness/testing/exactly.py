@@ -120,7 +120,7 @@ def _compared(module: ShardedModule, job: Job, case: Case) -> Result:
     )
     if error:
         return without_crash(blank)
-    outputs = (module.output,) * len(expectation.oracle.outputs)
+    outputs = {"*": module.output}
     evidence = Evidence(
         case=replace(case, plan=plans[0], output=outputs),
         tp=module.tp_degree,

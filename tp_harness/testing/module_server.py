@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from ..case.calls import results_in
 from ..case.case import Tensors
 from ..errors import UsageError
 from ..launch import RankLauncher, RunningRanks
@@ -29,7 +30,6 @@ from ..launch.outcome import rank_log
 from ..neuron.log_patterns import advice, read_log
 from ..parallel.group import TorchGroup, use_group
 from ..parallel.placements import Placement, ReplicaError
-from ..ranks.rank import as_tuple
 from ..system.scratch_dir import WorkFolder
 
 _HEADER = struct.Struct("<cQ")  # kind of message, length of what follows
@@ -225,8 +225,8 @@ def serve_rank(make: MakeModule, address: str, rank: int, size: int) -> None:
 
 def _called(module: nn.Module, inputs: bytes) -> bytes:
     tensors = load(inputs)
-    outputs = as_tuple(module(*(tensors[str(i)] for i in range(len(tensors)))))
-    return save({str(i): x.clone().contiguous() for i, x in enumerate(outputs)})
+    outputs = results_in(module(*(tensors[str(i)] for i in range(len(tensors)))))
+    return save({str(i): x.clone().contiguous() for i, (_, x) in enumerate(outputs)})
 
 
 def _told(error: Exception) -> tuple[str, str]:

@@ -26,8 +26,8 @@ from ..prepare.material import Material
 from ..ranks.grafts import write_right
 from ..ranks.job import Task
 from ..results.result import Mistake, Result
+from ..results.tensor_names import is_result
 
-OUTPUT = "output."
 Left = Callable[[Task], Mapping[int, RankOutput]]  # reads what each rank left of a task
 Run = Callable[[tuple[Task, ...], str], Left | None]  # (tasks, a word for the logs); None where the ranks failed
 
@@ -78,14 +78,14 @@ class Grafting:
             PlacementError: a user's placement cannot cut a tap.
         """
         first = result.first_divergence
-        if first is None or (first.kind == "shape" and first.tensor.startswith(OUTPUT)):
+        if first is None or (first.kind == "shape" and is_result(first.tensor)):
             return result
         if first.kind == "shape":
             said = f"no right value fits the place of {first.tensor}: further mistakes were not looked for"
             return replace(result, put_right=said)
         tapped, case = evidence.expectation.run_tapped(evidence.dtype), evidence.case
         evidence = placed(evidence, tapped)
-        if first.tensor.startswith(OUTPUT):  # every tap is right as it is
+        if is_result(first.tensor):  # every tap is right as it is
             return _with(result, independent(evidence, (), result))
         as_said = (name for name in graftable(evidence, tapped) if case.taps.get(name) == evidence.case.taps.get(name))
         task = replace(task, dtype=evidence.dtype)
@@ -182,7 +182,7 @@ def _may_be_one(one: Mistake, other: Mistake, sources: Sources) -> bool:
 
 
 def _module(tensor: str) -> str:
-    return "" if tensor.startswith(OUTPUT) else tensor.rpartition(".")[0]
+    return "" if is_result(tensor) else tensor.rpartition(".")[0]
 
 
 def tensors_of(mistake: Mistake) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def _with(result: Result, found: Sequence[Mistake]) -> Result:
 def _conclusion(known: Collection[str], wrong: Sequence[str], unproved: Sequence[str]) -> str:
     """What the outputs are with the known mistakes put right; `unproved`: why exact arithmetic does not prove them."""
     put = "with these put right" if len(known) > 1 else "with it put right"
-    last = [name for name in known if name.startswith(OUTPUT)]
+    last = [name for name in known if is_result(name)]
     if unproved:
         return f"{put}, nothing else is known to be wrong, and the rest is not proved: {'; '.join(unproved)}"
     if not wrong:

@@ -25,7 +25,11 @@ class Left:
     @staticmethod
     def of(ranks: Mapping[int, RankOutput], dtype: str, *, outputs: bool) -> Left:
         """What these ranks (rank -> what it left) left in `dtype`; the outputs are kept only if asked for."""
-        kept = {(r, k): x for r, left in ranks.items() for k, x in left.tensors.items() if k.is_output_in(dtype)}
+        keys = {
+            rank: [TensorKey(dtype, "locked", name) for name in left.report.runs[dtype].results]
+            for rank, left in ranks.items()
+        }
+        kept = {(rank, key): ranks[rank].tensors[key] for rank, own in keys.items() for key in own}
         return Left(_digest(ranks, dtype), kept if outputs else {})
 
     def is_as(self, other: Left) -> bool:

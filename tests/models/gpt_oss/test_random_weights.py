@@ -10,6 +10,7 @@ import pytest
 import torch
 from tp_harness.reference.gpt_oss import MLPBlock
 
+from tp_harness.case.seeds import generator
 from tp_harness.checkpoint.checkpoint import TensorSpec, find_checkpoint, write_checkpoint
 from tp_harness.checkpoint.tiled_file import HUGE_BYTES
 from tp_harness.config.model import NeuronConfig
@@ -23,7 +24,6 @@ from tp_harness.prepare.random_weights import (
     Init,
     constant,
     discriminating,
-    generator,
     period,
 )
 

@@ -20,7 +20,7 @@ ROTATED = LEAVES[:2]
 def unrotated(site: Site) -> torch.Tensor:
     """The leaf's float64 tensor (..., heads, head_dim) before rotation."""
     if isinstance(site.module, rotary.RotaryEmbedding):
-        return site.tapped.inputs[ROTATED.index(site.leaf)].to(torch.float64)
+        return site.inputs[ROTATED.index(site.leaf)].to(torch.float64)
     return projected(site)[LEAVES.index(site.leaf)]
 
 

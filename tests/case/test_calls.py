@@ -1,0 +1,89 @@
+"""Several calls of one module: each is judged, with the state that it leaves, and the first wrong call is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from decoders import DECODERS
+from own_runs import run_case
+
+from tp_harness.case.calls import Call, Calls, Output, check_calls
+from tp_harness.errors import UsageError
+from tp_harness.results.result import Result, Status
+
+DTYPES = ("exact", "float32", "bfloat16")
+MISTAKES = {  # what is said in float32, and the first wrong tensor
+    "ONE_LATE": ("", "decode.0/state.keys"),
+    "UNSEEN": ("decode.0/output.0", "decode.0/output.0"),
+    "OVERWRITES": ("", "prefill/state.keys"),
+    "FIRST_ROW": ("", "decode.0/state.keys"),
+    "HALF": ("prefill/state.keys of rank 0 is torch.float16, where torch.float32 was run", ""),
+    "FORGETS": ("decode.0/output.past.keys of rank 0 has shape [2, 4, 2, 4] instead of [2, 5, 2, 4]", ""),
+}
+
+
+def verified(folder: Path, name: str, **fields: object) -> list[Result]:
+    return run_case(folder, DECODERS, name, (4,), **({"dtypes": DTYPES, "draws": 1} | fields)).results
+
+
+@pytest.mark.parametrize("name", ["KEPT", "TRAVELLING", "ONCE"])
+def test_calls_of_a_module_that_keeps_or_passes_on_a_state(tmp_path: Path, name: str) -> None:
+    results = verified(tmp_path, name, repeats=2)
+    assert [r.status for r in results] == [Status.PROVED, Status.PASS, Status.PASS], [r.reason for r in results]
+    for result in results[1:]:
+        gates = {gate.tensor for gate in result.gates}
+        assert gates >= {"ONCE": {"output.0", "state.keys"}, "KEPT": {"decode.1/state.values", "chunk/output.0"}}.get(
+            name, {"decode.1/output.past.keys"}
+        )
+        assert {check.name for check in result.checks} >= ({"repeat"} if name == "TRAVELLING" else {"kept", "repeat"})
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_first_wrong_call_is_named(tmp_path: Path, name: str) -> None:
+    said, first = MISTAKES[name]
+    for result in verified(tmp_path, name, dtypes=("exact", "float32")):
+        assert result.status in (Status.MISMATCH, Status.DIFFERENT, Status.SHAPE), result.reason
+        assert said in result.reason or result.dtype == "exact", result.reason
+        if first:
+            assert result.first_divergence is not None
+            assert result.first_divergence.tensor == first
+
+
+def test_a_slot_that_no_call_wrote_keeps_its_bits(tmp_path: Path) -> None:
+    (result,) = verified(tmp_path, "OVERWRITES", dtypes=("float32",))
+    kept = next(check for check in result.checks if check.name == "kept")
+    assert not kept.passed
+    assert kept.detail.startswith("prefill/state.keys has 32 elements that the reference does not write, the first at ")
+
+
+def test_a_pattern_that_names_no_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"state of once names kyes, which no tensor is called; there are none\."):
+        verified(tmp_path, "NO_STATE")
+
+
+X = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([Call(X)], "calls of a returns [<"),
+        ({}, "calls of a returns {}; a dict of Calls is needed"),
+        ({"a": (X,)}, "a dict of Calls is needed, for example"),
+        ({"a/b": Call(X)}, "calls of a names a call 'a/b'; a text without / is needed"),
+        ({"begin": Call(X)}, "calls of a names a call 'begin'"),
+        ({"a": Call(Output("b")), "b": Call(X)}, "gives a the output of 'b', which is no call before it."),
+    ],
+)
+def test_calls_of_another_form_are_refused(given: object, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_calls("calls of a", given)
+    assert text in str(caught.value)
+
+
+def test_a_part_that_no_call_returned_is_said() -> None:
+    calls = Calls({"a": Call(X), "b": Call(Output("a", "nope"))})
+    with pytest.raises(LookupError, match=r"names a part that the call a did not return: there are y, past$"):
+        calls.run(lambda x: {"y": x, "past": None} if x is X else x)

@@ -1,0 +1,283 @@
+"""The calls of one run of a module: what each is given, and what it returns and leaves, as tensors with path names.
+
+Tensors are found in tuples, lists, dicts, dataclasses, and attributes of objects such as a cache of a library.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..libraries.torch_private import MODULE_INTERNALS
+from ..results.tensor_names import BEGIN, INPUT, OUTPUT, STATE, of_call
+
+Change = Callable[[str, torch.Tensor], torch.Tensor]  # (name, tensor) -> what is used in its place
+_FOREIGN = ("torch", "tp_harness", "numpy")  # packages whose objects hold no tensors of a user's
+
+
+class Now(NamedTuple):
+    """The call that runs in this thread: its name, and whether it is the first of its run."""
+
+    name: str
+    first: bool
+
+
+_ONLY = Now("", first=True)
+_now: ContextVar[Now] = ContextVar("call", default=_ONLY)
+
+
+def now() -> Now:
+    """The call that runs in this thread."""
+    return _now.get()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an earlier call returned, in the place of an argument of a later one.
+
+    Args:
+        call: the name of the earlier call.
+        path: of a part, as `past.3.key`: positions, keys and attributes; "" is all that it returned.
+    """
+
+    call: str
+    path: str = ""
+
+
+class Call:
+    """One call of a module: `Call(x, mask=mask)` is what `forward` is given.
+
+    Arguments are tensors (full, on the CPU), `Output`s of earlier calls, anything made of both, and other values.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors given, any shape and dtype, by names such as `input.0` and `input.mask`."""
+        return tensors_in({**dict(enumerate(self.args)), **self.kwargs}, INPUT.rstrip("."))
+
+    def changed(self, change: Change) -> Call:
+        """The same call with other tensors; `change` is given names as those of `tensors`."""
+        args = tuple(_changed(x, f"{INPUT}{i}", change) for i, x in enumerate(self.args))
+        return Call(*args, **{key: _changed(x, f"{INPUT}{key}", change) for key, x in self.kwargs.items()})
+
+    def references(self) -> Iterator[Output]:
+        """The outputs of earlier calls that it is given."""
+        found: list[Output] = []
+        _with_outputs((self.args, self.kwargs), found.append)
+        return iter(found)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of a run by name, in order; an only call has the name ""."""
+
+    each: Mapping[str, Call]
+
+    @staticmethod
+    def of(given: object) -> Calls:
+        """The only call of what `Case.inputs` returns: a tuple, a dict of keyword arguments, or a Call.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        if isinstance(given, Call):
+            return Calls({"": given})
+        if isinstance(given, (tuple, list)):
+            return Calls({"": Call(*given)})
+        if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+            return Calls({"": Call(**given)})
+        raise TypeError(type(given).__name__)
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors given, any shape and dtype, by name: `input.0`, with named calls `decode/input.0`."""
+        return {of_call(name, path): x for name, call in self.each.items() for path, x in call.tensors()}
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is one call of tensors alone, in order."""
+        call = self.each.get("")
+        return call is not None and not call.kwargs and all(isinstance(x, torch.Tensor) for x in call.args)
+
+    def changed(self, change: Change) -> Calls:
+        """The same calls with other tensors."""
+
+        def of(name: str) -> Change:
+            return lambda path, x: change(of_call(name, path), x)
+
+        return Calls({name: call.changed(of(name)) for name, call in self.each.items()})
+
+    def run(
+        self,
+        module: Callable[..., Any],
+        read: Change = lambda _name, x: x,
+        state: Sequence[str] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Call the module as often as there are calls.
+
+        Args:
+            module: what is called; an nn.Module where `state` names some.
+            read: what is recorded of a tensor.
+            state: path patterns of the module's tensors that are recorded before the first call and after each.
+
+        Returns:
+            By name, what every call returned and left, any shape and dtype, in order.
+
+        Raises:
+            TypeError: a call returned no tensor.
+            LookupError: an `Output` that no earlier call returned.
+        """
+        several, returned = len(self.each) > 1 or bool(state), dict[str, Any]()
+        found: dict[str, torch.Tensor] = {}
+
+        def record(call: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+            for path, x in tensors:
+                name = of_call(call, path)
+                own = read(name, x)
+                found[name] = own.detach().clone() if several else own  # a later call may write to it
+
+        if state:
+            record(BEGIN, state_of(module, state))
+        token = _now.set(_now.get())
+        try:
+            for name, call in self.each.items():
+                _now.set(Now(name, first=not returned))
+                args, kwargs = _with_outputs((call.args, call.kwargs), lambda output: _look_up(output, returned))
+                value = returned[name] = module(*args, **kwargs)
+                record(name, state_of(module, state))  # before what follows from it
+                record(name, results_in(value))
+        finally:
+            _now.reset(token)
+        return found
+
+
+def results_in(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a call returned, as tensors of any shape and dtype with names such as `output.0` or `output.past.3.key`.
+
+    A number counts as a tensor of no dimension; None and text are left out.
+
+    Raises:
+        TypeError: there is no tensor.
+    """
+    whole = (value,) if isinstance(value, (torch.Tensor, int, float, complex)) else value
+    found = list(tensors_in(whole, OUTPUT.rstrip("."), numbers=True))
+    if not any(isinstance(x, torch.Tensor) for _, x in tensors_in(whole, "")):
+        raise TypeError(f"the module returned a {type(value).__name__} without a tensor; tensors are needed")
+    return iter(found)
+
+
+def state_of(module: Any, patterns: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a module that patterns (as `layers.*.cache`) name: parameters, buffers, and what attributes hold.
+
+    Any shape and dtype, by names such as `state.layers.0.cache`; in the order of submodules.
+    """
+    if not patterns:
+        return
+    for prefix, part in module.named_modules():
+        own = {name: x for name, x in vars(part).items() if name not in MODULE_INTERNALS and name != "_buffers"}
+        kept = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False)), **own}
+        for name, x in tensors_in(kept, prefix):
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                yield f"{STATE}{name}", x
+
+
+def tensors_in(value: Any, name: str, *, numbers: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every tensor in a value, any shape and dtype, with its path after `name`; with `numbers`, those as tensors."""
+    return _tensors_in(value, name, numbers, frozenset())
+
+
+def _tensors_in(value: Any, name: str, numbers: bool, above: frozenset[int]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif numbers and isinstance(value, (int, float, complex)):
+        yield name, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    elif id(value) not in above:  # an object may hold itself
+        for key, child in _children(value):
+            yield from _tensors_in(child, f"{name}.{key}" if name else str(key), numbers, above | {id(value)})
+
+
+def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The parts of a value, each with its key, position or attribute."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from zip(value._fields, value, strict=True)
+    elif isinstance(value, (tuple, list)):
+        yield from enumerate(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
+    elif _holds_tensors(value):
+        yield from vars(value).items()
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether it is an object whose attributes may be a user's tensors."""
+    foreign = type(value).__module__.partition(".")[0] in _FOREIGN
+    return hasattr(value, "__dict__") and not (foreign or callable(value) or isinstance(value, (type, nn.Module)))
+
+
+def _changed(value: Any, name: str, change: Change) -> Any:
+    """The value with other tensors; containers are new, so that what a module does to them is not kept."""
+    if isinstance(value, torch.Tensor):
+        return change(name, value)
+    if isinstance(value, Output):
+        return value
+    if type(value) is dict:
+        return {key: _changed(x, f"{name}.{key}", change) for key, x in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_changed(x, f"{name}.{i}", change) for i, x in enumerate(value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_changed(x, f"{name}.{key}", change) for key, x in _children(value)))
+    memo = {id(x): change(path, x) for path, x in tensors_in(value, name)}
+    return copy.deepcopy(value, memo) if memo else value
+
+
+def _with_outputs(value: Any, look_up: Callable[[Output], Any]) -> Any:
+    """The value with what `look_up` gives for each Output in tuples, lists and dicts."""
+    if isinstance(value, Output):
+        return look_up(value)
+    if type(value) is dict:
+        return {key: _with_outputs(x, look_up) for key, x in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_with_outputs(x, look_up) for x in value)
+    return value
+
+
+def _look_up(output: Output, returned: Mapping[str, Any]) -> Any:
+    value = returned[output.call]
+    for key in filter(None, output.path.split(".")):
+        found = {str(name): child for name, child in _children(value)}
+        if key not in found:
+            there = ", ".join(found) or "none"
+            raise LookupError(f"{output} names a part that the call {output.call} did not return: there are {there}")
+        value = found[key]
+    return value
+
+
+def check_calls(who: str, given: object) -> Calls:
+    """The calls of what `Case.calls` returned: a mapping of names to Calls.
+
+    Raises:
+        UsageError: it is something else, or a call is given the output of one that is not before it.
+    """
+    if not isinstance(given, Mapping) or not given or not all(isinstance(x, Call) for x in given.values()):
+        raise UsageError(f'{who} returns {given!r:.60}; a dict of Calls is needed, for example {{"prefill": Call(x)}}.')
+    for number, (name, call) in enumerate(given.items()):
+        if not isinstance(name, str) or not name or "/" in name or name == BEGIN:
+            raise UsageError(f"{who} names a call {name!r}; a text without / is needed, other than {BEGIN!r}.")
+        for output in call.references():
+            if output.call not in [*given][:number]:
+                raise UsageError(f"{who} gives {name} the output of {output.call!r}, which is no call before it.")
+    return Calls(dict(given))
