@@ -21,6 +21,7 @@ _HOMES = {
     "QKVHeads": "parallel.placements",
     "Replicate": "parallel.placements",
     "Router": "case.routing",
+    "Same": "case.calls",
     "Shard": "parallel.placements",
     "StridedShard": "parallel.placements",
     "build_function": "testing",

@@ -37,7 +37,10 @@ def test_calls_of_a_module_that_keeps_or_passes_on_a_state(tmp_path: Path, name:
         assert gates >= {"ONCE": {"output.0", "state.keys"}, "KEPT": {"decode.1/state.values", "chunk/output.0"}}.get(
             name, {"decode.1/output.past.keys"}
         )
-        assert {check.name for check in result.checks} >= ({"repeat"} if name == "TRAVELLING" else {"kept", "repeat"})
+        assert {check.name for check in result.checks} >= {
+            "TRAVELLING": {"repeat", "same"},
+            "KEPT": {"kept", "repeat", "same"},
+        }.get(name, {"kept", "repeat"})
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -56,6 +59,31 @@ def test_a_slot_that_no_call_wrote_keeps_its_bits(tmp_path: Path) -> None:
     kept = next(check for check in result.checks if check.name == "kept")
     assert not kept.passed
     assert kept.detail.startswith("prefill/state.keys has 32 elements that the reference does not write, the first at ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "UNSEEN_BY_BOTH",
+            "same: all/output.0 and prefill/output.0, decode.0/output.0, chunk/output.0, decode.1/output.0",
+        ),
+        ("MIXED_BY_BOTH", "same: prefill/output.y and row.0/output.y, row.1/output.y joined along dimension 0 are "),
+    ],
+)
+def test_what_both_modules_do_wrong_in_one_of_two_ways_is_found(tmp_path: Path, name: str, text: str) -> None:
+    """Each call is the reference's; but steps are not what they are at once, or a row not what it is alone."""
+    for result in verified(tmp_path, name):
+        assert result.status is Status.MISMATCH, (result.dtype, result.reason)
+        assert result.reason.startswith(text)
+        assert all(gate.passed for gate in result.gates)
+
+
+def test_calls_that_nobody_makes_cannot_be_the_same(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"same of kept names decode\.7/output\.0, which no call returns; there are pre"
+    ):
+        verified(tmp_path, "UNSAID")
 
 
 def test_a_pattern_that_names_no_state_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 DECODERS = '''
 import torch
 from torch import nn
-from tp_harness import Call, Case, Output, Replicate, Shard, current_group
+from tp_harness import Call, Case, Output, Replicate, Same, Shard, current_group
 
 HEADS, DIM, HIDDEN, SLOTS = 8, 4, 12, 10
 
@@ -77,12 +77,7 @@ class TravellingRanks(Ranks, Travelling): pass
 
 class OneLate(KeptRanks):
     def write(self, k, v, at):
-        super().write(k, v, at + (1 if len(at) == 1 else 0))
-
-class Unseen(KeptRanks):
-    """Decoding does not see its own token."""
-    def seen(self, at):
-        return at - 1 if len(at) == 1 else at
+        super().write(k, v, (at + (len(at) == 1)).clamp(max=SLOTS - 1))
 
 class Overwrites(KeptRanks):
     """A slot that nobody reads is written, in the first call."""
@@ -102,6 +97,24 @@ class Half(KeptRanks):
         self.keys, self.values = self.keys.half(), self.values.half()
         super().write(k, v, at)
 
+def unseen(self, at):
+    return at - 1 if len(at) == 1 else at
+
+class UnseenByBoth(Kept):
+    seen = unseen
+
+class UnseenByRanks(KeptRanks):
+    seen = unseen
+
+def mixed(self, past, k, v):
+    return Travelling.joined(self, past, k + k.mean(0), v)
+
+class MixedByBoth(Travelling):
+    joined = mixed
+
+class MixedByRanks(TravellingRanks):
+    joined = mixed
+
 class Forgets(TravellingRanks):
     def joined(self, past, k, v):
         return super().joined(past and {name: x[:, 1:] for name, x in past.items()}, k, v)
@@ -111,25 +124,43 @@ PLAN = {f"{n}.weight": Shard(0) for n in "qkv"} | {"o.weight": Shard(1)}
 def x(generator, tokens):
     return torch.randn(2, tokens, HIDDEN, generator=generator)
 
-def kept(sharded, **fields):
-    tokens = {"prefill": 4, "decode.0": 1, "chunk": 3, "decode.1": 1}
-    calls = lambda g: {name: Call(x(g, count)) for name, count in tokens.items()}
-    state = {"keys": Shard(2), "values": Shard(2), "length": Replicate()}
-    return Case(name="kept", reference=Kept, sharded=sharded, plan=PLAN, calls=calls, state=state, **fields)
+TOKENS = {"prefill": 4, "decode.0": 1, "chunk": 3, "decode.1": 1}
 
-def travelling(sharded):
-    calls = lambda g: {
-        "prefill": Call(x(g, 4)),
-        "decode.0": Call(x(g, 1), past=Output("prefill", "past")),
-        "decode.1": Call(x=x(g, 1), past={name: Output("decode.0", f"past.{name}") for name in ("keys", "values")}),
+def in_parts_and_at_once(generator):
+    parts = {name: x(generator, count) for name, count in TOKENS.items()}
+    at_once = Call(torch.cat([*parts.values()], 1)).from_start()
+    return {name: Call(part) for name, part in parts.items()} | {"all": at_once}
+
+def kept(sharded, reference=Kept):
+    state = {"keys": Shard(2), "values": Shard(2), "length": Replicate()}
+    same = (Same("all", tuple(TOKENS), dim=1),)
+    calls = in_parts_and_at_once
+    return Case(name="kept", reference=reference, sharded=sharded, plan=PLAN, calls=calls, state=state, same=same)
+
+def prompt_and_rows(generator):
+    prompt, token = x(generator, 4), x(generator, 1)
+    return {
+        "prefill": Call(prompt),
+        "decode.0": Call(token, past=Output("prefill", "past")),
+        "decode.1": Call(x=token, past={name: Output("decode.0", f"past.{name}") for name in ("keys", "values")}),
+        "row.0": Call(prompt[:1]),
+        "row.1": Call(prompt[1:]),
     }
+
+def travelling(sharded, reference=Travelling):
     return Case(
-        name="travelling", reference=Travelling, sharded=sharded, plan=PLAN, calls=calls, output={"past.*": Shard(2)}
+        name="travelling", reference=reference, sharded=sharded, plan=PLAN, calls=prompt_and_rows,
+        output={"past.*": Shard(2)}, same=(Same("prefill", ("row.0", "row.1"), dim=0, path="y"),),
     )
 
 KEPT, TRAVELLING = kept(KeptRanks), travelling(TravellingRanks)
-ONE_LATE, UNSEEN, OVERWRITES, FIRST_ROW, HALF = map(kept, (OneLate, Unseen, Overwrites, FirstRow, Half))
+ONE_LATE, UNSEEN, OVERWRITES, FIRST_ROW, HALF = map(kept, (OneLate, UnseenByRanks, Overwrites, FirstRow, Half))
 FORGETS = travelling(Forgets)
+UNSEEN_BY_BOTH, MIXED_BY_BOTH = kept(UnseenByRanks, UnseenByBoth), travelling(MixedByRanks, MixedByBoth)
+UNSAID = Case(
+    name="kept", reference=Kept, sharded=KeptRanks, plan=PLAN, calls=in_parts_and_at_once,
+    same=(Same("all", ("prefill", "decode.7"), dim=1),),
+)
 ONCE = Case(
     name="once", reference=Kept, sharded=KeptRanks, plan=PLAN, inputs=lambda g: (x(g, 3),),
     state={"keys": Shard(2), "values": Shard(2)},

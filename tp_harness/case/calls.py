@@ -1,28 +1,19 @@
-"""The calls of one run of a module: what each is given, and what it returns and leaves, as tensors with path names.
-
-Tensors are found in tuples, lists, dicts, dataclasses, and attributes of objects such as a cache of a library.
-"""
+"""The calls of one run of a module: what each is given, and what it returns and leaves, as tensors with path names."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from ..errors import UsageError
-from ..libraries.torch_private import MODULE_INTERNALS
-from ..results.tensor_names import BEGIN, INPUT, OUTPUT, STATE, of_call
-
-Change = Callable[[str, torch.Tensor], torch.Tensor]  # (name, tensor) -> what is used in its place
-_FOREIGN = ("torch", "tp_harness", "numpy")  # packages whose objects hold no tensors of a user's
+from ..results.tensor_names import BEGIN, INPUT, OUTPUT, of_call
+from .module_state import remembered
+from .tensor_paths import Change, changed_in, children, results_in, state_of, tensors_in
 
 
 class Now(NamedTuple):
@@ -60,8 +51,16 @@ class Call:
     Arguments are tensors (full, on the CPU), `Output`s of earlier calls, anything made of both, and other values.
     """
 
+    anew = False  # begins with the state that the first call began with
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args, self.kwargs = args, kwargs
+
+    def from_start(self) -> Call:
+        """The same call of the module as it was before the first call."""
+        call = Call(*self.args, **self.kwargs)
+        call.anew = True
+        return call
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors given, any shape and dtype, by names such as `input.0` and `input.mask`."""
@@ -69,14 +68,40 @@ class Call:
 
     def changed(self, change: Change) -> Call:
         """The same call with other tensors; `change` is given names as those of `tensors`."""
-        args = tuple(_changed(x, f"{INPUT}{i}", change) for i, x in enumerate(self.args))
-        return Call(*args, **{key: _changed(x, f"{INPUT}{key}", change) for key, x in self.kwargs.items()})
+        args = tuple(changed_in(x, f"{INPUT}{i}", change) for i, x in enumerate(self.args))
+        call = Call(*args, **{key: changed_in(x, f"{INPUT}{key}", change) for key, x in self.kwargs.items()})
+        call.anew = self.anew
+        return call
 
     def references(self) -> Iterator[Output]:
         """The outputs of earlier calls that it is given."""
         found: list[Output] = []
         _with_outputs((self.args, self.kwargs), found.append)
         return iter(found)
+
+
+@dataclass(frozen=True)
+class Same:
+    """Calls that must give the same: what `whole` returns is what `parts` return, joined along `dim`.
+
+    So a prompt at once is the same as its chunks, and a batch the same as each row alone.
+
+    Args:
+        whole: the name of a call.
+        parts: the names of calls, in order.
+        dim: the dimension along which their outputs are joined.
+        path: of the output, as in `Output`.
+    """
+
+    whole: str
+    parts: tuple[str, ...]
+    dim: int
+    path: str = "0"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the outputs: that of `whole`, then those of `parts`."""
+        return tuple(of_call(call, f"{OUTPUT}{self.path}") for call in (self.whole, *self.parts))
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ class Calls:
 
     def run(
         self,
-        module: Callable[..., Any],
+        module: Any,
         read: Change = lambda _name, x: x,
         state: Sequence[str] = (),
     ) -> dict[str, torch.Tensor]:
@@ -140,6 +165,7 @@ class Calls:
             LookupError: an `Output` that no earlier call returned.
         """
         several, returned = len(self.each) > 1 or bool(state), dict[str, Any]()
+        restore = remembered(module) if any(call.anew for call in self.each.values()) else None
         found: dict[str, torch.Tensor] = {}
 
         def record(call: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -154,6 +180,8 @@ class Calls:
         try:
             for name, call in self.each.items():
                 _now.set(Now(name, first=not returned))
+                if call.anew and restore:
+                    restore()
                 args, kwargs = _with_outputs((call.args, call.kwargs), lambda output: _look_up(output, returned))
                 value = returned[name] = module(*args, **kwargs)
                 record(name, state_of(module, state))  # before what follows from it
@@ -161,87 +189,6 @@ class Calls:
         finally:
             _now.reset(token)
         return found
-
-
-def results_in(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a call returned, as tensors of any shape and dtype with names such as `output.0` or `output.past.3.key`.
-
-    A number counts as a tensor of no dimension; None and text are left out.
-
-    Raises:
-        TypeError: there is no tensor.
-    """
-    whole = (value,) if isinstance(value, (torch.Tensor, int, float, complex)) else value
-    found = list(tensors_in(whole, OUTPUT.rstrip("."), numbers=True))
-    if not any(isinstance(x, torch.Tensor) for _, x in tensors_in(whole, "")):
-        raise TypeError(f"the module returned a {type(value).__name__} without a tensor; tensors are needed")
-    return iter(found)
-
-
-def state_of(module: Any, patterns: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a module that patterns (as `layers.*.cache`) name: parameters, buffers, and what attributes hold.
-
-    Any shape and dtype, by names such as `state.layers.0.cache`; in the order of submodules.
-    """
-    if not patterns:
-        return
-    for prefix, part in module.named_modules():
-        own = {name: x for name, x in vars(part).items() if name not in MODULE_INTERNALS and name != "_buffers"}
-        kept = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False)), **own}
-        for name, x in tensors_in(kept, prefix):
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
-                yield f"{STATE}{name}", x
-
-
-def tensors_in(value: Any, name: str, *, numbers: bool = False) -> Iterator[tuple[str, Any]]:
-    """Every tensor in a value, any shape and dtype, with its path after `name`; with `numbers`, those as tensors."""
-    return _tensors_in(value, name, numbers, frozenset())
-
-
-def _tensors_in(value: Any, name: str, numbers: bool, above: frozenset[int]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif numbers and isinstance(value, (int, float, complex)):
-        yield name, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-    elif id(value) not in above:  # an object may hold itself
-        for key, child in _children(value):
-            yield from _tensors_in(child, f"{name}.{key}" if name else str(key), numbers, above | {id(value)})
-
-
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
-    """The parts of a value, each with its key, position or attribute."""
-    if isinstance(value, Mapping):
-        yield from value.items()
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        yield from zip(value._fields, value, strict=True)
-    elif isinstance(value, (tuple, list)):
-        yield from enumerate(value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
-    elif _holds_tensors(value):
-        yield from vars(value).items()
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Whether it is an object whose attributes may be a user's tensors."""
-    foreign = type(value).__module__.partition(".")[0] in _FOREIGN
-    return hasattr(value, "__dict__") and not (foreign or callable(value) or isinstance(value, (type, nn.Module)))
-
-
-def _changed(value: Any, name: str, change: Change) -> Any:
-    """The value with other tensors; containers are new, so that what a module does to them is not kept."""
-    if isinstance(value, torch.Tensor):
-        return change(name, value)
-    if isinstance(value, Output):
-        return value
-    if type(value) is dict:
-        return {key: _changed(x, f"{name}.{key}", change) for key, x in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_changed(x, f"{name}.{i}", change) for i, x in enumerate(value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_changed(x, f"{name}.{key}", change) for key, x in _children(value)))
-    memo = {id(x): change(path, x) for path, x in tensors_in(value, name)}
-    return copy.deepcopy(value, memo) if memo else value
 
 
 def _with_outputs(value: Any, look_up: Callable[[Output], Any]) -> Any:
@@ -258,7 +205,7 @@ def _with_outputs(value: Any, look_up: Callable[[Output], Any]) -> Any:
 def _look_up(output: Output, returned: Mapping[str, Any]) -> Any:
     value = returned[output.call]
     for key in filter(None, output.path.split(".")):
-        found = {str(name): child for name, child in _children(value)}
+        found = {str(name): child for name, child in children(value)}
         if key not in found:
             there = ", ".join(found) or "none"
             raise LookupError(f"{output} names a part that the call {output.call} did not return: there are {there}")

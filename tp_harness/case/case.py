@@ -22,7 +22,7 @@ from ..parallel.group import Group
 from ..parallel.placements import Placement, Replicate
 from ..results.collective import Collective
 from ..results.tensor_names import without_call
-from .calls import Call, Calls, check_calls
+from .calls import Call, Calls, Same, check_calls
 from .case_fields import check_fields
 from .routing import Router
 from .taps import Source
@@ -60,6 +60,7 @@ class Case:
             replicated.
         state: path pattern, as `layers.*.cache`, of tensors that both modules keep -> their placement; they are judged
             after each call.
+        same: which calls must give the same, as a prompt at once and in chunks: `Same`s.
         collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
             recorded schedules are only compared with each other.
         unscheduled: kinds of collectives ("send", "all_reduce", ...) that are not compared, neither with the plan nor
@@ -90,6 +91,7 @@ class Case:
     output: Placement | tuple[Placement, ...] | Mapping[str, Placement] = field(default_factory=Replicate)
     input_placements: tuple[Placement, ...] | Mapping[str, Placement] = ()
     state: Mapping[str, Placement] = field(default_factory=dict)
+    same: tuple[Same, ...] = ()
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     unscheduled: tuple[str, ...] = ()
     reduction: int = 0

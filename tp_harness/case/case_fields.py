@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import UnknownNameError, UsageError
 from ..parallel.placements import Placement
 from ..results.collective import KINDS
+from .calls import Same
 from .routing import Router
 
 
@@ -70,3 +71,7 @@ def _check_names(case: Any) -> None:
     for kind in case.unscheduled:
         if kind not in KINDS:
             raise UnknownNameError(f"kind of collective in unscheduled of {case.name}", kind, KINDS)
+    if not isinstance(case.same, tuple) or not all(isinstance(each, Same) for each in case.same):
+        raise UsageError(
+            f'same of a Case is {case.same!r:.60}; a tuple is needed, as (Same("all", ("a", "b"), dim=1),).'
+        )

@@ -59,6 +59,21 @@ def check_patterns(case: Case, inputs: Iterable[str], outputs: Iterable[str]) ->
                 raise UsageError(f"{field} of {case.name} names {pattern}, which no tensor is called; {there}.")
 
 
+def check_same(case: Case, outputs: Iterable[str]) -> None:
+    """Check that each `Same` of a case names outputs of a run.
+
+    Raises:
+        UsageError: one names none; the message lists those that there are.
+    """
+    outputs = list(outputs)
+    for each in case.same:
+        for name in each.names:
+            if name not in outputs:
+                raise UsageError(
+                    f"same of {case.name} names {name}, which no call returns; there are {', '.join(outputs)}."
+                )
+
+
 def taps_of(case: Case, calls: Iterable[str]) -> dict[str, Placement]:
     """The placement of each tap, by its name in each call."""
     return {of_call(call, name): placement for call in calls for name, placement in case.taps.items()}

@@ -18,7 +18,7 @@ from ..results.result import Divergence, Mistake, Result, Status
 from ..results.tensor_names import call_of, is_result, of_call
 from . import Diagnosis, Signature, Site, all_signatures, as_output, diagnose, is_known, site_of
 from .localise import divergences, first_divergence, first_unequal
-from .trace import Traced, with_grafts
+from .trace import Traced, in_order, with_grafts
 
 REPEATS = 1e-9  # float64 rounds below it, in whatever order it sums
 First = tuple[Divergence, Traced | None] | None  # the first divergence, as localise.py finds it
@@ -84,7 +84,7 @@ def mistakes(evidence: Evidence, grafts: Sequence[str], explained: Result) -> li
         PlacementError: a user's placement cannot cut a tap.
     """
     tapped = evidence.expectation.run_tapped(evidence.dtype)
-    order = ["", *tapped.oracle.taps]
+    order = ["", *in_order(tapped)]
     found: list[Mistake] = []
     for seen, traced in divergences(evidence, tapped):
         put_right = [mistake.divergence.tensor for mistake in found if mistake.divergence.tensor in grafts]

@@ -145,17 +145,24 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
         ShapeError: on reaching a tensor of another shape than a shard of the reference's.
         PlacementError: on reaching one whose placement cannot cut it.
     """
-    for call in dict.fromkeys(map(call_of, evidence.outputs)):
-        for name in (each for each in tapped.oracle.taps if call_of(each) == call):  # as recorded, whatever the case's
-            placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
-            if placement and not empty and not evidence.without(name, "tap"):
-                runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
-                traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
-                yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
-        for name in (each for each in evidence.outputs if call_of(each) == call):
+    for name in in_order(tapped):
+        if name in evidence.outputs:
             runs = tapped.oracle.outputs[name], tapped.baseline.outputs[name]
             traced = _traced(name, evidence.outputs[name], evidence.shards(name), *runs)
             yield replace(traced, residues=_residues(evidence, tapped, traced, "locked"))
+            continue
+        placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
+        if placement and not empty and not evidence.without(name, "tap"):
+            runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
+            traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
+            yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
+
+
+def in_order(tapped: Tapped) -> list[str]:
+    """The names of all taps and outputs, call by call: taps as they were recorded, then what it left and returned."""
+    run = tapped.oracle
+    calls = dict.fromkeys(map(call_of, run.outputs))
+    return [name for call in calls for name in (*run.taps, *run.outputs) if call_of(name) == call]
 
 
 def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Variant) -> tuple[Residues, ...]:

@@ -22,6 +22,7 @@ from .gather import Joined
 from .program_checks import finding, finding_checks, program_checks, shared_program
 from .proofs import prove
 from .router_flips import router_flips, unlocked_statement
+from .same_checks import same_checks
 from .shape_checks import form, idle_because, presence
 
 SCATTER_ELEMENTS = 65_536
@@ -58,6 +59,7 @@ def judge(evidence: Evidence, blank: Result) -> Result:
     nearby = evidence.expectation.run_nearby(evidence.dtype) if _may_scatter(evidence, gates) else ()
     if nearby:
         gates = _all_gates(evidence, joined, nearby)
+    checks = (*checks, *same_checks(evidence, joined, gates))
     flips = router_flips(evidence)
     void = _void(evidence, joined, nearby)
     status, reason = verdict.decide(checks, gates, flips, void=void)

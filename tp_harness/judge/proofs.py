@@ -21,6 +21,7 @@ from . import distance
 from .evidence import Evidence
 from .exact_checks import anything_sharded, exact_checks
 from .gather import Joined, join
+from .same_checks import same_checks
 from .shape_checks import form, presence
 
 DEGREE = 10  # of the polynomials between two keyed functions, each of which is a new random point
@@ -66,7 +67,7 @@ def prove(evidence: Evidence, blank: Result) -> Result:
         return replace(blank, status=basic[0], reason=basic[1])
     joined = evidence.joined
     compared = _compared(evidence, joined)
-    checks = exact_checks(evidence, joined)
+    checks = (*exact_checks(evidence, joined), *same_checks(evidence, joined))
     proof = replace(_proof(evidence, compared, escapes), draws=blank.draws)
     status, reason = _decide(evidence, compared, proof, escapes)
     if status is not Status.NOT_PROVED:

@@ -8,6 +8,7 @@ import torch
 
 from ..arithmetic.casts import COMPUTED_IN
 from ..arithmetic.floats import stored
+from ..config.dtypes import EXACT
 from ..parallel.dtensors import agree
 from ..parallel.placements import shape_only
 from ..results.result import Status
@@ -65,6 +66,8 @@ def form(evidence: Evidence) -> tuple[Status, str] | None:
         if odd := _nonfinite(oracle, masked=True):
             return Status.NONFINITE, f"{name} of the float64 reference has {odd}"
     idle = {name: why for name, oracle in oracles.items() if (why := idle_because(name, oracle))}
+    if evidence.dtype == EXACT:  # the residues of one number prove as much as those of many
+        idle = {name: why for name, why in idle.items() if oracles[name].numel() != 1 or not oracles[name].any()}
     if len(idle) == len(oracles):
         return Status.VOID, next(iter(idle.values()))
     return next(filter(None, (_form_of(evidence, name) for name in oracles)), None) or _router_form(evidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..case.placed import check_patterns, input_placements, output_placements
+from ..case.placed import check_patterns, check_same, input_placements, output_placements
 from ..case.plan import check_plan, check_submodules, stand_in_group, try_placement
 from ..case.rehearsal import UnrehearsedError, makes_groups
 from ..checkpoint.checkpoint import TensorSpec
@@ -73,6 +73,7 @@ def check_placements(options: Resolved, subject: Subject, task: Task, expectatio
     for tp in options.degrees:
         case = subject.case(task, dtype=options.dtypes[0], tp=tp)
         check_patterns(case, inputs, outputs)
+        check_same(case, outputs)
         placed = {**input_placements(case, inputs), **output_placements(case, outputs)}
         for name, tensor in {**inputs, **outputs}.items():
             try_placement(placed[name], tensor, f"{said(name)} of {case.name}", tp)

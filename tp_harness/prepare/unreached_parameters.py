@@ -15,9 +15,9 @@ from torch import nn
 from ..arithmetic.casts import cast_tensor
 from ..case.calls import Calls
 from ..case.case import Case
+from ..case.module_state import remembered
 from ..case.routing import routing
 from ..parallel.placements import Replicate
-from ..ranks.module_state import remembered
 
 MOST_ELEMENTS = 1 << 22  # of all parameters; a module with more is not examined, to save time
 MOST_RUNS = 120  # of the changed module; places that are not tried by then count as reached

@@ -16,6 +16,7 @@ from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.residues.field import Field
 from ..case.case import Case
+from ..case.module_state import remembered
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
 from ..checkpoint.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from .device import Device, GraphFinding
 from .grafts import Grafts
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
-from .module_state import remembered
 from .rank_files import Kept, digest, put_aside, write_output
 from .rank_inputs import read_inputs, shard_inputs, token_rows
 from .rank_report import DtypeRun, RankReport, TensorKey, Variant

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from ..case.calls import results_in
 from ..case.case import Tensors
+from ..case.tensor_paths import results_in
 from ..errors import UsageError
 from ..launch import RankLauncher, RunningRanks
 from ..launch.outcome import rank_log

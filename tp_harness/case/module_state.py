@@ -30,6 +30,7 @@ def remembered(module: nn.Module) -> Callable[[], None]:
     """
     seen: dict[int, Any] = {}  # by id; the objects live as long as this does, so that no id is used again
     restores = [_of_attributes(part, seen) for part in module.modules()]
+    restores += [_of_tensor(own) for own in module.parameters() if not own.requires_grad]  # a cache may be one
 
     def restore() -> None:
         for one in restores:

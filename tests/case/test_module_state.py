@@ -13,9 +13,9 @@ from ladder import own_ladder
 from torch import nn
 
 from tp_harness.case.case import Case
+from tp_harness.case.module_state import remembered
 from tp_harness.parallel.group import current_group
 from tp_harness.parallel.placements import Shard
-from tp_harness.ranks.module_state import remembered
 from tp_harness.results.result import Status
 
 
