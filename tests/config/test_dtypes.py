@@ -17,7 +17,7 @@ def _all_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_has_its_dtypes_in_one_order() -> None:
-    assert resolve(Options(dtypes=("bfloat16", "float32", "exact", "float64"))).dtypes == dtypes.DTYPES
+    assert resolve(Options(dtypes=("float16", "bfloat16", "float32", "exact", "float64"))).dtypes == dtypes.DTYPES
 
 
 @pytest.mark.parametrize(

@@ -146,15 +146,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "component-twice": ({"components": ("mlp", "rope", "mlp")}, "a component is named twice: mlp, rope, mlp."),
     "dtype": (
         {"dtypes": ("bf16",)},
-        "unknown dtype 'bf16'. Did you mean 'bfloat16'? Choose from: exact, float64, float32, bfloat16.",
+        "unknown dtype 'bf16'. Did you mean 'bfloat16'? Choose from: exact, float64, float32, bfloat16, float16.",
     ),
     "other-dtype": (
-        {"dtypes": ("float32", "float16")},
-        "--dtype is 'float16'; there are limits for exact, float64, float32 and bfloat16 alone: choose among them.",
+        {"dtypes": ("float32", "half")},
+        "--dtype is 'half'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose among them.",
     ),
     "narrow-dtype": (
         {"dtypes": ("float8_e4m3fn",)},
-        "--dtype is 'float8_e4m3fn'; there are limits for exact, float64, float32 and bfloat16 alone: choose among "
+        "--dtype is 'float8_e4m3fn'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose among "
         "them.",
     ),
     "exact-neuron": (

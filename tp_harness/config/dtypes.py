@@ -5,13 +5,13 @@ from __future__ import annotations
 from ..errors import UnknownNameError, UsageError
 
 EXACT = "exact"
-DTYPES = (EXACT, "float64", "float32", "bfloat16")  # a run has them in this order
+DTYPES = (EXACT, "float64", "float32", "bfloat16", "float16")  # a run has them in this order
 FLOATS = ("float32", "bfloat16")
 DEFAULT_DTYPES = (EXACT, *FLOATS)
 _BY_DEFAULT = f"{', '.join(DEFAULT_DTYPES)} (exact for small models)"
 HELP = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; repeatable; default: {_BY_DEFAULT}"
 SIXTEEN_BITS = ("bfloat16", "float16")
-OTHERS = ("fp64", "double", "float16", "fp16", "half", "float8", "fp8")  # are no mistyped names
+OTHERS = ("fp64", "double", "fp16", "half", "float8", "fp8")  # are no mistyped names
 COMPILED = ("xla", "neuron")  # backends whose ranks compile what they run
 
 

@@ -5,6 +5,7 @@ Everything is subtracted in float64: a difference of 16-bit numbers would itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -125,4 +126,7 @@ def _rounded_alike(x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def bounded(x: torch.Tensor) -> torch.Tensor:
     """A tensor of any shape in float64, clamped to +-MOST, so that masks have the same value in each dtype."""
-    return x.to(torch.float64).clamp(-MOST, MOST)
+    wide = x.to(torch.float64)
+    if x.dtype == torch.float16:  # whose largest number is far smaller
+        wide = torch.where(wide.abs() >= torch.finfo(x.dtype).max, wide * math.inf, wide)
+    return wide.clamp(-MOST, MOST)

@@ -27,7 +27,7 @@ SPARE = 1.1  # free bytes of a folder's place over those needed, at least
 ORACLE, SINGLE = 8, 4  # bytes of an element in float64 and float32
 # Of what a forward computes in: 16-bit products are float32; a number in exact arithmetic has three parts of 8 bytes,
 # twice while it is reduced.
-WIDTHS = {"exact": 48, "float64": 8, "float32": 4, "bfloat16": 4}
+WIDTHS = {"exact": 48, "float64": 8, "float32": 4, "bfloat16": 4, "float16": 4}
 
 
 @dataclass(frozen=True, kw_only=True)

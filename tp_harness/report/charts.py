@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config.dtypes import DTYPES
+from ..config.dtypes import DTYPES, SIXTEEN_BITS
 from ..errors import printable
 from ..results.result import Gate, Result, Status
 from ..results.run_record import RunRecord
@@ -69,12 +69,11 @@ class Chart:
 
 
 def accuracy_charts(record: RunRecord) -> list[Chart]:
-    """Charts of the error against degree, with limits: rel_L2 in float64 and float32, R in bfloat16, without unit."""
+    """Charts of the error against degree, with limits: rel_L2 in float64 and float32, R in 16 bits, without unit."""
     wanted = {
         "float64": ("error-float64", "float64 error against degree", "relative L2 error", True),
         "float32": ("error-float32", "float32 error against degree", "relative L2 error", True),
-        "bfloat16": ("error-bfloat16", "bfloat16 error against degree", "R", False),
-    }
+    } | {dtype: (f"error-{dtype}", f"{dtype} error against degree", "R", False) for dtype in SIXTEEN_BITS}
     of_errors = (
         "Relative L2 error of the worst output of all draws against the float64 oracle; dashed: the limit of the same "
         "colour. An error of exactly 0 has no place on a logarithmic axis."
@@ -82,8 +81,10 @@ def accuracy_charts(record: RunRecord) -> list[Chart]:
     captions = {
         "float64": of_errors,
         "float32": of_errors,
-        "bfloat16": "R: error of the sharded run over the error of the single-core bfloat16 run, routing locked. "
-        "1 is as exact as one core; dashed: the limit. An exact output (R 0) is not drawn.",
+    } | {
+        dtype: f"R: error of the sharded run over the error of the single-core {dtype} run, routing locked. 1 is as "
+        "exact as one core; dashed: the limit. An exact output (R 0) is not drawn."
+        for dtype in SIXTEEN_BITS
     }
     charts = []
     for dtype, (name, title, y_title, log) in wanted.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..config.dtypes import SIXTEEN_BITS
 from ..judge.verdict import RATIO_ALARM, nearest_gate
 from ..results.gate import RATIO, REL_L2
 from ..results.proof import RESIDUES, at_most
@@ -22,11 +23,10 @@ def legend(results: Iterable[Result]) -> str:
     bounds = [result.proof.bound for result in results if result.proof]
     said = [_proved(max(bounds))] if bounds else []
     said += [f"{' and '.join(errors)}: rel_L2, {_ERROR}."] if errors else []
-    if "bfloat16" in dtypes:
-        said.append(
-            f"bfloat16: R, {'that error' if errors else _ERROR} over the error of one core in bfloat16; its limit is "
-            f"{RATIO_ALARM:g} unless it stands beside it."
-        )
+    sixteen = [dtype for dtype in SIXTEEN_BITS if dtype in dtypes]
+    if sixteen:
+        of = f"{'that error' if errors else _ERROR} over the error of one core in {' or '.join(sixteen)}"
+        said.append(f"{' and '.join(sixteen)}: R, {of}; its limit is {RATIO_ALARM:g} unless it stands beside it.")
     return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
 
 

@@ -155,7 +155,7 @@ def trial_table(trials: Sequence[Trial]) -> TextTable:
         first = _joined(t.first for t in own if t.outcome == CAUGHT)
         causes = _joined(cause for t in own for cause in t.causes[:1])
         rows.append((fault, *(t.outcome for t in own), first, causes))
-    short = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16"}
+    short = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     headers = ("fault", *(f"{short.get(d, d)} tp {tp}" for d, tp in columns), "first tensor", "cause named")
     return TextTable(title="Faults", headers=headers, rows=tuple(rows), left=len(headers))
 

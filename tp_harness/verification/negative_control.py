@@ -34,7 +34,7 @@ TOKENS = {"mlp": 4}  # of each row, by component, where a fault needs no more of
 DRAWN = 3  # faults at most, until one ends with a verdict
 BATCHES = (1, 8, 24)  # of a user's case: how many are tried in one start of the ranks, and if none shows, in the next
 # A relative change of an output that no rounding gives, by dtype: it must be rejected.
-PLAIN = {"exact": 1e-9, "float64": 1e-9, "float32": 1e-3, "bfloat16": 0.3}
+PLAIN = {"exact": 1e-9, "float64": 1e-9, "float32": 1e-3, "bfloat16": 0.3, "float16": 0.03}
 SHOWN = 6
 DRAW = "draw inputs of random numbers of order one that reach every parameter"
 
