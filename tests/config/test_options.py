@@ -150,12 +150,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other-dtype": (
         {"dtypes": ("float32", "half")},
-        "--dtype is 'half'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose among them.",
+        "--dtype is 'half'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose among "
+        "them.",
     ),
     "narrow-dtype": (
         {"dtypes": ("float8_e4m3fn",)},
-        "--dtype is 'float8_e4m3fn'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose among "
-        "them.",
+        "--dtype is 'float8_e4m3fn'; there are limits for exact, float64, float32, bfloat16 and float16 alone: choose "
+        "among them.",
     ),
     "exact-neuron": (
         {"dtypes": ("exact", "float32"), "backend": "neuron"},

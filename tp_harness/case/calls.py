@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 
 from ..errors import UsageError
 from ..results.tensor_names import BEGIN, INPUT, OUTPUT, of_call
+from .dropout import Shape, locked_dropout
 from .module_state import remembered
 from .tensor_paths import Change, changed_in, children, results_in, state_of, tensors_in
 
@@ -106,9 +108,14 @@ class Same:
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of a run by name, in order; an only call has the name ""."""
+    """The calls of a run by name, in order; an only call has the name "".
+
+    In training mode, dropouts drop what `seed` says; `dropped` are the full shapes of what they are given, in order.
+    """
 
     each: Mapping[str, Call]
+    seed: int = 0
+    dropped: tuple[Shape, ...] = ()
 
     @staticmethod
     def of(given: object) -> Calls:
@@ -142,13 +149,14 @@ class Calls:
         def of(name: str) -> Change:
             return lambda path, x: change(of_call(name, path), x)
 
-        return Calls({name: call.changed(of(name)) for name, call in self.each.items()})
+        return replace(self, each={name: call.changed(of(name)) for name, call in self.each.items()})
 
     def run(
         self,
         module: Any,
         read: Change = lambda _name, x: x,
         state: Sequence[str] = (),
+        dropped: list[Shape] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Call the module as often as there are calls.
 
@@ -156,6 +164,7 @@ class Calls:
             module: what is called; an nn.Module where `state` names some.
             read: what is recorded of a tensor.
             state: path patterns of the module's tensors that are recorded before the first call and after each.
+            dropped: gets the shapes of what dropouts are given, in order.
 
         Returns:
             By name, what every call returned and left, any shape and dtype, in order.
@@ -176,8 +185,7 @@ class Calls:
 
         if state:
             record(BEGIN, state_of(module, state))
-        token = _now.set(_now.get())
-        try:
+        with _in_calls(), locked_dropout(module, self.seed, self.dropped) as seen:
             for name, call in self.each.items():
                 _now.set(Now(name, first=not returned))
                 if call.anew and restore:
@@ -186,9 +194,19 @@ class Calls:
                 value = returned[name] = module(*args, **kwargs)
                 record(name, state_of(module, state))  # before what follows from it
                 record(name, results_in(value))
-        finally:
-            _now.reset(token)
+        if dropped is not None:
+            dropped += seen
         return found
+
+
+@contextmanager
+def _in_calls() -> Iterator[None]:
+    """Restore afterwards which call runs in this thread."""
+    token = _now.set(_now.get())
+    try:
+        yield
+    finally:
+        _now.reset(token)
 
 
 def _with_outputs(value: Any, look_up: Callable[[Output], Any]) -> Any:

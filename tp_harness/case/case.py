@@ -61,6 +61,7 @@ class Case:
         state: path pattern, as `layers.*.cache`, of tensors that both modules keep -> their placement; they are judged
             after each call.
         same: which calls must give the same, as a prompt at once and in chunks: `Same`s.
+        training: run both modules in training mode, with dropouts that drop the same elements on both sides.
         collectives: (tp_degree) -> the planned calls in order; None when there is no plan, and then the ranks'
             recorded schedules are only compared with each other.
         unscheduled: kinds of collectives ("send", "all_reduce", ...) that are not compared, neither with the plan nor
@@ -92,6 +93,7 @@ class Case:
     input_placements: tuple[Placement, ...] | Mapping[str, Placement] = ()
     state: Mapping[str, Placement] = field(default_factory=dict)
     same: tuple[Same, ...] = ()
+    training: bool = False
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
     unscheduled: tuple[str, ...] = ()
     reduction: int = 0
@@ -182,7 +184,7 @@ class Case:
             return module
         made = self.make(self.reference, dtype)
         made.load_state_dict(reference.state_dict())
-        return cast(made, dtype).eval()
+        return cast(made, dtype).train(self.training)
 
     def computing_in(self, module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[object]:
         """What is entered while a module that `reference_in` gave runs in `dtype`."""

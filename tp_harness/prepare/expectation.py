@@ -22,7 +22,7 @@ from ..arithmetic.residues.field import Field
 from ..case.calls import Calls
 from ..case.case import Case
 from ..case.routing import Lock
-from ..case.seeds import generator
+from ..case.seeds import generator, seed_of
 from ..case.state_dict import load_weights, weights_of
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.dtypes import EXACT
@@ -178,10 +178,11 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
             f"inputs of {case.name} gives other numbers for the same generator, so that no run could be repeated: draw "
             "all of them from the generator that it is given."
         )
-    calls = calls.changed(_round)
+    calls = replace(calls.changed(_round), seed=seed_of(*source))
     reference = _load(case, checkpoint)
     with idle_cores(sum(x.nbytes for x in weights_of(reference, "the reference").values())):
         oracle, by_chance = _oracle(case, reference, calls)
+    calls = replace(calls, dropped=oracle.dropped)
     expectation = Expectation(
         cases=cases,
         reference=reference,
@@ -195,7 +196,12 @@ def expect(job: Job, task: Task, checkpoint: Checkpoint, seed: int) -> Expectati
     )
     stateful = bool(job.repeats) and case.may_keep_state and _changes_itself(case, reference, calls)
     RankInputs(
-        inputs=calls.tensors, locks=expectation.locks, source=None if calls.plain else source, stateful=stateful
+        inputs=calls.tensors,
+        locks=expectation.locks,
+        source=None if calls.plain else source,
+        seed=calls.seed,
+        dropped=calls.dropped,
+        stateful=stateful,
     ).write(job.inputs_path(task))
     return expectation
 
@@ -220,7 +226,7 @@ def _load(case: Case, checkpoint: Checkpoint) -> nn.Module:
     reference, side = make_reference(case), f"the reference of {case.name}"
     state = {name: checkpoint.tensor(case.prefix + name) for name in weights_of(reference, side)}
     load_weights(reference, state, side, assign=case.on_meta)
-    return reference.eval()
+    return reference.train(case.training)
 
 
 def _drawn(case: Case, source: torch.Generator) -> Calls:

@@ -15,6 +15,7 @@ from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.seen import Seen
 from ..case.calls import Calls
 from ..case.case import Case, Tensors
+from ..case.dropout import Shape
 from ..case.routing import Lock, check_choices, routing
 from ..case.state_dict import weights_of
 from ..case.taps import tapping
@@ -44,6 +45,7 @@ class ReferenceRun:
     unlocked: tuple[str, ...] = ()
     residues: Mapping[str, Tensors] = field(default_factory=dict)
     seen: Seen | None = None
+    dropped: tuple[Shape, ...] = ()  # in training mode, the shapes of what dropouts were given
 
     def written(self, *taps: str) -> dict[str, torch.Tensor]:
         """Taps (none: all) as ranks write them: values of any shape by their names, and their residues by those that
@@ -188,7 +190,8 @@ def run_reference(
         tapping(module, case.watched if taps else {}) as tapped,
         routing(module, case.routers, locks, watch=case.watches_routers) as routed,
     ):
-        outputs = given.run(module, state=tuple(case.state))
+        dropped: list[Shape] = []
+        outputs = given.run(module, state=tuple(case.state), dropped=dropped)
     if locks is None and dtype == torch.float64:
         check_choices(case.name, case.routers, routed)
     rules = {router.name: (routed.scores(router), routed.groups_of(router)) for router in case.routers}
@@ -202,6 +205,7 @@ def run_reference(
         unlocked=tuple(routed.unlocked),
         residues={name: residues for name, (_, residues) in split.items() if residues},
         seen=arithmetic.seen,
+        dropped=tuple(dropped),
     )
 
 

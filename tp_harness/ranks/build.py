@@ -36,7 +36,7 @@ def build(
         tied: of a name in the checkpoint, that of the parameter it is tied to.
 
     Returns:
-        The module in evaluation mode, and by name what the rank holds of each parameter and buffer.
+        The module in the case's mode, and by name what the rank holds of each parameter and buffer.
 
     Raises:
         PlanError: a parameter whose placement the plan does not say, or whose shard has another shape.
@@ -61,7 +61,7 @@ def build(
         same = same_bits(dtensors.local(buffer), arithmetic.plain(dtensors.local(module.get_buffer(name))))
         held[name] = replace(held[name], rebuilt=same)
     with arithmetic.computing(), doing(f"edit of {case.name}"):
-        module = (module if case.on_meta else cast(module, arithmetic.dtype)).eval()
+        module = (module if case.on_meta else cast(module, arithmetic.dtype)).train(case.training)
         case.edit(module, group)
     return module, held
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from ..arithmetic.casts import cast_tensor
 from ..case.calls import Calls
 from ..case.case import Case
+from ..case.dropout import Shape
 from ..case.placed import input_placements
 from ..case.routing import Lock
 from ..case.seeds import generator
@@ -26,6 +28,7 @@ from ..parallel.placements import Replicate
 from .excerpt import of_flat, of_rows
 
 _GIVEN = "given."
+_SAID = ("source", "seed", "dropped", "stateful")  # fields that stand in the metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,14 @@ class RankInputs:
     inputs: Mapping[str, torch.Tensor]
     locks: Mapping[str, Lock]
     source: tuple[int, str] | None = None
+    seed: int = 0  # of the masks of dropouts
+    dropped: tuple[Shape, ...] = ()  # the full shapes of what they are given
     stateful: bool = False
 
     def calls(self, case: Case) -> Calls:
         """The calls of the case, with full tensors or those that the case draws again."""
-        return case.given(generator(*self.source)) if self.source else Calls.of(tuple(self.inputs.values()))
+        calls = case.given(generator(*self.source)) if self.source else Calls.of(tuple(self.inputs.values()))
+        return replace(calls, seed=self.seed, dropped=self.dropped)
 
     def map(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> RankInputs:
         """The same with `function` of each input's name and the input, of any shape."""
@@ -60,7 +66,7 @@ class RankInputs:
         tensors = {f"{_GIVEN}{name}": x.contiguous().clone() for name, x in self.inputs.items()}
         for name, lock in self.locks.items():
             tensors |= {f"lock.{name}": lock.chosen.contiguous(), f"experts.{name}": torch.tensor(lock.experts)}
-        said = {"names": [*self.inputs], "source": self.source, "stateful": self.stateful}
+        said = {name: getattr(self, name) for name in _SAID} | {"names": [*self.inputs]}
         save_file(tensors, path, metadata={key: json.dumps(value) for key, value in said.items()})
 
 
@@ -72,9 +78,13 @@ def read_inputs(path: Path) -> RankInputs:
     inputs = {name: tensors[f"{_GIVEN}{name}"] for name in said["names"]}
     names = [name.removeprefix("lock.") for name in tensors if name.startswith("lock.")]
     locks = {name: Lock(tensors[f"lock.{name}"], int(tensors[f"experts.{name}"])) for name in names}
-    return RankInputs(
-        inputs=inputs, locks=locks, source=said["source"] and tuple(said["source"]), stateful=said["stateful"]
-    )
+    return RankInputs(inputs=inputs, locks=locks, **_read(said))
+
+
+def _read(said: dict[str, Any]) -> dict[str, Any]:
+    """The fields that stand in the metadata."""
+    source, dropped = said["source"] and tuple(said["source"]), tuple(map(tuple, said["dropped"]))
+    return {name: said[name] for name in _SAID} | {"source": source, "dropped": dropped}
 
 
 def shard_inputs(case: Case, given: RankInputs, dtype: torch.dtype, group: Group) -> dict[str, torch.Tensor]:
