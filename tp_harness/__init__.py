@@ -28,6 +28,7 @@ _HOMES = {
     "build_module": "testing",
     "collective": "parallel.group",
     "current_group": "parallel.group",
+    "current_mesh": "parallel.mesh",
     "prove_accuracy": "testing.exactly",
     "validate_accuracy": "testing",
     "verify": "verification.api",

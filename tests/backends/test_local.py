@@ -15,16 +15,14 @@ import pytest
 import torch
 from command import PATIENCE
 from ladder import options
-from tp_harness.launch import LaunchOutcome
+from rank_tensors import finish, run, tensors
 
-from tp_harness.backends import choose_backend, run_to_end
+from tp_harness.backends import choose_backend
 from tp_harness.backends.base import Session
 from tp_harness.backends.local_group import ring_sum
 from tp_harness.config.options import Resolved
-from tp_harness.judge.gather import Awaited, read_outputs
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.parallel.placements import same_bits
-from tp_harness.prepare.material import Material
 from tp_harness.prepare.prepare import prepare_one
 
 TARGETS = tuple(
@@ -100,37 +98,21 @@ class Breaks(Full):
             breakpoint()
         return (self.group.all_reduce(x) / self.group.size,)
 
+from tp_harness.parallel.mesh import Mesh
+
+class Astray(Full):
+    def forward(self, x):
+        mesh = Mesh({"ep": 2, "tp": 2}, current_group())
+        return (mesh["ep" if current_group().rank == 3 else "tp"].all_reduce(x),)
+
 def case(sharded, outputs=1):
     return Case(name=sharded.__name__, reference=lambda: Full(outputs), sharded=sharded, replicated=True,
                 output=(Replicate(),) * outputs, inputs=lambda g: (torch.randn(24, 48, generator=g),))
 
 EVERYTHING, RAISES, SKIPS, EXTRA, MIXED = case(Everything, 4), case(Raises), case(Skips), case(Extra), case(Mixed)
+ASTRAY = case(Astray)
 SLEEPS, DIRECT, BREAKS = case(Sleeps), case(Direct), case(Breaks)
 '''
-
-
-def run(material: Material, tp: int, backend: str, folder: Path, timeout: float = PATIENCE) -> LaunchOutcome:
-    """All targets of the material at one degree; how the ranks ended."""
-    with choose_backend(backend).open() as session:
-        return finish(session, material, tp, folder, timeout)
-
-
-def finish(session: Session, material: Material, tp: int, folder: Path, timeout: float) -> LaunchOutcome:
-    job = material.job(tp, material.targets)
-    return run_to_end(session, job, log_dir=folder, timeout=timeout)
-
-
-def tensors(material: Material, tp: int) -> dict[tuple[str, int, str], torch.Tensor]:
-    """What the ranks left, by task, rank and name."""
-    job = material.job(tp, material.targets)
-    assert Awaited(job, job.tasks).all_there()
-    outputs = {task.key: read_outputs(job, task) for task in job.tasks}
-    return {
-        (key, rank, name): tensor
-        for key, ranks in outputs.items()
-        for rank, output in ranks.items()
-        for name, tensor in output.tensors.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +196,14 @@ ENDINGS = {
         3,
         "rank 3 of 4 failed with CollectiveError: it entered all_gather [24, 48] float32 over 4 ranks where rank 0 "
         "entered all_reduce [24, 48] float32 over 4 ranks; its log: ",
+    ),
+    "ASTRAY": (
+        4,
+        "crash",
+        3,
+        "rank 3 of 4 failed with CollectiveError: it waits in all_reduce [24, 48] float32 over ranks 1, 3 of axis ep "
+        "where rank 2 waits in all_reduce [24, 48] float32 over ranks 2, 3 of axis tp, so that none can continue "
+        "(ranks 0, 1 had returned before); its log: ",
     ),
     "SLEEPS": (
         2,

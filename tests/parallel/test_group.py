@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Group], torch.Tensor]] = {
     "all_gather": lambda group: group.all_gather(X, dim=1),
     "reduce_scatter": lambda group: group.reduce_scatter(X, dim=0),
     "broadcast": lambda group: group.broadcast(X, src=0),
+    "all_to_all": lambda group: group.all_to_all(X, split_dim=0, concat_dim=1),
 }
 
 

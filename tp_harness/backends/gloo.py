@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from bdb import BdbQuit
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,7 @@ NO_TERMINAL = (
     "breakpoint() found no terminal, which ranks of backend gloo do not have: use --backend local, whose ranks are "
     "threads of this process and take current_group() instead of torch.distributed"
 )
+A_YEAR = timedelta(days=365)
 MIN_START, MAX_START = 10.0, 60.0  # seconds in which all ranks must be connected
 
 
@@ -81,7 +83,7 @@ def rank_entry(argument: str, rank: int, size: int) -> None:
         RuntimeError: the group has another rank or size, or a breakpoint() found no terminal.
     """
     save_memory()
-    group = TorchGroup()
+    group = TorchGroup(timeout=A_YEAR)  # the run has a timeout of its own
     if (group.rank, group.size) != (rank, size):
         raise RuntimeError(f"launched as rank {rank} of {size}, but the group says {group.rank} of {group.size}")
     try:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from ..launch.outcome import Report
 from ..launch.stacks import name_ranks
 from ..parallel.group import Group, collective
-from ..results.result import Collective
+from ..results.collective import EVERYWHERE, Collective, Exchange
 
 RING_SEGMENT_BYTES = 1 << 20  # gloo's default for the largest piece that a ring passes on
 
@@ -30,16 +30,21 @@ class Abandoned(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One rank's part in a collective: its input, of any shape and dtype; `detail` is the dimension or source rank."""
+    """One rank's part in a collective: its input, of any shape and dtype; `detail` are dimensions or the source."""
 
     what: Collective
     tensor: torch.Tensor
-    detail: int | None
+    detail: tuple[int, ...] = ()
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks of its group; () for all."""
+        return (self.what.exchange or EVERYWHERE).members
 
     @property
     def agreement(self) -> tuple[object, ...]:
         """What must be the same on all ranks: of a sum, as in gloo, the number of elements and not the shape."""
-        shape = self.what.shape if self.what.kind == "all_gather" else self.tensor.numel()
+        shape = self.what.shape if self.what.kind in ("all_gather", "all_to_all") else self.tensor.numel()
         return self.what.kind, shape, self.what.dtype, self.detail
 
 
@@ -59,7 +64,7 @@ class Turns:
         self._gates = [threading.Semaphore(0) for _ in range(size)]
         self._gates[0].release()
         self._waiting: dict[int, Call] = {}
-        self._results: list[torch.Tensor] = []
+        self._results: dict[int, torch.Tensor] = {}
 
     def wait(self, rank: int) -> None:
         """Block until it is this rank's turn.
@@ -75,12 +80,12 @@ class Turns:
         self.running = rank
 
     def meet(self, rank: int, call: Call, combine: Combine) -> torch.Tensor:
-        """Enter a collective and wait for this rank's result; the last rank to enter computes all with `combine`.
+        """Enter a collective and wait for this rank's result; the last member to enter computes all with `combine`.
 
         Args:
             rank: who enters.
             call: the rank's input, of any shape and dtype.
-            combine: all ranks' calls, in the order of ranks -> each rank's result, shaped as the collective says.
+            combine: all members' calls, in the order of ranks -> each one's result, shaped as the collective says.
 
         Raises:
             Abandoned: the run is over, perhaps because the ranks' calls disagree.
@@ -88,14 +93,15 @@ class Turns:
         if self.over.is_set():
             raise Abandoned
         self._waiting[rank] = call
-        if len(self._waiting) == self.size:
-            calls = [self._waiting[r] for r in range(self.size)]
+        members = self._members(call)
+        if not self._absent(call):
+            calls = {r: self._waiting[r] for r in members}
             self._check_agreement(calls)
-            self._results = combine(calls)
-            self._waiting = {}
+            self._results |= zip(members, combine(list(calls.values())), strict=True)
+            self._waiting = {r: other for r, other in self._waiting.items() if r not in members}
         self._pass_on(rank)
         self.wait(rank)
-        return self._results[rank]
+        return self._results.pop(rank)
 
     def leave(self, rank: int) -> None:
         """Note that this rank has returned, and let the next one run."""
@@ -128,25 +134,47 @@ class Turns:
         if able:
             self._gates[able[0]].release()
             return
-        gone, waiting = sorted(self.returned), sorted(self._waiting)
-        what = self._waiting[waiting[0]].what
-        if len(gone) <= len(waiting):
-            wait = f"{name_ranks(waiting)} wait{'s' if len(waiting) == 1 else ''}"
-            self._disagree(gone[0], f"it returned without entering {what}, in which {wait}")
+        waiting = sorted(self._waiting)
+        call = self._waiting[waiting[0]]
+        absent = self._absent(call)
+        elsewhere = [r for r in absent if r in self._waiting]
+        inside = [r for r in self._members(call) if r not in absent]
+        if elsewhere:
+            other = self._waiting[elsewhere[0]].what
+            self._disagree(
+                elsewhere[0], f"it waits in {other} where {_wait(inside)} in {call.what}, so that none can continue"
+            )
+        elif len(absent) <= len(inside):
+            self._disagree(absent[0], f"it returned without entering {call.what}, in which {_wait(inside)}")
         else:
-            self._disagree(waiting[0], f"it waits in {what}, which {name_ranks(gone)} never entered")
+            self._disagree(waiting[0], f"it waits in {call.what}, which {name_ranks(absent)} never entered")
 
-    def _check_agreement(self, calls: Sequence[Call]) -> None:
-        kinds = [call.agreement for call in calls]
+    def _members(self, call: Call) -> tuple[int, ...]:
+        return call.members or tuple(range(self.size))
+
+    def _absent(self, call: Call) -> list[int]:
+        """The ranks of a call's group that do not wait in it."""
+        return [
+            r
+            for r in self._members(call)
+            if r not in self._waiting or self._members(self._waiting[r]) != self._members(call)
+        ]
+
+    def _check_agreement(self, calls: Mapping[int, Call]) -> None:
+        kinds = [call.agreement for call in calls.values()]
         usual = max(kinds, key=kinds.count)  # the first of those that most ranks agree on
-        for rank, kind in enumerate(kinds):
-            if kind != usual:
-                other = kinds.index(usual)
-                self._disagree(rank, f"it entered {calls[rank].what} where rank {other} entered {calls[other].what}")
+        other = list(calls)[kinds.index(usual)]
+        for rank, call in calls.items():
+            if call.agreement != usual:
+                self._disagree(rank, f"it entered {call.what} where rank {other} entered {calls[other].what}")
                 raise Abandoned
 
     def _disagree(self, rank: int, message: str) -> None:
         self.fail(rank, f"CollectiveError: {message}", self.stack(rank))
+
+
+def _wait(ranks: Sequence[int]) -> str:
+    return f"{name_ranks(ranks)} wait{'s' if len(ranks) == 1 else ''}"
 
 
 class LocalGroup(Group):
@@ -188,9 +216,18 @@ class LocalGroup(Group):
 
         return self._meet("broadcast", x, combine, src)
 
-    def _meet(self, kind: str, x: torch.Tensor, combine: Combine, detail: int | None = None) -> torch.Tensor:
-        what = collective(kind, self.size, tuple(x.shape), x.dtype)
-        return self.turns.meet(self.rank, Call(what=what, tensor=x, detail=detail), combine)
+    def _all_to_all(self, x: torch.Tensor, split_dim: int, concat_dim: int) -> torch.Tensor:
+        def combine(calls: Sequence[Call]) -> list[torch.Tensor]:
+            parts = zip(*(call.tensor.chunk(self.size, dim=split_dim) for call in calls), strict=True)
+            return [torch.cat(part, dim=concat_dim) for part in parts]
+
+        return self._meet("all_to_all", x, combine, split_dim, concat_dim)
+
+    def _meet(self, kind: str, x: torch.Tensor, combine: Combine, *detail: int) -> torch.Tensor:
+        exchange = Exchange(members=self.members, axis=self.axis)
+        what = collective(kind, self.size, tuple(x.shape), x.dtype, exchange)
+        number = self.members[self.rank] if self.members else self.rank
+        return self.turns.meet(number, Call(what=what, tensor=x, detail=detail), combine)
 
 
 def ring_sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -25,6 +25,7 @@ class Exchange:
 
     Args:
         members: the ranks of its group; () for all ranks.
+        axis: the axis of a mesh that the group is along; "" for all ranks and for a group that is along none.
         peer: the rank that a send, reduce or gather goes to, or that a recv, broadcast or scatter comes from; None
             for a recv from any rank, and for the other kinds.
         tag: of a send or recv.
@@ -38,6 +39,7 @@ class Exchange:
     operation: str = ""
     sends: tuple[int, ...] = ()
     receives: tuple[int, ...] = ()
+    axis: str = ""
 
 
 EVERYWHERE = Exchange()  # of a call without details: all ranks take part
@@ -64,6 +66,7 @@ class Collective:
         known = self.exchange or EVERYWHERE
         operation = f" ({known.operation})" if known.operation not in ("", "sum") else ""
         whom = f"ranks {', '.join(map(str, known.members))}" if known.members else f"{self.group_size} ranks"
+        whom += f" of axis {known.axis}" if known.axis else ""
         return f"{self.kind}{operation} {list(self.shape)} {self.dtype} over {whom}{self._peer(known)}"
 
     def _peer(self, known: Exchange) -> str:

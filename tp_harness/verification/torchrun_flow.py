@@ -168,7 +168,7 @@ def join(backend: str, host: Host, store: dist.Store, timeout: float) -> Member:
     siblings = Siblings(ProcessMeeting(None).exchange(rank, os.getpid()))
     if backend == "gloo":
         orders = dist.new_group(timeout=_EVER)
-        return Member(group=TorchGroup(), core=f"cpu process {rank}", orders=orders, siblings=siblings)
+        return Member(group=TorchGroup(timeout=limit), core=f"cpu process {rank}", orders=orders, siblings=siblings)
     _check_cores(rank)
     try:
         cores = dist.PrefixStore("cores", own)  # type: ignore[attr-defined]
