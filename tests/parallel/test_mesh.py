@@ -30,7 +30,10 @@ def test_every_rank_is_in_one_group_along_each_axis() -> None:
 
 
 def test_sizes_that_do_not_multiply_to_the_ranks_are_refused_with_both_numbers() -> None:
-    text = "the mesh is ep 4 x tp 8 = 32 ranks, and the degree is 8: the sizes of the axes must multiply to it."
+    text = (
+        "the mesh is ep 4 x tp 8 = 32 ranks, and the degree is 8: run it at --tp 32, or let the sizes follow from the "
+        "degree."
+    )
     with pytest.raises(MeshError, match=f"^{re.escape(text)}$"):
         Mesh({"ep": 4, "tp": 8}, Group(0, 8))
 

@@ -116,6 +116,16 @@ def test_the_program_s_collectives_are_the_planned_ones(calls: tuple[ProgramColl
     assert not wrong.passed and detail in wrong.detail
 
 
+def test_a_call_of_subgroups_has_their_replica_groups() -> None:
+    planned = (collective("all_reduce", 2, (3, 4), torch.float32),)
+    pairs = replace(PROGRAM, collectives=(replace(SUM, groups=PAIRS),))
+    right = collectives_check(pairs, planned, 4, [PAIRS])
+    assert right.passed
+    assert "as planned, over groups of 2 ranks" in right.detail
+    for other in (((0, 2), (1, 3)), ALL, ()):  # other pairs, all ranks, and none that are known
+        assert not collectives_check(pairs, planned, 4, [other]).passed
+
+
 def test_a_broadcast_appears_as_a_gather() -> None:
     gathered = ProgramCollective(kind="all_gather", groups=ALL, shape=(1, 3), dtype="float32", bytes=12)
     recorded = (collective("broadcast", 4, (3,), torch.float32),)

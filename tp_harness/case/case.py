@@ -9,9 +9,9 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,10 +24,12 @@ from ..results.collective import Collective
 from ..results.tensor_names import without_call
 from .calls import Call, Calls, Same, check_calls
 from .case_fields import check_fields
+from .mesh_axes import FIELDS, Axes, axis_names, mesh_axes, resolved
 from .routing import Router
 from .taps import Source
 
 Tensors = tuple[torch.Tensor, ...]
+Placed = Any  # a Placement, or a mapping from axes of the mesh to Placements, which `Case.at` resolves
 
 
 def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -53,7 +55,9 @@ class Case:
             `Call` of both. Floating-point tensors are rounded to bfloat16, so that every dtype sees the same numbers.
         calls: (generator) -> by name, the `Call`s of one module, one after the other, instead of `inputs`.
         plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
-            and otherwise an error that names it.
+            and otherwise an error that names it. Here and below, axis of the mesh -> placement may stand for one;
+            along an axis left out, ranks hold the same.
+        mesh: the axes of `current_mesh()` and their ranks, the last axis fastest; or (tp_degree) -> them.
         output: the placement of each output of a call: one, a tuple of them, or a mapping from path patterns, as
             `past.*.key`, to them; those that no pattern names are replicated.
         input_placements: the placement of each input, a tuple, or a mapping as that of `output`; those left out are
@@ -88,10 +92,11 @@ class Case:
     sharded: Callable[..., nn.Module]
     inputs: Callable[[torch.Generator], object] | None = None
     calls: Callable[[torch.Generator], Mapping[str, Call]] | None = None
-    plan: Mapping[str, Placement] = field(default_factory=dict)
-    output: Placement | tuple[Placement, ...] | Mapping[str, Placement] = field(default_factory=Replicate)
-    input_placements: tuple[Placement, ...] | Mapping[str, Placement] = ()
-    state: Mapping[str, Placement] = field(default_factory=dict)
+    plan: Mapping[str, Placed] = field(default_factory=dict)
+    mesh: Axes | Callable[..., Axes] | None = None
+    output: Placed | tuple[Placed, ...] = field(default_factory=Replicate)  # or a mapping from path patterns to them
+    input_placements: tuple[Placed, ...] | Mapping[str, Placed] = ()
+    state: Mapping[str, Placed] = field(default_factory=dict)
     same: tuple[Same, ...] = ()
     training: bool = False
     collectives: Callable[[int], tuple[Collective, ...]] | None = None
@@ -99,7 +104,7 @@ class Case:
     reduction: int = 0
     depth: int = 1
     routing: tuple[str | Router, ...] = ()
-    taps: Mapping[str, Placement] = field(default_factory=dict)
+    taps: Mapping[str, Placed] = field(default_factory=dict)
     replicated: bool = False
     prefix: str = ""
     layer: int = 0
@@ -115,6 +120,29 @@ class Case:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def at(self, tp: int) -> Case:
+        """The case on `tp` ranks: every placement is one over all of them.
+
+        At one rank a mesh that needs more is let pass, because the reference is made there.
+
+        Raises:
+            UsageError: the mesh has other than `tp` ranks, or something is placed along no axis of it, or along none
+                that is named where there are several.
+        """
+        placed = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
+        if tp == 1:
+            return replace(self, **resolved(placed, dict.fromkeys(axis_names(self.mesh, self.name), 1), self.name))
+        axes = self.axes(tp)
+        return replace(self, mesh=axes, **resolved(placed, axes, self.name))
+
+    def axes(self, tp: int) -> dict[str, int]:
+        """The axes of the mesh on `tp` ranks, and the ranks along each.
+
+        Raises:
+            UsageError: the mesh has other than `tp` ranks.
+        """
+        return mesh_axes(self.mesh, tp, self.name)
 
     @property
     def outputs(self) -> tuple[Placement, ...]:

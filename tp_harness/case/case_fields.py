@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnknownNameError, UsageError
-from ..parallel.placements import Placement
 from ..results.collective import KINDS
 from .calls import Same
+from .mesh_axes import is_placed
 from .routing import Router
 
 
@@ -24,6 +24,8 @@ def check_fields(case: Any) -> None:
     if case.calls is not None and case.inputs is not None:
         raise UsageError("a Case has inputs and calls; leave one out: inputs are those of one call.")
     functions = [name for name in needed if not callable(getattr(case, name))]
+    if case.mesh is not None and not callable(case.mesh) and not isinstance(case.mesh, Mapping):
+        raise UsageError(f"mesh of a Case is {case.mesh!r:.60}; a mapping from axes to their sizes is needed.")
     if case.collectives is not None and not callable(case.collectives):
         functions.append("collectives")
     for name in functions:
@@ -53,9 +55,7 @@ def check_fields(case: Any) -> None:
     placed |= {name: getattr(case, name) for name in ("plan", "taps", "state")}
     for name, given in placed.items():
         placements = tuple(given.values()) if isinstance(given, Mapping) else given
-        wrong = (
-            [p for p in placements if not isinstance(p, Placement)] if isinstance(placements, tuple) else [placements]
-        )
+        wrong = [p for p in placements if not is_placed(p)] if isinstance(placements, tuple) else [placements]
         if wrong:
             raise UsageError(f"{name} of a Case holds {wrong[0]!r:.60}; placements are needed, for example Shard(0).")
     if not all(isinstance(router, (str, Router)) for router in case.routing):
@@ -65,7 +65,8 @@ def check_fields(case: Any) -> None:
 
 def _check_names(case: Any) -> None:
     names = [*case.plan, *case.taps, *case.state, *case.unscheduled, case.name or None]
-    names += [name for given in (case.output, case.input_placements) if isinstance(given, Mapping) for name in given]
+    keys = [key for given in (case.output, case.input_placements) if isinstance(given, Mapping) for key in given]
+    names += [name for key in keys for name in (key if isinstance(key, tuple) else (key,))]  # or axes of a mesh
     if not all(isinstance(name, str) for name in names):
         raise UsageError(f"a Case has the names {names!r:.100}; strings are needed.")
     for kind in case.unscheduled:

@@ -13,7 +13,8 @@ from ..errors import UnknownNameError, UsageError, described, doing
 from ..libraries.torch_private import NO_PROCESS_GROUP, stand_in_groups
 from ..parallel.dtensors import agree, is_dtensor, placement_of
 from ..parallel.dtensors import local as local_data
-from ..parallel.group import Group, use_group
+from ..parallel.group import Group, current_group, use_group
+from ..parallel.mesh import mesh_of, use_mesh
 from ..parallel.nxd_attributes import marked
 from ..parallel.placements import Placement, PlacementError, Replicate, shape_only
 from ..results.result import Collective
@@ -172,7 +173,7 @@ def check_plan(
     """
     _check_collectives(case, tp)
     local: Mapping[str, torch.Tensor] = {}
-    with told_by_others() as calls:
+    with use_mesh(mesh_of(case.axes(tp), current_group())), told_by_others() as calls:
         try:
             with doing(f"sharded of {case.name}, called without arguments at tp {tp},"):
                 module = case.make(case.sharded)

@@ -21,7 +21,8 @@ from ..judge.evidence import Evidence
 from ..judge.gates import limits
 from ..judge.proofs import rounds_to, usual_size
 from ..judge.router_flips import router_flips
-from ..parallel.placements import KVHeads, Placement, Replicate
+from ..parallel.on_mesh import owners
+from ..parallel.placements import Placement
 from ..prepare.oracle import Tapped
 from ..ranks.rank_files import digest
 from ..results.result import Divergence, Gate
@@ -162,14 +163,14 @@ def _odd_replicas(placement: Placement, tensors: Sequence[Sequence[torch.Tensor]
 
     `tensors`: each by rank, any shape and dtype.
     """
-    size = len(tensors[0])
-    copies = placement.replicas(size) if isinstance(placement, KVHeads) else 1
-    copies = size if isinstance(placement, Replicate) else copies
+    ranks = range(len(tensors[0]))
+    first = owners(placement, len(ranks)) or ranks
+    digests = [" ".join(digest(shards[rank]) for shards in tensors) for rank in ranks]
     odd: list[int] = []
-    for first in range(0, size, copies):
-        digests = [" ".join(digest(shards[rank]) for shards in tensors) for rank in range(first, first + copies)]
-        usual = Counter(digests).most_common(1)[0][0]
-        odd += [first + i for i, value in enumerate(digests) if value != usual]
+    for owner in dict.fromkeys(first):
+        own = [rank for rank in ranks if first[rank] == owner]
+        usual = Counter(digests[rank] for rank in own).most_common(1)[0][0]
+        odd += [rank for rank in own if digests[rank] != usual]
     return odd
 
 

@@ -5,10 +5,10 @@ Not covered: a tap that only one side has (a kernel hides it), or that is empty,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..case.taps import same_choice
 from ..config.dtypes import EXACT
 from ..judge.evidence import Evidence
 from ..judge.gather import join
+from ..parallel.on_mesh import added
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
 from ..prepare.oracle import Tapped
 from ..ranks.grafts import right_shard
@@ -148,14 +149,15 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
     for name in in_order(tapped):
         if name in evidence.outputs:
             runs = tapped.oracle.outputs[name], tapped.baseline.outputs[name]
-            traced = _traced(name, evidence.outputs[name], evidence.shards(name), *runs)
-            yield replace(traced, residues=_residues(evidence, tapped, traced, "locked"))
+            placement = evidence.outputs[name]
+            traced = _traced(name, placement, evidence.shards(name), *runs)
+            yield replace(traced, residues=_residues(evidence, tapped, traced, placement, "locked"))
             continue
         placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
         if placement and not empty and not evidence.without(name, "tap"):
             runs = tapped.oracle.taps[name], tapped.baseline.taps[name]
             traced = _traced(name, placement, evidence.shards(name, "tap"), *runs)
-            yield replace(traced, residues=_residues(evidence, tapped, traced, "tap"))
+            yield replace(traced, residues=_residues(evidence, tapped, traced, placement, "tap"))
 
 
 def in_order(tapped: Tapped) -> list[str]:
@@ -165,8 +167,10 @@ def in_order(tapped: Tapped) -> list[str]:
     return [name for call in calls for name in (*run.taps, *run.outputs) if call_of(name) == call]
 
 
-def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Variant) -> tuple[Residues, ...]:
-    """A tensor's residues modulo each prime; () where it has none."""
+def _residues(
+    evidence: Evidence, tapped: Tapped, traced: Traced, placement: Placement, variant: Variant
+) -> tuple[Residues, ...]:
+    """A tensor's residues modulo each prime; () where it has none. `placement` is that of what ranks wrote."""
     right = tapped.baseline.residues.get(traced.name, ())
     primes = evidence.expectation.primes if right else ()
     found = []
@@ -174,9 +178,16 @@ def _residues(evidence: Evidence, tapped: Tapped, traced: Traced, variant: Varia
         name = modulo(traced.name, number)
         if not evidence.without(name, variant):
             shards = zip(evidence.shards(name, variant), traced.shards, strict=True)
-            formed = tuple(own.reshape(shadow.shape) for own, shadow in shards)
-            found.append(Residues(prime, formed, expected))
+            formed = [own.reshape(shadow.shape) for own, shadow in shards]
+            _, formed = added(placement, formed, partial(_sum_of_residues, prime=prime))
+            found.append(Residues(prime, tuple(formed), expected))
     return tuple(found)
+
+
+def _sum_of_residues(parts: Sequence[torch.Tensor], prime: int) -> torch.Tensor:
+    """Negative, as each part is, where one is not known."""
+    stacked = torch.stack(list(parts))
+    return torch.where((stacked < 0).any(0), -1, stacked.sum(0).remainder(prime))
 
 
 def _placement(evidence: Evidence, name: str) -> Placement | None:
@@ -244,6 +255,7 @@ def _traced(
         if shard.numel() != form.numel() or shard.shape[-1:] != form[-1:]:
             raise ShapeError(name, rank, shard.shape, form)
         formed.append(shard.reshape(form))
+    placement, formed = added(placement, formed, lambda parts: torch.stack(list(parts)).to(torch.float64).sum(0))
     if expected.dtype == torch.bool:  # which has no difference
         expected, baseline = expected.to(torch.int64), baseline.to(torch.int64)
     return Traced(name=name, placement=placement, shards=tuple(formed), expected=expected, baseline=baseline)

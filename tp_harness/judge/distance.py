@@ -6,13 +6,15 @@ Everything is subtracted in float64: a difference of 16-bit numbers would itself
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..arithmetic.casts import COMPUTED_IN
+from ..parallel.on_mesh import OnMesh, holder
+from ..parallel.placements import Placement
 from ..results.result import Distance, Worst
 
 MASKED = 1e4  # times the usual size of the others: a larger entry may be a mask
@@ -80,6 +82,15 @@ def worst_element(name: str, actual: torch.Tensor, oracle: torch.Tensor, tp: int
         actual=actual[index].item(),
         expected=oracle[index].item(),
     )
+
+
+def held_first(worst: Worst, placement: Placement, shape: Sequence[int]) -> Worst:
+    """The worst element of a full tensor of that shape with the first rank that holds it, where a mesh decides that."""
+    if not isinstance(placement, OnMesh):
+        return worst
+    return replace(
+        worst, rank=holder(placement, shape, worst.index[: len(shape)])
+    )  # a complex number has one index more
 
 
 def largest_index(x: torch.Tensor) -> tuple[int, ...]:

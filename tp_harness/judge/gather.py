@@ -10,7 +10,8 @@ import torch
 
 from ..case.case import Case
 from ..errors import doing
-from ..parallel.placements import KVHeads, Placement, ReplicaError
+from ..parallel.on_mesh import owners
+from ..parallel.placements import Placement, ReplicaError
 from ..ranks import rank_files
 from ..ranks.job import Job, Task
 from ..ranks.rank_report import RankReport, TensorKey
@@ -75,9 +76,8 @@ def join(placement: Placement, shards: list[torch.Tensor]) -> Joined:
         with doing(f"join of {placement}, called with {len(shards)} outputs of shape {list(shards[0].shape)},"):
             return Joined(full=placement.join(shards), drift=None)
     except ReplicaError as error:
-        size = len(shards)
-        copies = placement.replicas(size) if isinstance(placement, KVHeads) else size
-        return Joined(full=placement.join([shards[r // copies * copies] for r in range(size)]), drift=error)
+        first = owners(placement, len(shards)) or [0] * len(shards)
+        return Joined(full=placement.join([shards[rank] for rank in first]), drift=error)
 
 
 def router_names(case: Case) -> tuple[str, ...]:

@@ -174,7 +174,8 @@ def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, 
     name = next((gate.tensor for gate in ranked if gate.tensor in joined), next(iter(joined)))
     placement, oracle = evidence.outputs[name], evidence.expectation.oracle.outputs[name]
     dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
-    return distance.worst_element(name, joined[name].full, oracle, evidence.tp, dim=dim)
+    worst = distance.worst_element(name, joined[name].full, oracle, evidence.tp, dim=dim)
+    return distance.held_first(worst, placement, oracle.shape)
 
 
 def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ def check_sizes(axes: Mapping[str, int], world: int, of: str) -> None:
     if product != world:
         sizes = " x ".join(f"{axis} {size}" for axis, size in axes.items())
         raise MeshError(
-            f"{of} is {sizes} = {product} ranks, and the degree is {world}: the sizes of the axes must multiply to it."
+            f"{of} is {sizes} = {product} ranks, and the degree is {world}: run it at --tp {product}, or let the sizes "
+            "follow from the degree."
         )
 
 

@@ -203,7 +203,7 @@ class Preparation:
             expectations[task.clean] = expectation
         places = Places()
         if self.own:
-            case = self.subject.case(job.tasks[0], dtype=self.options.dtypes[0], tp=1)
+            case = self.subject.case(job.tasks[0], dtype=self.options.dtypes[0], tp=max(self.options.degrees))
             draws = [expectations[task.clean].inputs for task in job.tasks]
             places = places_of(case, self.specs, self.placed, draws)
         notes = [self.translation.note] if self.translation else []

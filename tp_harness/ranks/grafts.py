@@ -21,6 +21,7 @@ from ..errors import doing
 from ..libraries.torch_private import without_function_modes, without_modes
 from ..parallel import dtensors
 from ..parallel.group import Group
+from ..parallel.on_mesh import OnMesh
 from ..parallel.placements import Partial, Placement, Replicate
 from ..results.tensor_names import without_call
 from .rank_report import modulo
@@ -35,6 +36,10 @@ def right_shard(placement: Placement, full: torch.Tensor, rank: int, size: int) 
     Raises:
         PlacementError: the placement cannot cut it.
     """
+    if isinstance(placement, OnMesh):
+        for along, number, count in placement.steps(rank):
+            full = right_shard(along, full, number, count)
+        return full
     if not isinstance(placement, Partial):
         return placement.shard(full, rank, size)
     own = torch.arange(full.numel()).remainder(size).view(full.shape) == rank

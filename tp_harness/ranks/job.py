@@ -69,15 +69,16 @@ class Subject:
     label: str = ""
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
-        """The case of a task at a degree of `tp` ranks; a user's is the same in every dtype and at every degree.
+        """The case of a task at a degree of `tp` ranks; a user's is the same in every dtype.
 
         Raises:
             UsageError: a user's file that cannot be read, has no such Case, or has another text than `sha256` says.
         """
         if self.case_spec:
-            return load_case(self.case_spec, self.sha256)
+            return load_case(self.case_spec, self.sha256).at(tp)
         config = self.config(dtype=dtype, tp=tp, tokens=task.tokens, component=task.component)
-        return find_family(self.family).case(task.component, config, task.layer)
+        case: Case = find_family(self.family).case(task.component, config, task.layer)
+        return case.at(tp)
 
     def config(self, *, dtype: str, tp: int, tokens: int = 0, component: str = "") -> Any:
         """The config that a component is run with, on `tp` ranks and the first `tokens` of each row, 0 for all.

@@ -27,6 +27,7 @@ from ..models import families
 from ..parallel import dtensors
 from ..parallel.collective_recorder import CollectiveRecorder
 from ..parallel.group import Group, use_group
+from ..parallel.mesh import mesh_of, use_mesh
 from ..results.result import Collective
 from ..results.tensor_names import BEGIN
 from .build import build
@@ -88,9 +89,11 @@ def run_job(
 def _run(
     job: Job, task: Task, dtype: str, *, group: Group, checkpoint: Checkpoint, device: Device
 ) -> tuple[Kept, DtypeRun]:
-    """Run a task in one dtype; its module is freed when this returns."""
+    """Run a task in one dtype, on the mesh of its case; its module is freed when this returns."""
+    axes = job.subject.case(task, dtype=dtype, tp=group.size).axes(group.size)
     try:
-        return DtypeRunner(job, task, dtype, group=group, checkpoint=checkpoint, device=device).run()
+        with use_mesh(mesh_of(axes, group)):
+            return DtypeRunner(job, task, dtype, group=group, checkpoint=checkpoint, device=device).run()
     except GraphFinding as finding:  # the same on all ranks; there is no output to judge
         return {}, DtypeRun(finding=str(finding), program=finding.program)
 
