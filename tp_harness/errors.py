@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,15 @@ def own_place(error: BaseException) -> str:
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
+def calling_place() -> str:
+    """Where in a user's code this is called from, as `own_place`; "" if from nowhere in it."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if _is_theirs(frame.f_code.co_filename):
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return ""
 
 
 def is_theirs(error: BaseException) -> bool:

@@ -181,3 +181,10 @@ def test_what_is_not_scheduled_is_not_compared_and_said(planned: tuple[Collectiv
     assert check.passed
     assert check.detail.endswith("not compared: recv, reduce, send")
     assert not schedule_check(planned, {**recorded, 1: ()}, ("send", "reduce")).passed, "the others are"
+
+
+def test_a_handle_that_nobody_waited_for_is_a_finding_though_the_calls_fit() -> None:
+    alike = {rank: (call(),) for rank in range(2)}
+    assert schedule_check(None, alike, (), {0: (), 1: ()}).passed
+    found = schedule_check(None, alike, ("all_reduce",), {1: ("send has a handle", "recv too"), 0: ()})
+    assert (found.passed, found.detail) == (False, "rank 1: send has a handle")

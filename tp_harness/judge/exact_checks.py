@@ -31,10 +31,11 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
     hashes = {rank: output.report.config_hash for rank, output in evidence.ranks.items()}
     odd = [rank for rank, value in hashes.items() if value != hashes[0]]
     calls = {rank: run.collectives for rank, run in evidence.runs.items()}
+    unawaited = {rank: run.unawaited for rank, run in evidence.runs.items()}
     checks = (
         reassembly_check(evidence),
         Check(name="replicas", passed=not drifts, detail=replicas),
-        schedule_check(evidence.case.planned(evidence.tp), calls, evidence.case.unscheduled),
+        schedule_check(evidence.case.planned(evidence.tp), calls, evidence.case.unscheduled, unawaited),
         Check(
             name="config",
             passed=not odd,

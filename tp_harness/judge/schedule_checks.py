@@ -16,18 +16,25 @@ Calls = tuple[Collective, ...]
 Recorded = Mapping[int, Calls]  # by rank
 
 
-def schedule_check(planned: Calls | None, recorded: Recorded, unscheduled: Collection[str] = ()) -> Check:
-    """Check that the recorded calls match one another, and the plan where there is one.
+def schedule_check(
+    planned: Calls | None,
+    recorded: Recorded,
+    unscheduled: Collection[str] = (),
+    unawaited: Mapping[int, Collection[str]] | None = None,
+) -> Check:
+    """Check that the recorded calls match one another and the plan, where there is one, and that all were waited for.
 
     Args:
         planned: the calls of each rank, in order; None where there is no plan.
         recorded: each rank's calls, in order.
         unscheduled: kinds that are not compared.
+        unawaited: by rank, a sentence on each call whose handle nobody waited for.
     """
     left_out = {*unscheduled, *(MESSAGES if set(MESSAGES) & set(unscheduled) else ())}
     recorded = {rank: _without(calls, left_out) for rank, calls in sorted(recorded.items())}
     planned = None if planned is None else _without(planned, left_out)
-    findings = chain(_disorder(recorded), _splits(recorded), _messages(recorded), _departures(planned, recorded))
+    left = (f"rank {rank}: {said}" for rank, sentences in sorted((unawaited or {}).items()) for said in sentences)
+    findings = chain(left, _disorder(recorded), _splits(recorded), _messages(recorded), _departures(planned, recorded))
     detail = next(findings, "")
     return Check(name="schedule", passed=not detail, detail=detail or _compared(planned, recorded, left_out))
 

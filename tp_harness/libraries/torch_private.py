@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from . import Library
+from .torch_handles import unseen
 
 TORCH = Library(name="torch", file="torch_private.py", seen=("2.9.0", "2.13.0"))
 
@@ -190,15 +191,16 @@ def process_group(group: Any) -> dist.ProcessGroup:
 
 def wait_for(work: Any) -> None:
     """Wait until a collective is complete, whose handle an operation of the dispatcher returned."""
-    _unboxed(work).wait()
+    unseen("wait", unboxed(work))
 
 
 def is_complete(work: Any) -> bool:
     """Whether that collective is complete, as far as anybody has waited for it."""
-    return bool(_unboxed(work).is_completed())
+    return bool(unseen("is_completed", unboxed(work)))
 
 
-def _unboxed(work: Any) -> Any:
+def unboxed(work: Any) -> dist.Work:
+    """The handle of a collective that an operation of the dispatcher returned, the object that a module gets."""
     return TORCH.part("torch.distributed:Work").unbox(work) if isinstance(work, torch.ScriptObject) else work
 
 

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..libraries.torch_private import DispatchMode, named_arguments, process_group, reduction_of_caller
+from ..errors import calling_place
+from ..libraries.torch_handles import is_pending, watch
+from ..libraries.torch_private import DispatchMode, named_arguments, process_group, reduction_of_caller, unboxed
 from ..results.collective import Collective, Exchange
 from .dtensors import is_dtensor_type
 from .group import collective
+from .mesh import current_mesh
 
 # How the dispatcher's names begin -> ours; another name is its own kind.
 _KINDS = (
@@ -37,15 +40,28 @@ _INPUTS = ("input_tensors", "input_tensor", "inputs", "input_list", "input", "te
 _OUTPUTS = ("output_tensors", "output")
 _IGNORED = {"barrier", "monitored_barrier", "wait_tensor", "wrap_tensor_autograd", "check_for_nan"}
 
+_OF_MESH, _UNNAMED = "mesh_", "dim_"  # begin the description of a DeviceMesh's group, and its axis without a name
+
 Arguments = Mapping[str, Any]  # of a call, by name
 
 
 class CollectiveRecorder(DispatchMode):
-    """Collects the calls made inside its `with` block in `calls`, in order."""
+    """Collects the calls made inside its `with` block in `calls`, in order, and their handles."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Collective] = []
+        self._handles: list[tuple[torch.distributed.Work, Collective, str]] = []
+
+    @property
+    def unawaited(self) -> tuple[str, ...]:
+        """A sentence on each call whose handle nobody has waited for."""
+        return tuple(
+            f"{call}{f', issued at {place},' if place else ''} has a handle that nobody waited for: call its wait() "
+            "before the forward ends"
+            for work, call, place in self._handles
+            if is_pending(work)
+        )
 
     def __torch_dispatch__(
         self,
@@ -57,9 +73,19 @@ class CollectiveRecorder(DispatchMode):
         if any(map(is_dtensor_type, types)):
             return NotImplemented  # DTensor's own dispatch is next, and its calls arrive here again
         name = func.overloadpacket.__name__.strip("_")
-        if func.namespace in ("c10d", "_c10d_functional") and name not in _IGNORED:
-            self.calls.extend(_calls(name, named_arguments(func, args, kwargs)))
-        return func(*args, **(kwargs or {}))
+        if func.namespace not in ("c10d", "_c10d_functional") or name in _IGNORED:
+            return func(*args, **(kwargs or {}))
+        calls = list(_calls(name, named_arguments(func, args, kwargs)))
+        self.calls.extend(calls)
+        returned = func(*args, **(kwargs or {}))
+        if func.namespace == "c10d" and calls:
+            self._keep(returned[-1] if isinstance(returned, tuple) else returned, calls[0])
+        return returned
+
+    def _keep(self, work: Any, call: Collective) -> None:
+        handle = unboxed(work)
+        watch(handle)
+        self._handles.append((handle, call, calling_place()))
 
 
 def _calls(name: str, given: Arguments) -> Iterator[Collective]:
@@ -71,10 +97,13 @@ def _calls(name: str, given: Arguments) -> Iterator[Collective]:
             yield from _calls(operation, message | {"dst" if "send" in operation else "src": peer})
         return
     kind = next((kind for begin, kind in _KINDS if name.startswith(begin)), name)
-    members = dist.get_process_group_ranks(_group(given))
+    group = _group(given)
+    members = dist.get_process_group_ranks(group)
     inputs, outputs = _tensors(given, _INPUTS), _tensors(given, _OUTPUTS)
+    own = () if len(members) == dist.get_world_size() else tuple(members)
     exchange = Exchange(
-        members=() if len(members) == dist.get_world_size() else tuple(members),
+        members=own,
+        axis=current_mesh().axis_of(own) or _named_axis(group),
         peer=_peer(given, members),
         tag=given.get("tag", 0),
         operation=_operation(given["reduce_op"]) if "reduce_op" in given else "",
@@ -82,6 +111,10 @@ def _calls(name: str, given: Arguments) -> Iterator[Collective]:
         receives=_received(outputs, inputs, given, len(members)) if kind == "all_to_all" else (),
     )
     of_rank = outputs if kind == "scatter" else inputs
+    if name.endswith("coalesced"):  # one call for each tensor
+        for tensor in inputs:
+            yield collective(kind, len(members), tuple(tensor.shape), tensor.dtype, exchange)
+        return
     shape, dtype = (tuple(of_rank[0].shape), of_rank[0].dtype) if of_rank else ((), torch.uint8)
     if kind == "all_to_all" and len(inputs) > 1:  # a list, of which each member gets one
         shape = (sum(exchange.sends),)
@@ -91,6 +124,12 @@ def _calls(name: str, given: Arguments) -> Iterator[Collective]:
 def _group(given: Arguments) -> dist.ProcessGroup:
     """The process group among the arguments, boxed, by name or itself."""
     return process_group(given["process_group"] if "process_group" in given else given["group_name"])
+
+
+def _named_axis(group: dist.ProcessGroup) -> str:
+    """The name of a DeviceMesh's axis that a group is along, as torch describes it; "" if it has none."""
+    axis = str(group.group_desc).partition(_OF_MESH)[2]
+    return "" if axis.startswith(_UNNAMED) else axis
 
 
 def _peer(given: Arguments, members: Sequence[int]) -> int | None:

@@ -39,8 +39,9 @@ from .rank_files import Kept, digest, put_aside, write_output
 from .rank_inputs import read_inputs, shard_inputs, token_rows
 from .rank_report import DtypeRun, RankReport, TensorKey, Variant
 
+Calls = tuple[Collective, ...]
 Named = dict[str, torch.Tensor]  # what a module returned and left
-Timed = tuple[Named, tuple[Collective, ...]]  # and the collectives it issued
+Timed = tuple[Named, Calls]  # and the collectives it issued
 
 
 def run_job(
@@ -133,6 +134,7 @@ class DtypeRunner:
         self.restore = remembered(self.module) if again else lambda: None
         self.unlocked_routers: tuple[str, ...] = ()
         self.results: tuple[str, ...] = ()
+        self.unawaited: tuple[str, ...] = ()
 
     def run(self) -> tuple[Kept, DtypeRun]:
         """Run locked to the oracle's routing; unlocked, where the job asks for it; and as many repeats as it says.
@@ -160,6 +162,7 @@ class DtypeRunner:
             pairs=pairs,
             placed=self.read.placed,
             collectives=self.watch.timed(calls),
+            unawaited=self.unawaited,
             forwards=self.watch.forwards(warm=self.job.repeats > 0 and not self.exact, eager=self.device.eager),
             flops=flops,
             changed=changed,
@@ -221,7 +224,9 @@ class DtypeRunner:
 
     def forward(self) -> Timed:
         """Call the module once, and record its collectives."""
-        return _record_calls(self.case, self.group, self.call)
+        outputs, calls, unawaited = _record_calls(self.case, self.group, self.call)
+        self.unawaited = self.unawaited or unawaited
+        return outputs, calls
 
     def again(self) -> Timed:
         """Run a forward; first restore the module's state, where the reference keeps one."""
@@ -272,11 +277,14 @@ def _field(path: Path) -> Field:
     return Field.read(path)
 
 
-def _record_calls(case: Case, group: Group, run: Callable[[], Named]) -> Timed:
-    """The outputs and the collectives issued: by the group alone, or, in a user's module, also by torch itself."""
+def _record_calls(case: Case, group: Group, run: Callable[[], Named]) -> tuple[Named, Calls, tuple[str, ...]]:
+    """The outputs; the collectives issued, by the group alone, or, in a user's module, also by torch itself; and a
+    sentence on each whose handle nobody waited for.
+    """
     group.take_calls()
     if not case.may_use_torch_distributed:
-        return run(), group.take_calls()
+        return run(), group.take_calls(), ()
     with CollectiveRecorder() as recorder:
         outputs = run()
-    return outputs, tuple(recorder.calls) or group.take_calls()  # not every group's calls reach torch's dispatcher
+    recorded = tuple(recorder.calls) or group.take_calls()  # not every group's calls reach torch's dispatcher
+    return outputs, recorded, recorder.unawaited

@@ -74,6 +74,7 @@ class DtypeRun:
     pairs: tuple[str, ...] = ()  # the keys, as text, of complex tensors, which are written as pairs of real numbers
     placed: dict[str, Placed] = field(default_factory=dict)  # DTensors among outputs and taps
     collectives: tuple[Collective, ...] = ()  # of the forward that is judged, in order
+    unawaited: tuple[str, ...] = ()  # a sentence on each whose handle nobody waited for
     forwards: Forwards = NO_FORWARDS
     flops: int | None = None  # of one forward; None where they were not counted
     changed: tuple[str, ...] | None = None  # outputs that differ when the module is run again; None where it was not
