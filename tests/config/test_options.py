@@ -23,7 +23,7 @@ from tp_harness.prepare.random_weights import INITS
 
 FLAGS = {
     "what": "component layer depth case model checkpoint init kernels batch seq",
-    "where": "tp backend timeout",
+    "where": "tp ep cp backend timeout",
     "how strict": "dtype seed draws repeats fault no-fault-control",
     "output": "out resume",
 }
@@ -40,7 +40,7 @@ def test_flags_are_frozen() -> None:
     verify.add_verify_options(parser)
     groups = {g.title: [action.option_strings for action in g._group_actions] for g in parser._action_groups[2:]}
     assert groups == {title: [[f"--{flag}"] for flag in flags.split()] for title, flags in FLAGS.items()}
-    assert len(parser._actions) == 21
+    assert len(parser._actions) == 23
 
 
 def test_no_flags_is_the_default_of_every_option() -> None:
@@ -49,13 +49,16 @@ def test_no_flags_is_the_default_of_every_option() -> None:
 
 def test_flags_reach_their_options() -> None:
     line = (
-        "--component mlp --component rope --tp 8,2 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 --layer 4 --depth 3 "
+        "--component mlp --component rope --tp 8,2 --ep 2 --cp 1 --model gpt-oss-20b --batch 3 --seq 7 --layer 5 "
+        "--layer 4 --depth 3 "
         "--dtype bfloat16 --backend gloo --seed 9 --draws 2 --init constant --kernels nki --repeats 4 --checkpoint c "
         "--fault f --no-fault-control --out o --timeout 1.5"
     )
     expected = Options(
         components=("mlp", "rope"),
         degrees=(8, 2),
+        ep=2,
+        cp=1,
         model="gpt-oss-20b",
         batch=3,
         seq=7,

@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from records import new_record, result
+from records import gate, new_record, result
 from report_pages import NAMES, RUNS, Tree, outside, page_of, row_text, run_of, stable
 
 from tp_harness.errors import printable
@@ -111,6 +111,17 @@ def test_a_part_of_the_model_is_named_as_one_everywhere() -> None:
     for page, render in PAGES.items():
         assert "transformer (2 of 24 layers)" in render(record, ()), page
     assert part.title == "transformer (2 of 24 layers) layer 0 tp 8 float32"
+
+
+def test_the_axes_of_a_mesh_are_named_everywhere() -> None:
+    wide = [result(tp=tp, status=Status.PASS, gates=(gate(1e-7),), mesh={"ep": 2, "tp": tp // 2}) for tp in (2, 8)]
+    record = replace(run_of("clean"), results=wide, options=run_of("clean").options | {"ep": 2})
+    for page in ("report.html", "report.md"):
+        assert "mlp: tp 2 is ep 2 x tp 1, tp 8 is ep 2 x tp 4." in PAGES[page](record, ()), page
+    axes = [each.attrib["value"] for each in ET.fromstring(PAGES["junit.xml"](record, ())).iter("property")]
+    assert axes == ["ep 2 x tp 1", "ep 2 x tp 4"]
+    assert " --ep 2 " in view.command(record, wide[0])
+    assert " --ep " not in view.command(run_of("clean"), wide[0])
 
 
 def test_skipped_is_no_failure() -> None:

@@ -24,7 +24,7 @@ from ..results.collective import Collective
 from ..results.tensor_names import without_call
 from .calls import Call, Calls, Same, check_calls
 from .case_fields import check_fields
-from .mesh_axes import FIELDS, Axes, axis_names, mesh_axes, resolved
+from .mesh_axes import FIELDS, Axes, axis_names, mesh_axes, resolved, with_asked
 from .routing import Router
 from .taps import Source
 
@@ -57,7 +57,8 @@ class Case:
         plan: parameter name -> placement. A name left out is replicated if its local shape is the full one,
             and otherwise an error that names it. Here and below, axis of the mesh -> placement may stand for one;
             along an axis left out, ranks hold the same.
-        mesh: the axes of `current_mesh()` and their ranks, the last axis fastest; or (tp_degree) -> them.
+        mesh: the axes of `current_mesh()` and their ranks, the last axis fastest; or (tp_degree) -> them. The
+            function may have the arguments `ep` and `cp`, which --ep and --cp give.
         output: the placement of each output of a call: one, a tuple of them, or a mapping from path patterns, as
             `past.*.key`, to them; those that no pattern names are replicated.
         input_placements: the placement of each input, a tuple, or a mapping as that of `output`; those left out are
@@ -121,20 +122,28 @@ class Case:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def at(self, tp: int) -> Case:
+    def at(self, tp: int, asked: Mapping[str, int] | None = None) -> Case:
         """The case on `tp` ranks: every placement is one over all of them.
 
         At one rank a mesh that needs more is let pass, because the reference is made there.
+
+        Args:
+            tp: the degree.
+            asked: the ranks along some axes, which the function `mesh` is given by keyword.
 
         Raises:
             UsageError: the mesh has other than `tp` ranks, or something is placed along no axis of it, or along none
                 that is named where there are several.
         """
         placed = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
-        if tp == 1:
-            return replace(self, **resolved(placed, dict.fromkeys(axis_names(self.mesh, self.name), 1), self.name))
-        axes = self.axes(tp)
-        return replace(self, mesh=axes, **resolved(placed, axes, self.name))
+        mesh = with_asked(self.mesh, asked or {}, self.name)
+        axes = dict.fromkeys(axis_names(mesh, self.name), 1) if tp == 1 else mesh_axes(mesh, tp, self.name)
+        known = mesh if mesh is None or tp == 1 else axes
+        return replace(self, mesh=known, **resolved(placed, axes, self.name))
+
+    def declared_axes(self, tp: int) -> dict[str, int]:
+        """The axes of the mesh on `tp` ranks; none where the case has no mesh."""
+        return {} if self.mesh is None else self.axes(tp)
 
     def axes(self, tp: int) -> dict[str, int]:
         """The axes of the mesh on `tp` ranks, and the ranks along each.

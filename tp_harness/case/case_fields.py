@@ -24,8 +24,6 @@ def check_fields(case: Any) -> None:
     if case.calls is not None and case.inputs is not None:
         raise UsageError("a Case has inputs and calls; leave one out: inputs are those of one call.")
     functions = [name for name in needed if not callable(getattr(case, name))]
-    if case.mesh is not None and not callable(case.mesh) and not isinstance(case.mesh, Mapping):
-        raise UsageError(f"mesh of a Case is {case.mesh!r:.60}; a mapping from axes to their sizes is needed.")
     if case.collectives is not None and not callable(case.collectives):
         functions.append("collectives")
     for name in functions:
@@ -72,6 +70,8 @@ def _check_names(case: Any) -> None:
     for kind in case.unscheduled:
         if kind not in KINDS:
             raise UnknownNameError(f"kind of collective in unscheduled of {case.name}", kind, KINDS)
+    if case.mesh is not None and not callable(case.mesh) and not isinstance(case.mesh, Mapping):
+        raise UsageError(f"mesh of a Case is {case.mesh!r:.60}; a mapping from axes to their sizes is needed.")
     if not isinstance(case.same, tuple) or not all(isinstance(each, Same) for each in case.same):
         raise UsageError(
             f'same of a Case is {case.same!r:.60}; a tuple is needed, as (Same("all", ("a", "b"), dim=1),).'

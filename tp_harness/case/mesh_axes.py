@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from ..config.options import AXES
 from ..errors import UnknownNameError, UsageError, doing
 from ..parallel.mesh import ONE_AXIS, check_sizes
 from ..parallel.on_mesh import on_mesh
@@ -50,6 +53,27 @@ def is_placed(value: object) -> bool:
     """Whether a value is a placement, or a mapping from axes to placements."""
     each = value.values() if isinstance(value, Mapping) else [value]
     return all(isinstance(placement, Placement) for placement in each)
+
+
+def with_asked(
+    mesh: Axes | Callable[..., Axes] | None, asked: Mapping[str, int], name: str
+) -> Axes | Callable[..., Axes] | None:
+    """A Case's mesh that has the ranks along some axes that were asked for, as its keyword arguments.
+
+    Raises:
+        UsageError: the mesh does not take one that was asked for, or needs one that was not.
+    """
+    takes = inspect.signature(mesh).parameters if callable(mesh) else {}
+    for axis, size in asked.items():
+        if axis not in takes:
+            raise UsageError(
+                f"--{axis} is {size}, and the mesh of {name} does not take it: let it be a function with an argument "
+                f"{axis}, (degree, {axis}) -> axes, or leave --{axis} out."
+            )
+    for axis in AXES:
+        if axis in takes and axis not in asked and takes[axis].default is inspect.Parameter.empty:
+            raise UsageError(f"the mesh of {name} takes {axis}, which --{axis} gives: add it.")
+    return partial(mesh, **asked) if callable(mesh) and asked else mesh
 
 
 def axis_names(mesh: Axes | Callable[..., Axes] | None, name: str) -> tuple[str, ...]:

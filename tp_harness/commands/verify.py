@@ -46,6 +46,8 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "where": {
         "--tp": {"metavar": "1,2,8,32", "help": "tp_degrees, comma-separated; default: 1,2,8,32"},
+        "--ep": _NUMBER | {"help": "of these ranks, N along the axis ep of a Case's mesh (expert parallel)"},
+        "--cp": _NUMBER | {"help": "of these ranks, N along the axis cp of a Case's mesh (context parallel)"},
         "--backend": {"metavar": "NAME", "help": "auto (the default) or one of `tp-harness list backends`"},
         "--timeout": {
             "type": float,

@@ -27,6 +27,7 @@ _NOT_OF_A_CASE = {
     "batch": "--batch",
     "seq": "--seq",
 }
+AXES = ("ep", "cp")  # of a mesh, whose ranks an option gives
 TIMEOUT = 300.0  # seconds
 SECONDS_PER_WEIGHT = 1e-7  # per weight and forward, in all dtypes; 2e-8 measured with 32 ranks on two busy cores
 MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
@@ -38,6 +39,8 @@ class Options:
 
     components: tuple[str, ...] = ()
     degrees: tuple[int, ...] = (1, 2, 8, 32)
+    ep: int | None = None
+    cp: int | None = None
     model: str | None = None
     batch: int | None = None
     seq: int | None = None
@@ -86,6 +89,8 @@ class Resolved:
     fault: str = ""
     fault_control: bool = True
     depth: int = 0
+    ep: int = 0  # ranks along an axis of the Cases' meshes, 0 where none were asked for
+    cp: int = 0
 
 
 def resolve(options: Options) -> Resolved:
@@ -117,6 +122,7 @@ def resolve(options: Options) -> Resolved:
     if not 0 <= options.seed < 2**31:
         raise UsageError(f"--seed is {options.seed}; it must be between 0 and 2147483647.")
     check_distinct_degrees(options.degrees)
+    _check_axes(options, case)
     if options.checkpoint and options.init != INIT_NAMES[0]:
         raise UsageError(f"--init is {options.init}, but --checkpoint gives the weights; leave one of them out.")
     if case:
@@ -147,6 +153,8 @@ def resolve(options: Options) -> Resolved:
         fault=options.fault,
         fault_control=options.fault_control,
         depth=0 if depth == model.num_hidden_layers else depth,
+        ep=options.ep or 0,
+        cp=options.cp or 0,
     )
 
 
@@ -168,6 +176,24 @@ def _check_case(options: Options, case: tuple[str, ...]) -> None:
             f"a Case brings its own modules and inputs, which {' and '.join(given)} would not change; leave "
             f"{'it' if len(given) == 1 else 'them'} out beside --case."
         )
+
+
+def _check_axes(options: Options, case: tuple[str, ...]) -> None:
+    """Refuse ranks along an axis that no degree can have, or that nothing takes."""
+    for axis in AXES:
+        size = getattr(options, axis)
+        if size is None:
+            continue
+        check_range(f"--{axis}", size)
+        if not case:
+            raise UsageError(
+                f"--{axis} is {size}, which is for a Case whose mesh takes {axis}; add --case or leave it out."
+            )
+        if odd := [tp for tp in options.degrees if tp % size]:
+            raise UsageError(
+                f"--{axis} is {size}, and --tp holds {', '.join(map(str, odd))}; each degree must divide by it, as "
+                f"--tp {size} does."
+            )
 
 
 def _layers(options: Options, model: Any, component: str) -> tuple[int, ...]:

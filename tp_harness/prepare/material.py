@@ -92,6 +92,7 @@ class Material:
             reason="not judged",
             fault=task.fault,
             log_dir=str(log_dir),
+            mesh=self.subject.case(task, dtype=dtype, tp=tp).declared_axes(tp),
         )
 
     def tapped_job(self, tp: int, tasks: tuple[Task, ...]) -> Job:

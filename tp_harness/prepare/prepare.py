@@ -31,7 +31,7 @@ from ..checkpoint.tiled_file import SUFFIX as TILES_SUFFIX
 from ..checkpoint.tiled_file import can_map
 from ..checkpoint.translation import Translation
 from ..config.dtypes import EXACT
-from ..config.options import OWN, Resolved
+from ..config.options import AXES, OWN, Resolved
 from ..errors import UsageError, blamed_on
 from ..models import SMALL, family_of
 from ..parallel.placements import Placement
@@ -94,7 +94,8 @@ def prepare_one(
         UsageError: a case that cannot be built, a plan that does not divide, or a bad checkpoint.
     """
     own = own or next(iter(own_cases(options.case)), None)
-    family, subject = family_of(options.model), Subject(batch_size=options.batch, seq_len=options.seq)
+    asked = {axis: size for axis in AXES if (size := getattr(options, axis))}
+    family, subject = family_of(options.model), Subject(batch_size=options.batch, seq_len=options.seq, axes=asked)
     if own:
         subject = replace(subject, case_spec=own.spec, sha256=own.sha256, label=own.label)
     else:

@@ -56,7 +56,8 @@ class Subject:
 
     Of a family: its name, the whole `model`, and `depth`, how many layers its largest component is run with, 0 for all.
     Of a user: `case_spec`, FILE.py:NAME; `sha256` of the file's text, which every process compares with what it reads;
-    `label`, the Case's name in results. `batch_size` is in rows, `seq_len` in tokens.
+    `label`, the Case's name in results. `batch_size` is in rows, `seq_len` in tokens. `axes` are the ranks along
+    axes of a Case's mesh that were asked for.
     """
 
     batch_size: int
@@ -67,6 +68,7 @@ class Subject:
     case_spec: str = ""
     sha256: str = ""
     label: str = ""
+    axes: dict[str, int] = field(default_factory=dict)
 
     def case(self, task: Task, *, dtype: str, tp: int) -> Case:
         """The case of a task at a degree of `tp` ranks; a user's is the same in every dtype.
@@ -75,10 +77,10 @@ class Subject:
             UsageError: a user's file that cannot be read, has no such Case, or has another text than `sha256` says.
         """
         if self.case_spec:
-            return load_case(self.case_spec, self.sha256).at(tp)
+            return load_case(self.case_spec, self.sha256).at(tp, self.axes)
         config = self.config(dtype=dtype, tp=tp, tokens=task.tokens, component=task.component)
         case: Case = find_family(self.family).case(task.component, config, task.layer)
-        return case.at(tp)
+        return case.at(tp, self.axes)
 
     def config(self, *, dtype: str, tp: int, tokens: int = 0, component: str = "") -> Any:
         """The config that a component is run with, on `tp` ranks and the first `tokens` of each row, 0 for all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..config.dtypes import SIXTEEN_BITS
+from ..errors import printable
 from ..judge.verdict import RATIO_ALARM, nearest_gate
 from ..results.gate import RATIO, REL_L2
 from ..results.proof import RESIDUES, at_most
@@ -27,7 +28,20 @@ def legend(results: Iterable[Result]) -> str:
     if sixteen:
         of = f"{'that error' if errors else _ERROR} over the error of one core in {' or '.join(sixteen)}"
         said.append(f"{' and '.join(sixteen)}: R, {of}; its limit is {RATIO_ALARM:g} unless it stands beside it.")
-    return " ".join((*said, "The worst output of all draws (of weights and inputs).")) if said else ""
+    said += ["The worst output of all draws (of weights and inputs)."] if said else []
+    return " ".join((*said, *_meshes(results)))
+
+
+def _meshes(results: Iterable[Result]) -> list[str]:
+    """A sentence for each Case on its axes at every degree."""
+    found: dict[str, dict[int, str]] = {}
+    for result in results:
+        if result.axes:
+            found.setdefault(result.label, {})[result.tp] = result.axes
+    return [
+        f"{printable(label)}: {', '.join(f'tp {tp} is {axes}' for tp, axes in degrees.items())}."
+        for label, degrees in found.items()
+    ]
 
 
 def _proved(bound: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as ET
 
 from ..results.mutation_score import Trial
@@ -40,19 +40,24 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
     name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
     attributes = {"classname": clean(result.label), "name": name, "time": f"{_seconds([result]):.3f}"}
     case = ET.SubElement(suite, "testcase", attributes)
-    if result.proof:
-        _properties(case, result.proof)
+    values = {"mesh": result.axes} if result.axes else {}
+    values |= _proved(result.proof) if result.proof else {}
+    if values:
+        _properties(case, values)
     child = add_status(case, result)
     if child is not None and result.status is not Status.SKIPPED:
         child.text = clean("\n".join(_details(record, result)))
 
 
-def _properties(case: ET.Element, proof: Proof) -> None:
+def _proved(proof: Proof) -> dict[str, object]:
     """What a verdict in exact arithmetic rests on."""
+    return {"primes": ", ".join(map(str, proof.primes)), "points": proof.draws, "bound": at_most(proof.bound, 1),
+            "smallest margin": f"{proof.margin:.1e}, {proof.margin_of}".rstrip(", "),
+            "branches taken": "; ".join(proof.coverage)}  # fmt: skip
+
+
+def _properties(case: ET.Element, values: Mapping[str, object]) -> None:
     properties = ET.SubElement(case, "properties")
-    values = {"primes": ", ".join(map(str, proof.primes)), "points": proof.draws, "bound": at_most(proof.bound, 1),
-              "smallest margin": f"{proof.margin:.1e}, {proof.margin_of}".rstrip(", "),
-              "branches taken": "; ".join(proof.coverage)}  # fmt: skip
     for name, value in values.items():
         ET.SubElement(properties, "property", {"name": name, "value": clean(str(value))})
 

@@ -94,6 +94,8 @@ def logs(record: RunRecord, result: Result) -> list[tuple[str, str]]:
 
 # An option in run.json, and its flag.
 _FLAGS = (
+    ("ep", "--ep"),
+    ("cp", "--cp"),
     ("batch", "--batch"),
     ("seq", "--seq"),
     ("seed", "--seed"),
@@ -105,7 +107,7 @@ _FLAGS = (
     ("fault", "--fault"),
     ("timeout", "--timeout"),
 )
-_LEFT_OUT = {"kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
+_LEFT_OUT = {"ep": 0, "cp": 0, "kernels": "torch", "repeats": 0, "timeout": 300.0, "init": "discriminating"}  # defaults
 
 
 def command(record: RunRecord, result: Result) -> str:

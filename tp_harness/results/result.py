@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -182,6 +182,7 @@ class Result:
     further: tuple[Mistake, ...] = ()  # in order: wrong although the first divergence, and all before, was put right
     put_right: str = ""  # a sentence: what the outputs are with all mistakes put right; "" where that was not tried
     proof: Proof | None = None  # of dtype "exact" alone
+    mesh: dict[str, int] = field(default_factory=dict)  # axis -> its ranks, of a Case that has a mesh
 
     @property
     def never_ran(self) -> bool:
@@ -203,8 +204,14 @@ class Result:
 
     @property
     def title(self) -> str:
-        """`attention layer 1 tp 8 float32`, the way messages name a result."""
-        return f"{self.label} layer {self.layer} tp {self.tp} {self.dtype}"
+        """`attention layer 1 tp 8 float32`, the way messages name a result; with a mesh, `tp 8 (ep 4 x tp 2)`."""
+        axes = f" ({self.axes})" if self.axes else ""
+        return f"{self.label} layer {self.layer} tp {self.tp}{axes} {self.dtype}"
+
+    @property
+    def axes(self) -> str:
+        """The axes of a mesh of several, and their ranks: `ep 4 x tp 2`; "" of any other."""
+        return " x ".join(f"{axis} {size}" for axis, size in self.mesh.items()) if len(self.mesh) > 1 else ""
 
     @property
     def label(self) -> str:

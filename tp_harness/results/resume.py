@@ -83,6 +83,8 @@ def asked_of(record: RunRecord) -> Options:
             "backend": record.backend,
             "checkpoint": Path(stored.checkpoint) if stored.checkpoint else None,
             "depth": stored.depth or None,
+            "ep": stored.ep or None,
+            "cp": stored.cp or None,
             "out": Path(stored.out),
         }
         | (dict.fromkeys(("model", "batch", "seq")) if stored.case else {"case": None})
