@@ -40,7 +40,7 @@ def _case(suite: ET.Element, record: RunRecord, result: Result) -> None:
     name = f"layer{result.layer}-tp{result.tp}-{result.dtype}"
     attributes = {"classname": clean(result.label), "name": name, "time": f"{_seconds([result]):.3f}"}
     case = ET.SubElement(suite, "testcase", attributes)
-    values = {"mesh": result.axes} if result.axes else {}
+    values: dict[str, object] = {"mesh": result.axes} if result.axes else {}
     values |= _proved(result.proof) if result.proof else {}
     if values:
         _properties(case, values)
