@@ -81,6 +81,19 @@ def test_placements_along_axes_become_placements_over_all_ranks() -> None:
     assert resolved.axes(8) == GRID
 
 
+def test_path_patterns_and_axes_are_told_apart() -> None:
+    placed = {"past.*": {"ep": Shard(0)}, "logits": Replicate()}
+    resolved = case(mesh=GRID, output=placed, input_placements=placed, state=placed).at(8)
+    expected = {"past.*": on_mesh(GRID, {("ep",): Shard(0)}), "logits": Replicate()}
+    assert resolved.output == resolved.input_placements == resolved.state == expected
+    assert case(mesh=GRID, output={("ep", "tp"): Shard(0)}).at(8).output == Shard(0)
+    one = {"ep": Shard(0)}
+    refused(
+        lambda: case(mesh=GRID, input_placements=one).at(8),
+        f"input_placements of mine is {one}; a tuple of one for each input is needed, as ({one},).",
+    )
+
+
 def test_without_a_mesh_there_is_one_axis_tp() -> None:
     plain = case(plan={"a": Shard(0), "b": {"tp": Shard(1)}}, output={"tp": Shard(0)}).at(4)
     assert (plain.plan, plain.output, plain.axes(4)) == ({"a": Shard(0), "b": Shard(1)}, Shard(0), {"tp": 4})

@@ -135,7 +135,7 @@ class Case:
             UsageError: the mesh has other than `tp` ranks, or something is placed along no axis of it, or along none
                 that is named where there are several.
         """
-        placed = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
+        placed = {name: getattr(self, name) for name in FIELDS}
         mesh = with_asked(self.mesh, asked or {}, self.name)
         axes = dict.fromkeys(axis_names(mesh, self.name), 1) if tp == 1 else mesh_axes(mesh, tp, self.name)
         known = mesh if mesh is None or tp == 1 else axes

@@ -14,8 +14,9 @@ from ..parallel.on_mesh import on_mesh
 from ..parallel.placements import Placement, Replicate
 
 Axes = Mapping[str, int]  # and their sizes
+OF_EACH = "input_placements"  # a field that has one for each
 NAMED = ("plan", "taps", "state")  # fields of a Case that place what they name
-FIELDS = (*NAMED, "output", "input_placements")
+FIELDS = (*NAMED, "output", OF_EACH)
 DEGREES = (1, 8, 32)  # at which a mesh is asked for the names of its axes
 
 
@@ -114,6 +115,8 @@ def resolved(fields: Mapping[str, Any], axes: Axes, name: str) -> dict[str, Any]
             found[field] = tuple(at.placed(each, f"{field} {i}") for i, each in enumerate(value))
         elif field in NAMED or (isinstance(value, Mapping) and not at.are_axes(value)):
             found[field] = {key: at.placed(each, f"{field} of {key}") for key, each in value.items()}
+        elif field == OF_EACH:
+            raise UsageError(f"{field} of {name} is {value}; a tuple of one for each input is needed, as ({value},).")
         else:
             found[field] = at.placed(value, field)
     return found

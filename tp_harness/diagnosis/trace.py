@@ -149,9 +149,9 @@ def trace(evidence: Evidence, tapped: Tapped) -> Iterator[Traced]:
     for name in in_order(tapped):
         if name in evidence.outputs:
             runs = tapped.oracle.outputs[name], tapped.baseline.outputs[name]
-            placement = evidence.outputs[name]
-            traced = _traced(name, placement, evidence.shards(name), *runs)
-            yield replace(traced, residues=_residues(evidence, tapped, traced, placement, "locked"))
+            of_output = evidence.outputs[name]
+            traced = _traced(name, of_output, evidence.shards(name), *runs)
+            yield replace(traced, residues=_residues(evidence, tapped, traced, of_output, "locked"))
             continue
         placement, empty = _placement(evidence, name), tapped.oracle.taps[name].numel() == 0
         if placement and not empty and not evidence.without(name, "tap"):
