@@ -15,6 +15,7 @@ _HOMES = {
     "Case": "case.case",
     "Groups": "case.top_k",
     "KVHeads": "parallel.placements",
+    "OnRank": "parallel.on_rank",
     "Options": "config.options",
     "Output": "case.calls",
     "Partial": "parallel.placements",

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 import torch
 from torch import nn
-from tp_harness import Call, Case, Replicate, Shard, current_group
+from tp_harness import Call, Case, OnRank, Replicate, Shard, current_group
 
 class MLP(nn.Module):
     """y = down(relu(up(x) * gain)); `form` makes of y what is returned."""
@@ -100,6 +100,16 @@ SHARED, SHARED_WRONG = pair(
         self.sum(self.down(torch.relu(self.up(given["ids"])) * given["keep"][0].layers[0] * given["keep"][1])), None
     ),
 )
+FIRST, FIRST_WRONG = pair(
+    lambda self, y, h: (y if current_group().rank == 0 else None, h),
+    lambda self, y, h: (y * 1.5 if current_group().rank == 0 else None, h),
+    output=(OnRank(), Shard(-1)),
+)
+NOWHERE, NOWHERE_WRONG = pair(
+    lambda self, y, h: y if current_group().rank == current_group().size - 1 else None,
+    lambda self, y, h: y if current_group().rank == 0 else None,
+    output=OnRank(-1),
+)
 LIST, LIST_WRONG = pair(lambda self, y, h: [y, {"h": h}], lambda self, y, h: [y, {"x": h}], output={"1.h": Shard(-1)})
 '''
 WRONG = {  # the reason of each mistake
@@ -113,5 +123,7 @@ WRONG = {  # the reason of each mistake
     "EIGHT": "output.1",
     "KWARGS": "output.0",
     "SHARED": "output.0",
+    "FIRST": "output.0",
+    "NOWHERE": "rank 0 gave 1 outputs instead of 0",
     "LIST": "rank 0 left no output.1.h, which the reference has; it left output.1.x",
 }

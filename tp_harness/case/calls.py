@@ -157,6 +157,7 @@ class Calls:
         read: Change = lambda _name, x: x,
         state: Sequence[str] = (),
         dropped: list[Shape] | None = None,
+        needed: bool = True,
     ) -> dict[str, torch.Tensor]:
         """Call the module as often as there are calls.
 
@@ -165,6 +166,7 @@ class Calls:
             read: what is recorded of a tensor.
             state: path patterns of the module's tensors that are recorded before the first call and after each.
             dropped: gets the shapes of what dropouts are given, in order.
+            needed: whether every call must return a tensor.
 
         Returns:
             By name, what every call returned and left, any shape and dtype, in order.
@@ -193,7 +195,7 @@ class Calls:
                 args, kwargs = _with_outputs((call.args, call.kwargs), lambda output: _look_up(output, returned))
                 value = returned[name] = module(*args, **kwargs)
                 record(name, state_of(module, state))  # before what follows from it
-                record(name, results_in(value))
+                record(name, results_in(value, needed=needed))
         if dropped is not None:
             dropped += seen
         return found

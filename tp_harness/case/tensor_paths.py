@@ -22,17 +22,17 @@ Change = Callable[[str, torch.Tensor], torch.Tensor]  # (name, tensor) -> what i
 _FOREIGN = ("torch", "tp_harness", "numpy")  # packages whose objects hold no tensors of a user's
 
 
-def results_in(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def results_in(value: Any, *, needed: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     """What a call returned, as tensors of any shape and dtype with names such as `output.0` or `output.past.3.key`.
 
     A number counts as a tensor of no dimension; None and text are left out.
 
     Raises:
-        TypeError: there is no tensor.
+        TypeError: there is no tensor, and one is `needed`.
     """
     whole = (value,) if isinstance(value, (torch.Tensor, int, float, complex)) else value
     found = list(tensors_in(whole, OUTPUT.rstrip("."), numbers=True))
-    if not any(isinstance(x, torch.Tensor) for _, x in tensors_in(whole, "")):
+    if needed and not any(True for _ in tensors_in(whole, "")):
         raise TypeError(f"the module returned a {type(value).__name__} without a tensor; tensors are needed")
     return iter(found)
 

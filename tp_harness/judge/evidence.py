@@ -12,6 +12,7 @@ from ..case.case import Case
 from ..case.placed import output_placements, taps_of
 from ..case.routing import Router
 from ..checkpoint.checkpoint import Checkpoint
+from ..parallel.on_rank import OnRank
 from ..parallel.placements import Placement
 from ..prepare.expectation import Expectation
 from ..prepare.material import Material
@@ -84,15 +85,22 @@ class Evidence:
         Raises:
             KeyError: a rank left no such tensor.
         """
-        key = TensorKey(self.dtype, variant, name)
-        whole = (self.ranks[rank].tensors[key] for rank in sorted(self.ranks))
-        pairs = str(key) in self.runs[0].pairs
-        return [torch.view_as_complex(x) for x in whole] if pairs else list(whole)
+        key, only = TensorKey(self.dtype, variant, name), self.only_on(name)
+        held = {rank: self.ranks[rank].tensors[key] for rank in self.ranks if only in (None, rank)}
+        if any(str(key) in run.pairs for run in self.runs.values()):
+            held = {rank: torch.view_as_complex(x) for rank, x in held.items()}
+        return [held[rank] if rank in held else held[only or 0].new_empty(0) for rank in sorted(self.ranks)]
 
     def without(self, name: str, variant: Variant = "locked") -> list[int]:
         """The ranks that left no tensor of that name."""
         key = TensorKey(self.dtype, variant, name)
-        return [rank for rank, output in self.ranks.items() if key not in output.tensors]
+        only = self.only_on(name)
+        return [rank for rank, left in self.ranks.items() if key not in left.tensors and only in (None, rank)]
+
+    def only_on(self, name: str) -> int | None:
+        """The rank that alone returns a tensor; None where all do."""
+        placement = self.outputs.get(name.partition("%")[0])
+        return placement.owner(self.tp) if isinstance(placement, OnRank) else None
 
     def rows(self, rank: int, router: Router) -> list[int] | slice:
         """The token indices that a rank's router has: all, unless the first input is cut along its tokens."""

@@ -28,6 +28,7 @@ from ..parallel import dtensors
 from ..parallel.collective_recorder import CollectiveRecorder
 from ..parallel.group import Group, use_group
 from ..parallel.mesh import mesh_of, use_mesh
+from ..parallel.on_rank import OnRank
 from ..results.result import Collective
 from ..results.tensor_names import BEGIN
 from .build import build
@@ -220,7 +221,8 @@ class DtypeRunner:
         """
         own = self.calls.changed(lambda _name, x: x.clone())  # a module may write to its inputs
         with doing(f"forward of {self.case.name} in {self.dtype}"):
-            return own.run(self.module, self.read, tuple(self.case.state))
+            needed = not any(isinstance(placement, OnRank) for placement in self.case.outputs)
+            return own.run(self.module, self.read, tuple(self.case.state), needed=needed)
 
     def forward(self) -> Timed:
         """Call the module once, and record its collectives."""
