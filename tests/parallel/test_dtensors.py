@@ -71,11 +71,11 @@ def parallel(module, up=None, down=None, shape=None):
 def sharded(module=MLP, **styles):
     return lambda: parallel(module, **{name: style() for name, style in styles.items()})
 
-def two_axes():
-    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "model"))
+def some_ranks():
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "model"))["model"]
     module = MLP()
     weight = module.up.weight
-    module.up.weight = nn.Parameter(DTensor.from_local(weight.chunk(2)[0], mesh, [Cut(0), Whole()], run_check=False))
+    module.up.weight = nn.Parameter(DTensor.from_local(weight.chunk(2)[0], mesh, [Cut(0)], run_check=False))
     return module
 
 def router():
@@ -107,7 +107,7 @@ CUT_OUT = sharded(down=lambda: RowwiseParallel(output_layouts=Cut(-1), use_local
 CUT, CUT_BY_MISTAKE = (case(CUT_OUT, output=output) for output in (Shard(2), Replicate()))
 TAPPED = case(sharded(Slope, up=lambda: ColwiseParallel(use_local_output=False)), taps={"hidden": Shard(-1)})
 ADDED = case(sharded(MLP), reference=Once, plan={})
-OTHER_PLAN, TWO_AXES = case(plan=PLAN | {"up.weight": Shard(1)}), case(two_axes)
+OTHER_PLAN, SOME_RANKS = case(plan=PLAN | {"up.weight": Shard(1)}), case(some_ranks)
 ROUTED = case(router, {}, Router, lambda g: (torch.randn(32, 12, generator=g),), routing=("",))
 '''
 
@@ -182,7 +182,7 @@ def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, An
 
 def test_what_cannot_be_placed_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
     harness = harness_at(tmp_path)
-    lists = (["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in ("OTHER_PLAN", "TWO_AXES"))
+    lists = (["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in ("OTHER_PLAN", "SOME_RANKS"))
     [(code, other), (also, axes)] = harness.run(*lists)
     assert (code, also) == (2, 2)
     assert (
@@ -190,8 +190,8 @@ def test_what_cannot_be_placed_is_refused_before_any_rank_starts(tmp_path: Path)
         "placed as Shard(dim=0, unit=1): correct one of them, or leave up.weight out of the plan."
     ) in other
     assert (
-        "up.weight of own is a DTensor on a mesh of shape [2, 2] with ranks [0, 1, 2, 3]; a mesh of one dimension with "
-        "all 4 ranks in their order is needed: init_device_mesh(device, (4,))."
+        "up.weight of own is a DTensor on a mesh of shape [2] with ranks [0, 1]; a mesh of all 4 ranks in their order "
+        "is needed, as init_device_mesh(device, (4,)) makes it."
     ) in axes
 
 

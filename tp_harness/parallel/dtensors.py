@@ -1,9 +1,8 @@
 """DTensors of a user's module: a rank's own data of them, and their placement in the words of placements.py.
 
-Reading one never communicates. A mesh has one dimension that all ranks of the group are along, in their order; further
-dimensions of length 1 do not matter.
+Reading one never communicates. A mesh has all ranks of the group, in their order.
 
-Not covered: meshes of two real dimensions, sums that are no sum (Partial("avg")), shards of unequal length.
+Not covered: meshes of some ranks, sums that are no sum (Partial("avg")), shards of unequal length.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 
 from ..errors import UsageError
 from ..libraries.torch_private import arrived, split_factor, without_modes
+from .on_mesh import OnMesh, on_mesh
 from .placements import KVHeads, Partial, Placement, Replicate, Shard, StridedShard
 
 
@@ -30,16 +30,23 @@ class Placed:
     kind: str
     dim: int = 0
     stride: int = 1
+    sizes: tuple[tuple[str, int], ...] = ()  # of a mesh of several dimensions
+    along: tuple[tuple[tuple[str, ...], Placed], ...] = ()
 
     @staticmethod
     def of(placement: Placement) -> Placed:
         """A placement that `placement_of` has returned, as JSON values."""
+        if isinstance(placement, OnMesh):
+            along = tuple((axes, Placed.of(each)) for axes, each in placement.along)
+            return Placed(kind=OnMesh.__name__, sizes=placement.sizes, along=along)
         dim, stride = getattr(placement, "dim", 0), getattr(placement, "stride", 1)
         return Placed(kind=type(placement).__name__, dim=dim, stride=stride)
 
     @property
     def placement(self) -> Placement:
         """The Placement that this describes."""
+        if self.kind == OnMesh.__name__:
+            return OnMesh(self.sizes, tuple((axes, each.placement) for axes, each in self.along))
         cut = {"Shard": Shard(self.dim), "StridedShard": StridedShard(self.dim, self.stride)}
         return {**cut, "Replicate": Replicate(), "Partial": Partial()}[self.kind]
 
@@ -95,19 +102,20 @@ def placement_of(name: str, x: Any) -> Placement | None:
     """How a DTensor is placed, None for any other tensor; `name` is what a message calls it.
 
     Raises:
-        DTensorError: the mesh is not one dimension of all ranks in their order, or the placement is none of ours.
+        DTensorError: the mesh is not one of all ranks in their order, or the placement is none of ours.
     """
     if not is_dtensor(x):
         return None
     mesh = x.device_mesh
     ranks, world = mesh.mesh.flatten().tolist(), torch.distributed.get_world_size()
-    along = [i for i in range(mesh.ndim) if mesh.size(i) > 1]
-    if len(along) > 1 or ranks != list(range(world)):
+    if ranks != list(range(world)):
         raise DTensorError(
-            f"{name} is a DTensor on a mesh of shape {list(mesh.shape)} with ranks {ranks}; a mesh of one dimension "
-            f"with all {world} ranks in their order is needed: init_device_mesh(device, ({world},))."
+            f"{name} is a DTensor on a mesh of shape {list(mesh.shape)} with ranks {ranks}; a mesh of all {world} "
+            f"ranks in their order is needed, as init_device_mesh(device, ({world},)) makes it."
         )
-    return _ours(name, x.placements[along[0]]) if along else Replicate()
+    axes = dict(zip(mesh.mesh_dim_names or map(str, range(mesh.ndim)), mesh.shape, strict=True))
+    along = {(axis,): _ours(name, placed) for axis, placed in zip(axes, x.placements, strict=True) if axes[axis] > 1}
+    return on_mesh(axes, along)
 
 
 class Reader:
@@ -149,7 +157,7 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
 
     Args:
         said: any placement, as a Case says it.
-        read: Shard, StridedShard, Replicate or Partial, as a DTensor has it.
+        read: Shard, StridedShard, Replicate or Partial, as a DTensor has it, or several on a mesh.
         ndim: the number of dimensions.
         size: the number of ranks.
     """
@@ -160,4 +168,17 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
         return not shared and said.dim % ndim == read.dim % ndim
     if isinstance(said, StridedShard) and isinstance(read, StridedShard):
         return (said.dim % ndim, said.stride) == (read.dim % ndim, read.stride)
+    if isinstance(said, OnMesh) and isinstance(read, OnMesh):
+        return _agree_along(said, read, ndim)
     return type(said) is type(read)
+
+
+def _agree_along(said: OnMesh, read: OnMesh, ndim: int) -> bool:
+    """Whether they do so along each axis, whatever the axes are called."""
+    forms = []
+    for each in (said, read):
+        names = [axis for axis, _ in each.sizes]
+        places = [[names.index(axis) for axis in axes] for axes, _ in each.along]
+        forms.append(([size for _, size in each.sizes], places))
+    steps = zip(said.steps(0), read.steps(0), strict=False)
+    return forms[0] == forms[1] and all(agree(one, other, ndim, count) for (one, _, count), (other, _, _) in steps)

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from .placements import KVHeads, Partial, Placement, ReplicaError, Replicate, check_same_bits
+from .placements import KVHeads, Partial, Placement, ReplicaError, Replicate, Shard, check_same_bits
 
 Along = tuple[tuple[str, ...], Placement]  # axes, the last fastest, and how their ranks together hold a tensor
 
@@ -159,11 +159,14 @@ def on_mesh(axes: Mapping[str, int], placed: Mapping[tuple[str, ...], Placement]
         placed: axes -> the placement along them; several axes count as one, the last fastest.
     """
     order = list(axes)
-    along = []
+    along: list[Along] = []
     for own, placement in sorted(placed.items(), key=lambda item: min(map(order.index, item[0]))):
         real = tuple(axis for axis in own if axes[axis] > 1)
-        if real and not isinstance(placement, Replicate):
-            along.append((real, placement))
+        if not real or isinstance(placement, Replicate):
+            continue
+        if along and along[-1][1] == placement == Shard(getattr(placement, "dim", 0)):  # slices of slices
+            real = (*along.pop()[0], *real)
+        along.append((real, placement))
     sizes = tuple((axis, size) for axis, size in axes.items() if size > 1)
     if not along:
         return Replicate()
