@@ -12,7 +12,7 @@ import pytest
 from tp_harness.case.plan import check_plan, stand_in_group
 from tp_harness.config.divisibility import check_degrees
 from tp_harness.config.model import NeuronConfig
-from tp_harness.config.options import MAX_DEGREE
+from tp_harness.config.options import TRN1_CORES
 from tp_harness.errors import UsageError
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
@@ -56,7 +56,7 @@ def test_preflight_says_what_does_not_divide_and_which_degrees_would(
 
 def test_preflight_asks_only_for_what_the_chosen_components_shard() -> None:
     odd = ModelConfig(vocab_size=50257, intermediate_size=2881, num_attention_heads=9, num_key_value_heads=9)
-    check(odd, ("rmsnorm",), tuple(range(1, MAX_DEGREE + 1)))
+    check(odd, ("rmsnorm",), tuple(range(1, TRN1_CORES + 1)))
     check(ModelConfig(vocab_size=50257), ("attention", "mlp"), (32,))
     assert {name for requirement in REQUIREMENTS for name in requirement.needed_by} == set(FAMILY.components) - {
         "rmsnorm"
@@ -75,7 +75,7 @@ def test_preflight_refuses_exactly_the_degrees_that_the_plan_cannot_cut(componen
         with stand_in_group(tp, real=False):
             return refuses(check_plan, case, shapes, tp)
 
-    degrees = range(1, MAX_DEGREE + 1)
+    degrees = range(1, TRN1_CORES + 1)
     expected = [tp for tp in degrees if plan_refuses(tp)]
     assert [tp for tp in degrees if refuses(check, model, (component,), (tp,))] == expected
     assert (component == "rmsnorm") is not bool(expected)

@@ -207,11 +207,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tp-twice": ({"degrees": (2, 2)}, "--tp is [2, 2]; distinct degrees are needed, for example 1,2,8,32."),
     "tp-zero": (
         {"degrees": (0,)},
-        "--tp holds 0; a degree lies between 1 and 32, the NeuronCores of one trn1.32xlarge.",
+        "--tp holds 0; a degree lies between 1 and 256, as ranks on CPUs.",
     ),
-    "tp-64": (
-        {"degrees": (1, 64)},
-        "--tp holds 64; a degree lies between 1 and 32, the NeuronCores of one trn1.32xlarge.",
+    "tp-257": (
+        {"degrees": (1, 64, 256, 257)},
+        "--tp holds 257; a degree lies between 1 and 256, as ranks on CPUs.",
     ),
     "tp-3": (
         {"degrees": (1, 3), "components": ("attention",)},

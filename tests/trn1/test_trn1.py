@@ -110,6 +110,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--tp", "64"], "--tp holds 64; a degree lies between 1 and 32, the NeuronCores of one trn1.32xlarge."),
         (["--tp", "7"], "tp_degree 7 does not divide num_attention_heads 64"),
         (["--tp", "8,8"], "distinct degrees are needed"),
         (["--tp", "all"], "numbers separated by commas are needed"),

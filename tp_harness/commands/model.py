@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config.divisibility import check_degrees
-from ..config.options import check_distinct_degrees, check_range, parse_degrees
+from ..config.options import TRN1_CORES, check_distinct_degrees, check_range, parse_degrees
 from ..errors import UsageError
 from ..models import families, family_of, load_model, presets, real_models
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"nothing is known of what {family_of(config).title} costs on Trn1; choose another --model.")
     check_range("--batch", arguments.batch)
     check_range("--seq", arguments.seq)
-    check_distinct_degrees(degrees)
+    check_distinct_degrees(degrees, TRN1_CORES)
     check_degrees(config, family_of(config).requirements, tuple(family_of(config).components), degrees)
     if not 0 < arguments.price < math.inf:
         raise UsageError(f"--price is {arguments.price:g}; a positive number of dollars per hour is needed.")

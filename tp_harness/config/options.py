@@ -30,7 +30,8 @@ _NOT_OF_A_CASE = {
 AXES = ("ep", "cp")  # of a mesh, whose ranks an option gives
 TIMEOUT = 300.0  # seconds
 SECONDS_PER_WEIGHT = 1e-7  # per weight and forward, in all dtypes; 2e-8 measured with 32 ranks on two busy cores
-MAX_DEGREE = 32  # the NeuronCores of one trn1.32xlarge
+TRN1_CORES = 32  # of one trn1.32xlarge
+MAX_DEGREE = 256  # ranks on the CPUs of one machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,19 +260,18 @@ def parse_degrees(text: str) -> tuple[int, ...]:
         raise UsageError(f"--tp is {text!r}; numbers separated by commas are needed, as 1,2,8,32.") from None
 
 
-def check_distinct_degrees(degrees: tuple[int, ...]) -> None:
+def check_distinct_degrees(degrees: tuple[int, ...], most: int = MAX_DEGREE) -> None:
     """Check degrees, in ranks.
 
     Raises:
-        UsageError: there is none, one is given twice, or one is not between 1 and MAX_DEGREE.
+        UsageError: there is none, one is given twice, or one is not between 1 and `most`.
     """
     if not degrees or len(set(degrees)) != len(degrees):
         raise UsageError(f"--tp is {list(degrees)}; distinct degrees are needed, for example 1,2,8,32.")
     for tp in degrees:
-        if not 1 <= tp <= MAX_DEGREE:
-            raise UsageError(
-                f"--tp holds {tp}; a degree lies between 1 and {MAX_DEGREE}, the NeuronCores of one trn1.32xlarge."
-            )
+        if not 1 <= tp <= most:
+            where = "the NeuronCores of one trn1.32xlarge" if most == TRN1_CORES else "as ranks on CPUs"
+            raise UsageError(f"--tp holds {tp}; a degree lies between 1 and {most}, {where}.")
 
 
 def _check_choices(kind: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:

@@ -113,8 +113,10 @@ def placement_of(name: str, x: Any) -> Placement | None:
             f"{name} is a DTensor on a mesh of shape {list(mesh.shape)} with ranks {ranks}; a mesh of all {world} "
             f"ranks in their order is needed, as init_device_mesh(device, ({world},)) makes it."
         )
-    axes = dict(zip(mesh.mesh_dim_names or map(str, range(mesh.ndim)), mesh.shape, strict=True))
-    along = {(axis,): _ours(name, placed) for axis, placed in zip(axes, x.placements, strict=True) if axes[axis] > 1}
+    axes: dict[str, int] = dict(zip(mesh.mesh_dim_names or map(str, range(mesh.ndim)), mesh.shape, strict=True))
+    along: dict[tuple[str, ...], Placement] = {
+        (axis,): _ours(name, placed) for axis, placed in zip(axes, x.placements, strict=True) if axes[axis] > 1
+    }
     return on_mesh(axes, along)
 
 
