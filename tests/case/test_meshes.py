@@ -47,13 +47,13 @@ def test_the_rank_of_the_wrong_axis_is_found_where_it_acts(tmp_path: Path) -> No
 
 
 def test_a_sum_over_one_axis_only_is_no_replica(tmp_path: Path) -> None:
-    (result,) = results(tmp_path, "ONE_SUM", (8,), ("float32",))
-    assert result.status is Status.MISMATCH
-    replicas = next(check for check in result.checks if check.name == "replicas")
-    assert "rank 2 holds" in replicas.detail
-    assert "where rank 0 holds" in replicas.detail  # ranks 0 and 1 are one tp group
-    assert result.first_divergence
-    assert result.first_divergence.tensor == "output.0"  # the summands before it are right
+    for result in results(tmp_path, "ONE_SUM", (8,), ("exact", "float32")):
+        assert result.status in (Status.DIFFERENT, Status.MISMATCH)
+        replicas = next(check for check in result.checks if check.name == "replicas")
+        assert "rank 2 holds" in replicas.detail
+        assert "where rank 0 holds" in replicas.detail  # ranks 0 and 1 are one tp group
+        assert result.first_divergence
+        assert result.first_divergence.tensor == "output.0"  # the summands before it are right
 
 
 def case(**fields: Any) -> Case:
