@@ -47,7 +47,7 @@ def test_every_public_placement_has_its_arguments_and_an_example(name: str) -> N
 def test_the_examples_give_what_they_say() -> None:
     blocks = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
     examples = doctest.DocTestParser().get_doctest(blocks, {"torch": torch}, "case.md", None, 0)
-    assert len(examples.examples) == len(PUBLIC) + 5
+    assert len(examples.examples) == len(PUBLIC) + 10
     assert doctest.DocTestRunner().run(examples).failed == 0
     wrong = doctest.DocTestParser().get_doctest(
         blocks.replace("[2, 3, 6, 7]", "[2, 3, 7, 6]"), {"torch": torch}, "x", None, 0

@@ -104,7 +104,9 @@ class NextRank(Placement):
 def test_a_shard_loaded_from_the_next_rank(ladder: Ladder, monkeypatch: Patch, name: str, parameter: str) -> None:
     honest = build.local_placement
     monkeypatch.setattr(
-        build, "local_placement", lambda c, n, *rest: (NextRank if n == parameter else lambda p: p)(honest(c, n, *rest))
+        build,
+        "local_placement",
+        lambda c, n, *rest, **of: (NextRank if n == parameter else lambda p: p)(honest(c, n, *rest, **of)),
     )
     result = ladder.run(name, 8)
     assert result.status is Status.MISMATCH

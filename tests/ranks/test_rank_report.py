@@ -31,6 +31,7 @@ RUN = DtypeRun(
     peak_bytes=2,
     program=Program(fingerprint="ab", compiles=1, collectives=(), fallbacks=("aten::x",)),
     finding="the program ends there",
+    filled=("up.weight", "input.0"),
     unlocked=("mlp",),
     rows={"mlp.chosen": (3, 4)},
     seen=Seen(

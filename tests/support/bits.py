@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "int8", "uint8", "bool")
+DTYPES += ("float8_e4m3fn", "float8_e8m0fnu", "complex64")
 LAYOUTS = ("contiguous", "transposed", "every_other", "expanded", "offset")
 # quiet and signalling NaN with a payload, -NaN, -0.0, -inf, smallest subnormal: as integers of that width
 SPECIALS = {
@@ -35,7 +36,8 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == "transposed":
         return x.mT.contiguous().mT if x.ndim > 1 else x
     if layout == "every_other":
-        return torch.stack((x, ~x if x.dtype == torch.bool else x + 1), dim=-1)[..., 0]
+        other = x if x.is_floating_point() and x.itemsize == 1 else ~x if x.dtype == torch.bool else x + 1
+        return torch.stack((x, other), dim=-1)[..., 0]
     if layout == "expanded":
         return x[..., :1].expand(x.shape) if x.shape[-1] else x
     if layout == "offset":

@@ -14,6 +14,13 @@ from ..libraries.torch_private import apply_to_tensors
 COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # float8 is how numbers are stored
 
 
+def computable(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, any shape, in a dtype that torch computes with: float8 becomes float64, uint16 and up int64."""
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return x.to(torch.int64)
+    return x.to(torch.float64) if x.is_floating_point() and x.dtype not in COMPUTED_IN else x
+
+
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast the module's parameters and buffers of any shape in place, as `cast_tensor`, and return the module."""
     return apply_to_tensors(module, lambda x: cast_tensor(x, dtype))

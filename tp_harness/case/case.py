@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from ..results.tensor_names import without_call
 from .calls import Call, Calls, Same, check_calls
 from .case_fields import check_fields
 from .mesh_axes import FIELDS, Axes, axis_names, mesh_axes, resolved, with_asked
+from .rename import Rename, Renaming
 from .routing import Router
 from .taps import Source
 
@@ -39,6 +40,9 @@ def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def leave(module: nn.Module, group: Group) -> None:
     """Change nothing: the default of `Case.edit`."""
+
+
+UNSAID = Replicate()  # of `output`, where a Case does not say it: a DTensor then has its own placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class Case:
         mesh: the axes of `current_mesh()` and their ranks, the last axis fastest; or (tp_degree) -> them. The
             function may have the arguments `ep` and `cp`, which --ep and --cp give.
         output: the placement of each output of a call: one, a tuple of them, or a mapping from path patterns, as
-            `past.*.key`, to them; those that no pattern names are replicated.
+            `past.*.key`, to them; those that no pattern names are replicated. Where this is not said, a DTensor has its
+            own.
         input_placements: the placement of each input, a tuple, or a mapping as that of `output`; those left out are
             replicated.
         state: path pattern, as `layers.*.cache`, of tensors that both modules keep -> their placement; they are judged
@@ -78,6 +83,9 @@ class Case:
         taps: intermediate tensors worth comparing after a mismatch, in order of execution: the name of a submodule
             of both modules (an nn.Identity, say) -> the placement of its output. One that is called several times
             counts as its outputs joined along dimension 0.
+        rename: of what each parameter of the sharded module is made that the reference has under another name: sharded
+            name (a star stands for any text without a dot) -> a name of the reference, or Concat, Interleave, Stack,
+            Part, Item or Transposed of some. Or a function of the sharded name that returns one of these, or None.
         replicated: True when sharding nothing is the plan (otherwise it makes a run at tp > 1 void).
         prefix, layer: where the parameters are in a checkpoint of the whole model.
         in_dtype: (reference module, dtype) -> a module that computes in dtype.
@@ -95,7 +103,7 @@ class Case:
     calls: Callable[[torch.Generator], Mapping[str, Call]] | None = None
     plan: Mapping[str, Placed] = field(default_factory=dict)
     mesh: Axes | Callable[..., Axes] | None = None
-    output: Placed | tuple[Placed, ...] = field(default_factory=Replicate)  # or a mapping from path patterns to them
+    output: Placed | tuple[Placed, ...] = UNSAID  # or a mapping from path patterns to them
     input_placements: tuple[Placed, ...] | Mapping[str, Placed] = ()
     state: Mapping[str, Placed] = field(default_factory=dict)
     same: tuple[Same, ...] = ()
@@ -106,6 +114,7 @@ class Case:
     depth: int = 1
     routing: tuple[str | Router, ...] = ()
     taps: Mapping[str, Placed] = field(default_factory=dict)
+    rename: Rename = field(default_factory=dict)
     replicated: bool = False
     prefix: str = ""
     layer: int = 0
@@ -139,7 +148,8 @@ class Case:
         mesh = with_asked(self.mesh, asked or {}, self.name)
         axes = dict.fromkeys(axis_names(mesh, self.name), 1) if tp == 1 else mesh_axes(mesh, tp, self.name)
         known = mesh if mesh is None or tp == 1 else axes
-        return replace(self, mesh=known, **resolved(placed, axes, self.name))
+        found = resolved(placed, axes, self.name) | ({"output": UNSAID} if self.output is UNSAID else {})
+        return replace(self, mesh=known, **found)
 
     def declared_axes(self, tp: int) -> dict[str, int]:
         """The axes of the mesh on `tp` ranks; none where the case has no mesh."""
@@ -200,6 +210,11 @@ class Case:
             return None
         with doing(f"collectives of {self.name}, called with {tp},"):
             return self.collectives(tp)
+
+    def renaming(self, names: Iterable[str]) -> Renaming:
+        """What the sharded module's tensors are made of; `names` are those of the reference, with the prefix."""
+        known = frozenset(name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix))
+        return Renaming(rename=self.rename, prefix=self.prefix, known=known)
 
     def make(self, factory: Callable[..., nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module of `factory` that computes in `dtype`, without memory for its parameters where the case permits."""

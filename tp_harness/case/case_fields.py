@@ -11,6 +11,7 @@ from ..errors import UnknownNameError, UsageError
 from ..results.collective import KINDS
 from .calls import Same
 from .mesh_axes import is_placed
+from .rename import check_rename
 from .routing import Router
 
 
@@ -59,6 +60,7 @@ def check_fields(case: Any) -> None:
     if not all(isinstance(router, (str, Router)) for router in case.routing):
         raise UsageError(f"routing of a Case is {case.routing!r:.100}; names of submodules are needed, or Routers.")
     _check_names(case)
+    check_rename(case.rename)
 
 
 def _check_names(case: Any) -> None:

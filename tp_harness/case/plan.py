@@ -1,8 +1,8 @@
-"""Which placement a parameter has: the plan's, or the only one that its shapes allow."""
+"""A rank's module checked against its Case before it loads anything: its names, its plan and its submodules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,140 +15,19 @@ from ..parallel.dtensors import agree, is_dtensor, placement_of
 from ..parallel.dtensors import local as local_data
 from ..parallel.group import Group, current_group, use_group
 from ..parallel.mesh import mesh_of, use_mesh
-from ..parallel.nxd_attributes import marked
-from ..parallel.placements import Placement, PlacementError, Replicate, shape_only
+from ..parallel.placements import Placement
 from ..results.result import Collective
 from .case import Case
-from .guessed_placements import Placed, by_shapes
+from .proposed_names import proposed
 from .rehearsal import UnrehearsedError, of_torch_distributed, told_by_others
+from .rename import Renaming
 from .state_dict import weights_of
-
-VALID = "Shard(dim), Replicate(), StridedShard(dim, stride), KVHeads(dim, num_heads), QKVHeads(...)"
-
+from .tried_placements import PlanError, local_placement
 
 OF_LOCAL = (
     "the ranks of backend local have no torch.distributed group, which the sharded module asks for: let it use "
     "tp_harness.current_group(), or run it with --backend gloo"
 )
-
-
-class PlanError(UsageError):
-    """A parameter that cannot be placed; the message names it and the valid placements."""
-
-
-def local_placement(case: Case, name: str, full: Sequence[int], local: Sequence[int], size: int) -> Placement:
-    """The placement of parameter `name`, checked against the local shape of a rank's module.
-
-    Raises:
-        PlanError: the plan lacks a parameter whose local shape is not the full one, or its shard has another shape.
-        PlacementError: the parameter has no such dimension, or does not divide.
-    """
-    if name not in case.plan:
-        if tuple(full) == tuple(local):
-            return Replicate()
-        raise PlanError(
-            f"the plan of {case.name} does not say how {name} is placed: full {list(full)}, "
-            f"local {list(local)} on {size} ranks. Give it one of {VALID}."
-        )
-    placement = case.plan[name]
-    shard = _first_shard(placement, f"{name} of {case.name}", shape_only(full), size)
-    if tuple(shard.shape) != tuple(local):
-        raise PlanError(
-            f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the "
-            f"sharded module holds {list(local)} on each of {size} ranks.",
-            of=case.name,
-        )
-    return placement
-
-
-def module_placement(
-    plan: Mapping[str, Placement], name: str, local: torch.Tensor, full: Sequence[int], size: int
-) -> Placement:
-    """The placement of a parameter of any module: planned, else as marked, else as its shapes say.
-
-    Args:
-        plan: parameter name -> placement, possibly empty.
-        name: the parameter's name.
-        local: the rank's own parameter, of any shape; neuronx-distributed marks it with tensor_model_parallel,
-            partition_dim and partition_stride (neuronx_distributed/parallel_layers/utils.py).
-        full: the full shape.
-        size: number of ranks.
-
-    Raises:
-        PlanError: neither plan, marks nor shapes say how the parameter is cut, or they give another local shape.
-    """
-    placement = plan.get(name) or marked(local, size) or by_shapes(full, local.shape, size)
-    if placement is None:
-        dims = [dim for dim, (f, n) in enumerate(zip(full, local.shape, strict=False)) if f != n]
-        if len(full) == local.ndim and len(dims) == 1 and full[dims[0]] // size == local.shape[dims[0]]:
-            raise PlanError(
-                f"dimension {dims[0]} of {name} {list(full)} does not divide over {size} ranks, of which each holds "
-                f"{list(local.shape)}: choose another tp_degree."
-            )
-        raise PlanError(
-            f"it is not clear how {name} is placed: full {list(full)}, local {list(local.shape)} on {size} ranks. "
-            f"Give the module class `plan = {{{name!r}: ...}}` with one of {VALID}."
-        )
-    shard = _first_shard(placement, name, shape_only(full), size)
-    if shard.shape != local.shape:
-        raise PlanError(
-            f"{placement} makes shards {list(shard.shape)} of {name} {list(full)}, but the module holds "
-            f"{list(local.shape)} on each of {size} ranks."
-        )
-    return placement
-
-
-def place_all(
-    plan: Mapping[str, Placement], local: Mapping[str, torch.Tensor], full: Mapping[str, Sequence[int]], size: int
-) -> list[Placed]:
-    """Every parameter of a rank's module with its placement, as `module_placement` finds it.
-
-    Raises:
-        PlanError: as `module_placement`.
-    """
-    return [
-        Placed(
-            name=name,
-            shape=full[name],
-            placement=module_placement(plan, name, tensor, full[name], size),
-            guessed=name not in plan and marked(tensor, size) is None,
-        )
-        for name, tensor in local.items()
-    ]
-
-
-def try_placement(placement: Placement, tensor: torch.Tensor, name: str, size: int) -> None:
-    """Cut an input or output, of any shape, and join it again where the placement is a user's own.
-
-    Raises:
-        PlacementError: it does not divide over `size` ranks, or `shard` or `join` returns no tensor or a wrong shape.
-    """
-    _first_shard(placement, name, tensor, size)
-    if type(placement).__module__ == Placement.__module__:
-        return
-    with doing(f"split of {placement}, called for {name} {list(tensor.shape)},"):
-        shards = placement.split(tensor, size)
-    with doing(f"join of {placement}, called with {name} {list(tensor.shape)} in {size} shards,"):
-        joined = placement.join(shards)
-    if not isinstance(joined, torch.Tensor):
-        raise PlacementError(f"join of {placement} returns a {type(joined).__name__} for {name}; a tensor is needed.")
-    if joined.shape != tensor.shape:
-        raise PlacementError(
-            f"join of {placement} makes {list(joined.shape)} of the shards of {name} {list(tensor.shape)}: it must "
-            "undo what shard does."
-        )
-
-
-def _first_shard(placement: Placement, name: str, full: torch.Tensor, size: int) -> torch.Tensor:
-    """Rank 0's shard."""
-    try:
-        with doing(f"shard of {placement}, called for {name} {list(full.shape)},"):
-            shard = placement.shard(full, 0, size)
-    except PlacementError as error:
-        raise PlacementError(f"{name} cannot be placed as {placement}: {error}.") from None
-    if not isinstance(shard, torch.Tensor):
-        raise PlacementError(f"shard of {placement} returns a {type(shard).__name__} for {name}; a tensor is needed.")
-    return shard
 
 
 def check_plan(
@@ -191,36 +70,47 @@ def check_plan(
 def _placements(
     case: Case, local: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], tp: int
 ) -> dict[str, Placement]:
-    check_names(case, local, shapes)
+    renaming = check_names(case, local, shapes, tp)
     case = replace(case, plan=planned(case, local, tp))
     return {
-        name: local_placement(case, name, shapes[case.prefix + name], local_data(tensor).shape, tp)
+        name: local_placement(case, name, renaming.shape(name, shapes.__getitem__), local_data(tensor).shape, tp)
         for name, tensor in local.items()
     }
 
 
-def check_names(case: Case, local: Mapping[str, torch.Tensor], known: Iterable[str]) -> None:
-    """Check that plan, sharded module and reference name the same parameters.
+def check_names(
+    case: Case, local: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], size: int
+) -> Renaming:
+    """Check that plan, sharded module and reference name the same parameters, or that `rename` says which are.
 
     Args:
-        case: whose plan and prefix.
+        case: whose plan, `rename` and prefix.
         local: the state of a rank's module, by name; any shapes.
-        known: the full names of the reference's.
+        shapes: by full name, the shapes of the reference's.
+        size: the number of ranks.
+
+    Returns:
+        What the module's parameters are made of.
 
     Raises:
-        PlanError: a name of the plan that the module lacks, or one of the module's that the reference lacks.
+        PlanError: a name of the plan or of `rename` that the module lacks, or one of the module's that the reference
+            lacks.
+        RenameError: `rename` makes a parameter of tensors that do not fit.
     """
-    for name in case.plan:
-        if name not in local:
-            raise PlanError(f"the plan of {case.name} places {name}, which the sharded module does not have.")
-    known = list(known)
+    renaming = case.renaming(shapes)
+    for field, names in (("plan", case.plan), ("rename", renaming.unused(local))):
+        for name in names:
+            if field == "rename" or name not in local:
+                places = "places" if field == "plan" else "makes"
+                raise PlanError(f"the {field} of {case.name} {places} {name}, which the sharded module does not have.")
     for name in local:
-        if case.prefix + name not in known:
+        if not set(renaming.keys(name)) <= set(shapes):
             raise PlanError(
                 f"the sharded module has a parameter {name} that the reference does not have; "
-                f"the reference has {', '.join(known)}.",
+                f"the reference has {', '.join(shapes)}{proposed(renaming, local, shapes, size)}.",
                 of=case.name,
             )
+    return renaming
 
 
 def planned(case: Case, local: Mapping[str, torch.Tensor], size: int) -> dict[str, Placement]:

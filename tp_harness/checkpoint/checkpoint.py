@@ -18,7 +18,7 @@ import torch
 
 from ..errors import UsageError
 from .checkpoint_files import checkpoint_files
-from .tensor_files import TAGS, TensorFile, open_tensors
+from .tensor_files import AS_BYTES, TAGS, TensorFile, open_tensors
 from .tiled_file import HUGE_BYTES, open_tiles, use_huge_pages
 from .tiled_file import SUFFIX as TILES_SUFFIX
 
@@ -108,7 +108,7 @@ def check_checkpoint(
     for spec in needed:
         if spec.name not in checkpoint.names:
             raise UsageError(f"the checkpoint {where} lacks the tensor {spec.name} of shape {list(spec.shape)}.")
-    numbers = {spec.name: str(spec.dtype) for spec in needed if not spec.dtype.is_floating_point}
+    numbers = {spec.name: str(spec.dtype) for spec in needed if TAGS.get(spec.dtype) not in FLOATS}
     names = checkpoint.names if known is not None else {spec.name for spec in needed}
     known = known if known is not None else {spec.name: spec.shape for spec in needed}
     for name in sorted(names):
@@ -136,6 +136,8 @@ def check_checkpoint(
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that is not finite; row by row, so that a large one is not copied."""
+    if tensor.is_floating_point() and tensor.itemsize == 1:  # torch asks no float8 whether it is finite
+        tensor = tensor.to(torch.float32)
     for index, row in enumerate(tensor if tensor.ndim > 1 else tensor[None]):
         if not torch.isfinite(row).all():
             bad = (~torch.isfinite(row)).nonzero()[0].tolist()
@@ -167,32 +169,25 @@ def write_checkpoint(
         metadata: of the file.
         page: bytes.
 
-    Raises:
-        UsageError: a dtype that the format lacks; the message names the tensor.
+    A dtype that the format lacks is stored as bytes.
     """
     # whole pages first, then by size of elements, so that each is aligned when mapped
     specs = tuple(sorted(specs, key=lambda s: (s.bytes % page != 0, s.bytes % PAGE_BYTES != 0, -s.dtype.itemsize)))
-    for spec in specs:
-        if spec.dtype not in TAGS:
-            raise UsageError(f"{spec.name} is {spec.dtype}; a checkpoint holds {', '.join(TAGS.values())}.")
+    as_bytes = {spec.name: str(spec.dtype).removeprefix("torch.") for spec in specs if spec.dtype not in TAGS}
     with path.open("wb") as file:
-        file.write(_head(specs, metadata or {}, page))
+        file.write(_head(specs, {**(metadata or {}), **({AS_BYTES: json.dumps(as_bytes)} if as_bytes else {})}, page))
         for spec in specs:
             given, left = values(spec), spec.bytes
             parts = repeat(given) if isinstance(given, torch.Tensor) else given
             while left:
-                part = next(parts).to(spec.dtype).flatten().view(torch.uint8).numpy().data
+                part = next(parts).to(spec.dtype).resolve_conj().flatten().view(torch.uint8).numpy().data
                 left -= file.write(part[:left])
 
 
 def write_tiles(
     path: Path, specs: Iterable[TensorSpec], values: Values, period: Callable[[tuple[int, ...]], int]
 ) -> None:
-    """Write what `write_checkpoint` would, but of each tensor only the first `period(shape)` elements.
-
-    Raises:
-        UsageError: as `write_checkpoint`.
-    """
+    """Write what `write_checkpoint` would, but of each tensor only the first `period(shape)` elements."""
     whole = {spec.name: spec for spec in specs}
     stored = [replace(spec, shape=(spec.tile(period),)) for spec in whole.values()]
     shapes = {name: list(spec.shape) for name, spec in whole.items()}
@@ -220,8 +215,8 @@ def _header(specs: tuple[TensorSpec, ...], metadata: Mapping[str, str], filler: 
     for spec in specs:
         start, end = end, end + spec.bytes
         entries[spec.name] = {
-            "dtype": TAGS[spec.dtype],
-            "shape": list(spec.shape),
+            "dtype": TAGS.get(spec.dtype, "U8"),
+            "shape": list(spec.shape) if spec.dtype in TAGS else [*spec.shape, spec.dtype.itemsize],
             "data_offsets": [start, end],
         }
     text = json.dumps(entries).encode()

@@ -6,8 +6,10 @@ cannot be mapped.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +34,17 @@ TAGS = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.complex64: "C64",
 }
+AS_BYTES = "tp_harness.bytes"  # metadata: by name, the dtypes that safetensors lacks (complex128); stored as bytes
 
 
 class TensorFile(Protocol):
@@ -66,21 +78,37 @@ class SafetensorsFile:
         try:
             self._file = safe_open(path, framework="pt")
             self.names = tuple(self._file.keys())
-        except (OSError, SafetensorError) as error:
+            self._as_bytes = stored_as_bytes(self._file.metadata())
+        except (OSError, SafetensorError, ValueError) as error:
             raise UsageError(f"cannot read the checkpoint file {path}: {error}.") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
-        return tuple(self._file.get_slice(name).get_shape())
+        shape = tuple(self._file.get_slice(name).get_shape())
+        return shape[:-1] if name in self._as_bytes else shape
 
     def stored_as(self, name: str) -> str:
-        """A tensor's dtype in the header's own words."""
-        return str(self._file.get_slice(name).get_dtype())
+        """A tensor's dtype in the header's own words, or torch's where those lack it."""
+        return str(self._as_bytes.get(name) or self._file.get_slice(name).get_dtype())
 
     def tensor(self, name: str) -> torch.Tensor:
         """The mapped tensor, in its `shape` and stored dtype; it must not be written to."""
         tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
+        return tensor.view(self._as_bytes[name])[..., 0] if name in self._as_bytes else tensor
+
+
+def stored_as_bytes(metadata: Mapping[str, str] | None) -> dict[str, torch.dtype]:
+    """The dtypes of a file's tensors that are stored as bytes, along a last dimension of their own.
+
+    Raises:
+        ValueError: the metadata names no dtype of torch's.
+    """
+    dtypes: dict[str, torch.dtype] = {}
+    for name, dtype in json.loads((metadata or {}).get(AS_BYTES, "{}")).items():
+        dtypes[name] = getattr(torch, dtype, None)  # type: ignore[assignment]
+        if not isinstance(dtypes[name], torch.dtype):
+            raise ValueError(f"{AS_BYTES} of its metadata names no dtype of torch's")
+    return dtypes
 
 
 class TorchFile:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UsageError
-from .tensor_files import TAGS
+from .tensor_files import TAGS, stored_as_bytes
 
 SUFFIX = ".tiles"
 HUGE_BYTES = 1 << 21
@@ -66,6 +66,7 @@ class TiledFile:
     def __init__(self, path: Path) -> None:
         try:
             self._file = safe_open(path, framework="pt")  # checks the header against the file's size
+            self._as_bytes = stored_as_bytes(self._file.metadata())
             self._shapes = {name: tuple(shape) for name, shape in json.loads(self._file.metadata()["shapes"]).items()}
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -85,7 +86,7 @@ class TiledFile:
 
     def stored_as(self, name: str) -> str:
         """A tensor's dtype in safetensors' words: F32, BF16, ..."""
-        return str(self._entries[name]["dtype"])
+        return str(self._as_bytes.get(name) or self._entries[name]["dtype"])
 
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor, in its `shape` and stored dtype; it must not be written to.
@@ -99,12 +100,12 @@ class TiledFile:
             return self._mapped[name]
 
     def _map(self, name: str) -> torch.Tensor:
-        shape, dtype = self.shape(name), _DTYPES[self.stored_as(name)]
+        shape, dtype = self.shape(name), self._as_bytes.get(name) or _DTYPES[self.stored_as(name)]
         start, end = self._entries[name]["data_offsets"]
         size = math.prod(shape) * dtype.itemsize
         if size == end - start:
             whole: torch.Tensor = self._file.get_tensor(name)
-            return whole.view(shape)
+            return whole.view(dtype).view(shape)
         return torch.frombuffer(_repeated(self._descriptor, self._begin + start, end - start, size), dtype=dtype).view(
             shape
         )

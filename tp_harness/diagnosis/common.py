@@ -153,13 +153,20 @@ def zeros(site: Site) -> Iterator[Guess]:
 
 
 def block_mapping(site: Site) -> list[int]:
-    """For each rank, the rank whose right block is nearest to its own block."""
-    seen, right = (torch.stack([b.flatten() for b in blocks(site, x)]) for x in ("seen", "right"))
+    """For each rank, the rank whose right block is nearest to its own block.
+
+    Raises:
+        UnavailableError: the blocks have different shapes, or there are none (see `blocks`).
+    """
+    own, all_right = blocks(site, "seen"), blocks(site, "right")
+    if len({block.shape for block in [*own, *all_right]}) > 1:
+        raise UnavailableError
+    seen, right = (torch.stack([b.flatten() for b in of]) for of in (own, all_right))
     distances = torch.cdist(seen, right, compute_mode="donot_use_mm_for_euclid_dist")
-    own = torch.arange(site.tp)
+    index = torch.arange(site.tp)
     nearest = distances.argmin(dim=1)
-    tied = distances[own, own] <= distances[own, nearest] * (1 + 1e-6)  # replicas: its own, rather than a copy's
-    return torch.where(tied, own, nearest).tolist()
+    tied = distances[index, index] <= distances[index, nearest] * (1 + 1e-6)  # replicas: its own, rather than a copy's
+    return torch.where(tied, index, nearest).tolist()
 
 
 def blocks(site: Site, which: str) -> list[torch.Tensor]:
@@ -190,7 +197,7 @@ def from_mapping(site: Site, mapping: list[int]) -> torch.Tensor | list[torch.Te
         UnavailableError: the blocks have different shapes, or there are none (see `blocks`).
     """
     right = blocks(site, "right")
-    if right[0].shape != right[-1].shape:
+    if len({block.shape for block in right}) > 1:
         raise UnavailableError
     parts = [right[of] for of in mapping]
     return torch.cat(parts, dim=-1) if isinstance(site.traced.placement, Replicate) else parts

@@ -186,7 +186,14 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
     if len(value) != len(seen) or any(v.numel() != s.numel() for v, s in zip(value, seen, strict=True)):
         return None
     guessed = [v.to(torch.float64).reshape(s.shape) for v, s in zip(value, seen, strict=True)]
-    return torch.stack([s.to(torch.float64) for s in seen]), torch.stack(guessed)
+    return _stacked([s.to(torch.float64) for s in seen]), _stacked(guessed)
+
+
+def _stacked(shards: list[torch.Tensor]) -> torch.Tensor:
+    """The tensors of all ranks along a new dimension 0; unequal ones in a row, as if of one rank."""
+    if len({shard.shape for shard in shards}) == 1:
+        return torch.stack(shards)
+    return torch.cat([shard.flatten() for shard in shards])[None]
 
 
 def _rounded(tried: Tried) -> torch.Tensor | None:

@@ -12,9 +12,11 @@ from typing import TypeVar
 
 import torch
 
+from ..arithmetic.casts import computable
 from ..arithmetic.floats import Floats, nominal
 from ..libraries.torch_private import without_modes
-from ..parallel.placements import Placement, PlacementError, Replicate
+from ..parallel.placement import built_in
+from ..parallel.placements import Placement, PlacementError, Replicate, shape_only
 from ..prepare.changed_run import run_with
 from .signature import Guess, Value
 from .site import Site, UnavailableError, is_known
@@ -31,6 +33,8 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 def own_tensors(site: Site) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a user's module by name, any shape and dtype; a shared one under each of its names.
 
+    Those in a dtype that torch does not compute with, float8 and uint16 say, are given in float64 or int64.
+
     Raises:
         UnavailableError: a family's module, which has signatures of its own, or more than MOST_ELEMENTS elements.
     """
@@ -38,7 +42,7 @@ def own_tensors(site: Site) -> dict[str, torch.Tensor]:
     tensors = dict(reference.named_parameters(remove_duplicate=False)) | dict(reference.named_buffers())
     if is_known(reference) or sum(x.numel() for x in tensors.values()) > MOST_ELEMENTS:
         raise UnavailableError
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    return {name: computable(tensor.detach()) for name, tensor in tensors.items()}
 
 
 def own_parameters(site: Site) -> dict[str, torch.Tensor]:
@@ -47,10 +51,26 @@ def own_parameters(site: Site) -> dict[str, torch.Tensor]:
 
 
 def cut_tensors(site: Site) -> dict[str, Placement]:
-    """The placements of the tensors that the plan cuts, in the order of the reference."""
-    tensors, plan = own_tensors(site), site.evidence.case.plan
+    """The placements of the tensors that the plan cuts, in the order of the reference.
+
+    Left out are those that ranks have unequal parts of, or padded ones: no guess knows where these begin.
+    """
+    tensors, plan = own_tensors(site), site.evidence.placements
     placed = {name: plan[name] for name in tensors if name in plan and tensors[name].ndim and tensors[name].numel()}
-    return {name: placement for name, placement in placed.items() if not isinstance(placement, Replicate)}
+    return {
+        name: placement
+        for name, placement in placed.items()
+        if not isinstance(placement, Replicate) and _equal(placement, tensors[name], site.tp)
+    }
+
+
+def _equal(placement: Placement, full: torch.Tensor, tp: int) -> bool:
+    """Whether all ranks have as many elements of the tensor, and no padding."""
+    if not built_in(placement):
+        return True
+    ranks = range(tp)
+    sizes = {placement.shard(shape_only(full.shape), rank, tp).numel() for rank in ranks}
+    return len(sizes) == 1 and placement.padding(full.shape, 0, tp) is None
 
 
 def by_owner(named: Mapping[str, T]) -> dict[str, dict[str, T]]:

@@ -16,7 +16,7 @@ import torch
 
 from ..case.taps import same_choice
 from ..config.dtypes import EXACT
-from ..judge.evidence import Evidence
+from ..judge.evidence import Evidence, unpadded
 from ..judge.gather import join
 from ..parallel.on_mesh import added
 from ..parallel.placements import Partial, Placement, PlacementError, Replicate
@@ -180,7 +180,7 @@ def _residues(
             shards = zip(evidence.shards(name, variant), traced.shards, strict=True)
             formed = [own.reshape(shadow.shape) for own, shadow in shards]
             _, formed = added(placement, formed, partial(_sum_of_residues, prime=prime))
-            found.append(Residues(prime, tuple(formed), expected))
+            found.append(Residues(prime, tuple(unpadded(traced.placement, expected.shape, formed)), expected))
     return tuple(found)
 
 
@@ -256,6 +256,8 @@ def _traced(
             raise ShapeError(name, rank, shard.shape, form)
         formed.append(shard.reshape(form))
     placement, formed = added(placement, formed, lambda parts: torch.stack(list(parts)).to(torch.float64).sum(0))
+    placement = placement.fitted(expected.shape)
+    formed = unpadded(placement, expected.shape, formed)
     if expected.dtype == torch.bool:  # which has no difference
         expected, baseline = expected.to(torch.int64), baseline.to(torch.int64)
     return Traced(name=name, placement=placement, shards=tuple(formed), expected=expected, baseline=baseline)

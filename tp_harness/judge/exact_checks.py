@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from ..case.placed import input_placements
-from ..case.plan import local_placement
+from ..case.tried_placements import local_placement
 from ..errors import doing
+from ..parallel.placement import built_in
 from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits
 from ..ranks.rank_files import digest
 from ..ranks.rank_report import Held
@@ -16,6 +17,7 @@ from ..results.result import Check
 from ..results.tensor_names import STATE, without_call
 from .evidence import Evidence
 from .gather import Joined, join
+from .padding_checks import padding_checks
 from .schedule_checks import schedule_check
 
 
@@ -42,7 +44,7 @@ def exact_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Chec
             detail=f"ranks {odd} read another job" if odd else "one job on all ranks",
         ),
     )
-    return (*checks, *kept_checks(evidence, joined), *repeat_checks(evidence))
+    return (*checks, *kept_checks(evidence, joined), *padding_checks(evidence), *repeat_checks(evidence))
 
 
 WHOLE = "whole numbers"
@@ -123,13 +125,13 @@ def reassembly_check(evidence: Evidence) -> Check:
     Raises:
         PlacementError: a tensor of the checkpoint that its placement cannot split over the ranks.
     """
-    total = 0
+    total, padded = 0, []
     parameters = {rank: run.parameters for rank, run in evidence.runs.items()}
     for rank, own in parameters.items():
         if other := ", ".join(sorted(own.keys() ^ parameters[0].keys())):
             return Check(name="reassembly", passed=False, detail=f"of ranks 0 and {rank} only one holds {other}")
     for name, held in parameters[0].items():
-        full = evidence.checkpoint.tensor(evidence.case.prefix + name)
+        full = evidence.full(name)
         placement = local_placement(evidence.case, name, full.shape, held.shape, evidence.tp)
         if not _joins(placement, full, evidence.tp):
             detail = f"{name}: what {placement} splits does not join to the same tensor"
@@ -141,7 +143,16 @@ def reassembly_check(evidence: Evidence) -> Check:
                 detail = f"rank {rank} does not hold its shard of {name} ({placement})"
                 return Check(name="reassembly", passed=False, detail=detail)
         total += full.numel() * full.element_size()
-    return Check(name="reassembly", passed=True, detail=f"the shards join to {total:,} bytes of checkpoint")
+        if rows := _padding(placement, full, evidence.tp):
+            padded.append(f"{rows:,} rows for {name}")
+    padding = f"; padding: {', '.join(padded)}" if padded else ""
+    return Check(name="reassembly", passed=True, detail=f"the shards join to {total:,} bytes of checkpoint{padding}")
+
+
+def _padding(placement: Placement, full: torch.Tensor, tp: int) -> int:
+    """How many rows of padding, along the dimension that is cut, all ranks hold of a tensor of any shape."""
+    masks = (placement.padding(full.shape, rank, tp) for rank in range(tp))
+    return sum(int(mask.sum()) for mask in masks if mask is not None)
 
 
 def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
@@ -151,14 +162,14 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
     """
     if not full.ndim:
         return True
-    if type(placement).__module__ == Placement.__module__:
+    if built_in(placement):
         dim = getattr(placement, "dim", 0) % full.ndim
         index = torch.arange(full.shape[dim]).view([-1 if i == dim else 1 for i in range(full.ndim)])
     else:
         index = torch.arange(full.numel()).view(full.shape)
     try:
         with doing(f"join of {placement}, called with the shards of the numbers of {list(full.shape)} elements,"):
-            return same_bits(placement.join(placement.split(index, tp)), index)
+            return same_bits(placement.fitted(index.shape).join(placement.split(index, tp)), index)
     except ReplicaError:  # it joins as replicas what it has split
         return False
 
@@ -166,8 +177,7 @@ def _joins(placement: Placement, full: torch.Tensor, tp: int) -> bool:
 def anything_sharded(evidence: Evidence) -> bool:
     """Whether rank 0 holds only a part of some parameter or input."""
     held = evidence.runs[0].parameters
-    shapes = {name: evidence.checkpoint.shape(evidence.case.prefix + name) for name in held}
-    shares = any(held[name].shape != shape for name, shape in shapes.items())
+    shares = any(held[name].shape != evidence.full_shape(name) for name in held)
     placed = input_placements(evidence.case, evidence.expectation.inputs)
     return shares or any(not isinstance(p, Replicate) for p in placed.values())
 

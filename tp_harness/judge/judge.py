@@ -9,7 +9,6 @@ import torch
 
 from ..case.taps import CHOSEN
 from ..config.dtypes import EXACT
-from ..parallel.placements import KVHeads, Shard
 from ..prepare.expectation import Pairs
 from ..prepare.oracle import ReferenceRun
 from ..results.gate import RATIO
@@ -172,10 +171,7 @@ def _worst(evidence: Evidence, joined: Mapping[str, Joined], gates: tuple[Gate, 
     """The worst element of the output whose gate is nearest to its limit."""
     ranked = sorted(gates, key=verdict.severity, reverse=True)
     name = next((gate.tensor for gate in ranked if gate.tensor in joined), next(iter(joined)))
-    placement, oracle = evidence.outputs[name], evidence.expectation.oracle.outputs[name]
-    dim = placement.dim if isinstance(placement, (Shard, KVHeads)) else None
-    worst = distance.worst_element(name, joined[name].full, oracle, evidence.tp, dim=dim)
-    return distance.held_first(worst, placement, oracle.shape)
+    return evidence.worst(name, joined[name].full, evidence.expectation.oracle.outputs[name])
 
 
 def _notes(evidence: Evidence, gates: tuple[Gate, ...]) -> tuple[str, ...]:

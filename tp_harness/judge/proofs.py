@@ -292,7 +292,5 @@ def _worst(evidence: Evidence, joined: Mapping[str, Joined], compared: list[Comp
     worst = max(compared, key=lambda each: each.shadow)
     if not math.isfinite(worst.shadow) or not worst.differs.any():
         return None
-    name, placement = worst.name, evidence.outputs[worst.name]
-    expected, dim = evidence.expectation.oracle_of(evidence.dtype, name), getattr(placement, "dim", None)
-    found = distance.worst_element(name, joined[name].full, expected, evidence.tp, dim=dim)
-    return distance.held_first(found, placement, expected.shape)
+    expected = evidence.expectation.oracle_of(evidence.dtype, worst.name)
+    return evidence.worst(worst.name, joined[worst.name].full, expected)

@@ -2,12 +2,13 @@
 
 Reading one never communicates. A mesh has all ranks of the group, in their order.
 
-Not covered: meshes of some ranks, sums that are no sum (Partial("avg")), shards of unequal length.
+Not covered: meshes of some ranks, sums that are no sum (Partial("avg")).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class Placed:
     kind: str
     dim: int = 0
     stride: int = 1
+    uneven: bool = False
     sizes: tuple[tuple[str, int], ...] = ()  # of a mesh of several dimensions
     along: tuple[tuple[tuple[str, ...], Placed], ...] = ()
 
@@ -40,14 +42,15 @@ class Placed:
             along = tuple((axes, Placed.of(each)) for axes, each in placement.along)
             return Placed(kind=OnMesh.__name__, sizes=placement.sizes, along=along)
         dim, stride = getattr(placement, "dim", 0), getattr(placement, "stride", 1)
-        return Placed(kind=type(placement).__name__, dim=dim, stride=stride)
+        uneven = isinstance(placement, Shard) and placement.uneven
+        return Placed(kind=type(placement).__name__, dim=dim, stride=stride, uneven=uneven)
 
     @property
     def placement(self) -> Placement:
         """The Placement that this describes."""
         if self.kind == OnMesh.__name__:
             return OnMesh(self.sizes, tuple((axes, each.placement) for axes, each in self.along))
-        cut = {"Shard": Shard(self.dim), "StridedShard": StridedShard(self.dim, self.stride)}
+        cut = {"Shard": Shard(self.dim, uneven=self.uneven), "StridedShard": StridedShard(self.dim, self.stride)}
         return {**cut, "Replicate": Replicate(), "Partial": Partial()}[self.kind]
 
 
@@ -114,9 +117,13 @@ def placement_of(name: str, x: Any) -> Placement | None:
             f"ranks in their order is needed, as init_device_mesh(device, ({world},)) makes it."
         )
     axes: dict[str, int] = dict(zip(mesh.mesh_dim_names or map(str, range(mesh.ndim)), mesh.shape, strict=True))
-    along: dict[tuple[str, ...], Placement] = {
-        (axis,): _ours(name, placed) for axis, placed in zip(axes, x.placements, strict=True) if axes[axis] > 1
-    }
+    along: dict[tuple[str, ...], Placement] = {}
+    shape = list(x.shape)
+    for (axis, size), placed in zip(axes.items(), x.placements, strict=True):
+        if size > 1:
+            along[(axis,)] = _ours(name, placed, shape, size)
+            if isinstance(cut := along[(axis,)], Shard):
+                shape[cut.dim] = -(-shape[cut.dim] // size)  # what the next axis cuts
     return on_mesh(axes, along)
 
 
@@ -133,10 +140,11 @@ class Reader:
         return local(x)
 
 
-def _ours(name: str, placement: Any) -> Placement:
+def _ours(name: str, placement: Any, shape: Sequence[int], size: int) -> Placement:
+    """Of a DTensor of that full shape: torch cuts what does not divide over the ranks unevenly."""
     tensor = sys.modules["torch.distributed.tensor"]
     if type(placement) is tensor.Shard:
-        return Shard(placement.dim)
+        return Shard(placement.dim, uneven=shape[placement.dim] % size != 0)
     if (blocks := split_factor(placement)) is not None:
         return StridedShard(placement.dim, blocks)
     if type(placement) is tensor.Replicate:
@@ -167,7 +175,8 @@ def agree(said: Placement, read: Placement, ndim: int, size: int) -> bool:
         return True
     if isinstance(said, (Shard, KVHeads)) and isinstance(read, Shard):
         shared = isinstance(said, KVHeads) and said.num_heads % size != 0  # several ranks hold one head
-        return not shared and said.dim % ndim == read.dim % ndim
+        padded = isinstance(said, Shard) and said.pad_to is not None
+        return not shared and not padded and said.dim % ndim == read.dim % ndim
     if isinstance(said, StridedShard) and isinstance(read, StridedShard):
         return (said.dim % ndim, said.stride) == (read.dim % ndim, read.stride)
     if isinstance(said, OnMesh) and isinstance(read, OnMesh):

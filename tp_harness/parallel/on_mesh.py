@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 
-from .placements import KVHeads, Partial, Placement, ReplicaError, Replicate, Shard, check_same_bits
+from .placements import KVHeads, Partial, Placement, ReplicaError, Replicate, Shard, check_same_bits, shape_only
 
 Along = tuple[tuple[str, ...], Placement]  # axes, the last fastest, and how their ranks together hold a tensor
 
@@ -35,6 +35,23 @@ class OnMesh(Placement):
         for placement, number, count in self.steps(rank):
             full = placement.shard(full, number, count)
         return full
+
+    def fitted(self, shape: Sequence[int]) -> OnMesh:
+        """As `Placement.fitted`: each of `along` for the shape that those before it leave."""
+        along = []
+        for (axes, placement), (_, number, count) in zip(self.along, self.steps(0), strict=True):
+            along.append((axes, placement.fitted(shape)))
+            shape = placement.shard(shape_only(shape), number, count).shape
+        return replace(self, along=tuple(along))
+
+    def padding(self, shape: Sequence[int], rank: int, size: int) -> torch.Tensor | None:
+        """As `Placement.padding`: what is no part of the full tensor."""
+        left = tuple(shape)
+        for placement, number, count in self.steps(rank):
+            if placement.padding(left, number, count) is not None:
+                return self.shard(torch.ones(tuple(shape), dtype=torch.bool), rank, size).logical_not()
+            left = tuple(placement.shard(shape_only(left), number, count).shape)
+        return None
 
     def steps(self, rank: int) -> Iterator[tuple[Placement, int, int]]:
         """Each of `along` with this rank's number and the number of ranks along its axes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..arithmetic.casts import cast_tensor
+from ..arithmetic.casts import COMPUTED_IN, cast_tensor
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.seen import Seen
@@ -128,14 +128,14 @@ def specs_of(case: Case, module: nn.Module) -> tuple[TensorSpec, ...]:
     learned = {
         name: first_names[parameter]
         for name, parameter in module.named_parameters(remove_duplicate=False)
-        if parameter.is_floating_point()
+        if parameter.dtype in COMPUTED_IN  # float8 ones are how numbers are stored, and belong to their scales
     }
     return tuple(
         TensorSpec(
             name=case.prefix + name,
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
-            fixed=None if name in learned else tensor.detach(),
+            fixed=None if name in learned else tensor.detach().resolve_conj(),
             drawn_as=case.prefix + learned.get(name, name),
         )
         for name, tensor in weights_of(module, f"the reference of {case.name}").items()

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..case.placed import check_patterns, check_same, input_placements, output_placements
-from ..case.plan import check_plan, check_submodules, stand_in_group, try_placement
+from ..case.plan import check_plan, check_submodules, stand_in_group
 from ..case.rehearsal import UnrehearsedError, makes_groups
+from ..case.tried_placements import try_placement
 from ..checkpoint.checkpoint import TensorSpec
 from ..config.options import Resolved
 from ..parallel.placements import Placement, Replicate
@@ -52,7 +53,7 @@ def check_target(
                 module, placed[tp] = check_plan(at_degree, shapes, tp, lingering=lingering)
             except UnrehearsedError as error:
                 unrehearsed[tp] = str(error)
-                names = (name.removeprefix(case.prefix) for name in shapes)
+                names = at_degree.plan if case.rename else (name.removeprefix(case.prefix) for name in shapes)
                 placed[tp] = {name: at_degree.plan.get(name, Replicate()) for name in names}
                 continue
             finally:

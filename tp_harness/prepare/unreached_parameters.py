@@ -48,7 +48,7 @@ def idle(case: Case, reference: nn.Module, calls: Calls) -> dict[str, torch.Tens
         gives other outputs when it is run again.
     """
     module = case.reference_in(copy.deepcopy(reference), torch.float64)
-    parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.ndim and p.numel()}
+    parameters = {name: p for name, p in module.named_parameters() if p.dtype == torch.float64 and p.ndim and p.numel()}
     if not parameters or sum(p.numel() for p in parameters.values()) > MOST_ELEMENTS:
         return {}
     probe = Probe(case, module, calls)
@@ -145,7 +145,8 @@ def _gradients(
     size = 1.0
     try:
         with torch.enable_grad():
-            module.requires_grad_()
+            for parameter in parameters.values():  # others may be packed integers, which have no gradient
+                parameter.requires_grad_()
             outputs = [y for y in probe.run() if y.requires_grad]
             weights = [torch.randn(y.shape, generator=source, dtype=y.dtype) for y in outputs]
             size = torch.stack([y.detach().norm() for y in outputs]).norm().item() if outputs else size

@@ -12,8 +12,9 @@ from ..arithmetic.casts import cast
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats
 from ..case.case import Case
-from ..case.plan import check_names, check_submodules, local_placement, planned
+from ..case.plan import check_names, check_submodules, planned
 from ..case.state_dict import load_weights, weights_of
+from ..case.tried_placements import local_placement
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import doing
 from ..parallel import dtensors
@@ -45,11 +46,15 @@ def build(
     with doing(f"sharded of {case.name}, called without arguments"):
         module = case.make(case.sharded, arithmetic.dtype)
     local = weights_of(module, side)
-    check_names(case, local, checkpoint.names)
+    renaming = check_names(case, local, {name: checkpoint.shape(name) for name in checkpoint.names}, group.size)
     check_submodules(case, "sharded module", module)
     case = replace(case, plan=planned(case, local, group.size))
-    stored = {name: case.prefix + name for name in local}
-    full = {name: arithmetic.draw(tied.get(key, key), checkpoint.tensor(key)) for name, key in stored.items()}
+    stored = {
+        key: arithmetic.draw(tied.get(key, key), checkpoint.tensor(key))
+        for key in dict.fromkeys(key for name in local for key in renaming.keys(name))
+    }
+    with arithmetic.computing():
+        full = {name: renaming.tensor(name, stored.__getitem__) for name in local}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name in full}
     with arithmetic.computing():
         load_weights(module, _shards(case, full, local, group), side, assign=case.on_meta)
@@ -72,7 +77,8 @@ def _shards(
     """This rank's shard of each full tensor, a DTensor where the module's own is one."""
     shards: dict[str, torch.Tensor] = {}
     for name, tensor in full.items():
-        placement = local_placement(case, name, tensor.shape, dtensors.local(local[name]).shape, group.size)
+        own = dtensors.local(local[name])
+        placement = local_placement(case, name, tensor.shape, own.shape, group.size, rank=group.rank)
         with doing(f"shard of {placement}, called for {name}"):
             shards[name] = dtensors.as_placed(placement.shard(tensor, group.rank, group.size), local[name])
     return shards

@@ -84,7 +84,7 @@ class Grafts:
     def _next(self, name: str, placement: Placement, local: torch.Tensor) -> torch.Tensor | None:
         """As many of the right elements as `local` has, after those that earlier calls were given."""
         right = self._left.get(name) or self._shard(name, placement)
-        if right[0].numel() < local.numel() or right[0].shape[-1:] != local.shape[-1:]:
+        if not local.numel() or right[0].numel() < local.numel() or right[0].shape[-1:] != local.shape[-1:]:
             return None
         self._left[name] = [x.reshape(-1)[local.numel() :].reshape(-1, *x.shape[-1:]) for x in right]
         shadow, *residues = (x.reshape(-1)[: local.numel()].view(local.shape) for x in right)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from .device import Device, GraphFinding
 from .grafts import Grafts
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
+from .padding import filled_runs
 from .rank_files import Kept, digest, put_aside, write_output
 from .rank_inputs import read_inputs, shard_inputs, token_rows
 from .rank_report import DtypeRun, RankReport, TensorKey, Variant
@@ -93,23 +95,36 @@ def _run(
 ) -> tuple[Kept, DtypeRun]:
     """Run a task in one dtype, on the mesh of its case; its module is freed when this returns."""
     axes = job.subject.case(task, dtype=dtype, tp=group.size).axes(group.size)
+    runner = partial(DtypeRunner, job, task, dtype, group=group, checkpoint=checkpoint, device=device)
     try:
         with use_mesh(mesh_of(axes, group)):
-            return DtypeRunner(job, task, dtype, group=group, checkpoint=checkpoint, device=device).run()
+            kept, run = runner().run()
+            filled, again = filled_runs(runner, job, task, dtype, size=group.size, checkpoint=checkpoint)
+        again, pairs = as_pairs(again)
+        kept |= put_aside(job.output_path(task, group.rank), again)
+        return kept, replace(run, filled=filled, pairs=run.pairs + pairs)
     except GraphFinding as finding:  # the same on all ranks; there is no output to judge
         return {}, DtypeRun(finding=str(finding), program=finding.program)
 
 
 class DtypeRunner:
-    """A task in one dtype on one rank: the module, its inputs, and its runs."""
+    """A task in one dtype on one rank: the module, its inputs, and its runs; `change` gives another case to run."""
 
     def __init__(
-        self, job: Job, task: Task, dtype: str, *, group: Group, checkpoint: Checkpoint, device: Device
+        self,
+        job: Job,
+        task: Task,
+        dtype: str,
+        *,
+        group: Group,
+        checkpoint: Checkpoint,
+        device: Device,
+        change: Callable[[Case], Case] = lambda case: case,
     ) -> None:
         self.job, self.task, self.dtype, self.group, self.device = job, task, dtype, group, device
         self.memory, self.watch, self.read = PeakMemory(), Stopwatch(group, group.cpu_seconds), dtensors.Reader()
         case = job.subject.case(task, dtype=dtype, tp=group.size)
-        self.case = case = injected(task.fault, case, task.place, task.rank)
+        self.case = case = change(injected(task.fault, case, task.place, task.rank))
         self.arithmetic = arithmetic = _arithmetic(job, task, dtype)
         self.exact = isinstance(arithmetic, Exact)
         whole = read_inputs(job.inputs_path(task)).map(arithmetic.draw)
@@ -152,8 +167,7 @@ class DtypeRunner:
         calls, first = self.watch.calls[-1], self._digests(tensors)
         if self.job.unlocked and self.case.routing and self.task.draw == 0 and self.dtype == "bfloat16":
             tensors |= self.device.run(self.unlocked)[0]
-        pairs = tuple(str(key) for key, x in tensors.items() if x.is_complex())
-        tensors = {key: torch.view_as_real(x) if x.is_complex() else x for key, x in tensors.items()}
+        tensors, pairs = as_pairs(tensors)
         kept = put_aside(self.job.output_path(self.task, self.group.rank), tensors)
         del tensors  # the large ones are written down
         flops, changed = self.repeat(first) if self.job.repeats and not self.exact else (None, None)
@@ -265,6 +279,12 @@ class DtypeRunner:
         return {
             TensorKey(self.dtype, variant, name): tensor.detach().clone().contiguous() for name, tensor in named.items()
         }
+
+
+def as_pairs(tensors: Mapping[TensorKey, torch.Tensor]) -> tuple[dict[TensorKey, torch.Tensor], tuple[str, ...]]:
+    """The tensors, of any shape and dtype, complex ones as pairs of real numbers; and the keys of these."""
+    pairs = tuple(str(key) for key, x in tensors.items() if x.is_complex())
+    return {key: torch.view_as_real(x) if x.is_complex() else x for key, x in tensors.items()}, pairs
 
 
 def _arithmetic(job: Job, task: Task, dtype: str) -> Floats | Exact:

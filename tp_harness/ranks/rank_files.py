@@ -28,7 +28,9 @@ Kept = dict[TensorKey, torch.Tensor | Path]  # a large tensor by the file that i
 
 def digest(tensor: torch.Tensor) -> str:
     """BLAKE2b of the bits of a CPU tensor of any shape and dtype, 32 hex digits; shape and dtype do not enter it."""
-    return hashlib.blake2b(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().data, digest_size=16
+    ).hexdigest()
 
 
 def put_aside(path: Path, tensors: Tensors) -> Kept:

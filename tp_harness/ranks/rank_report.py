@@ -9,7 +9,8 @@ from ..arithmetic.seen import Seen
 from ..parallel.dtensors import Placed
 from ..results.result import Collective, Forwards, Program, RankRecord
 
-Variant = Literal["locked", "unlocked", "tap"]  # with the oracle's routing, with the module's own, and inside a module
+# With the oracle's routing, with the module's own, inside a module, and with other numbers in padding.
+Variant = Literal["locked", "unlocked", "tap", "filled"]
 NO_FORWARDS = Forwards(wall_s=(), cpu_s=())
 
 
@@ -45,6 +46,10 @@ class TensorKey:
     def modulo(self, number: int) -> TensorKey:
         """The key of the tensor's residues modulo a prime, as `modulo` names them: `exact.locked.output.0%1`."""
         return replace(self, name=modulo(self.name, number))
+
+    def filled(self, what: str) -> TensorKey:
+        """The key of an output in the run in which the padding of `what` is filled: `float32.filled.output.0@up`."""
+        return replace(self, variant="filled", name=f"{self.name}@{what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,7 @@ class DtypeRun:
     unlocked: tuple[str, ...] = ()  # routers that went on with another choice than the one they were locked to
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by tap, the tokens of a router that has a part
     seen: Seen | None = None  # of a run in exact arithmetic
+    filled: tuple[str, ...] = ()  # parameters and inputs whose padding was filled in a run of its own
 
 
 @dataclass(frozen=True, kw_only=True)
