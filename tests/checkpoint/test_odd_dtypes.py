@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tp_harness.case.seeds import generator
 from tp_harness.checkpoint.checkpoint import (
     Checkpoint,
     TensorSpec,
@@ -19,7 +20,6 @@ from tp_harness.checkpoint.checkpoint import (
 )
 from tp_harness.errors import UsageError
 from tp_harness.parallel.placements import same_bits
-from tp_harness.prepare.random_weights import generator
 
 
 def spec(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> TensorSpec:
