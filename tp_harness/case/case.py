@@ -25,7 +25,7 @@ from ..results.tensor_names import without_call
 from .calls import Call, Calls, Same, check_calls
 from .case_fields import check_fields
 from .mesh_axes import FIELDS, Axes, axis_names, mesh_axes, resolved, with_asked
-from .rename import Rename, Renaming
+from .naming.rename import Rename, Renaming
 from .routing import Router
 from .taps import Source
 

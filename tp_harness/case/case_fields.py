@@ -11,7 +11,7 @@ from ..errors import UnknownNameError, UsageError
 from ..results.collective import KINDS
 from .calls import Same
 from .mesh_axes import is_placed
-from .rename import check_rename
+from .naming.rename import check_rename
 from .routing import Router
 
 

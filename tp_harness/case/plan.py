@@ -18,9 +18,9 @@ from ..parallel.mesh import mesh_of, use_mesh
 from ..parallel.placements import Placement
 from ..results.result import Collective
 from .case import Case
-from .proposed_names import proposed
+from .naming.proposed_names import proposed
+from .naming.rename import Renaming
 from .rehearsal import UnrehearsedError, of_torch_distributed, told_by_others
-from .rename import Renaming
 from .state_dict import weights_of
 from .tried_placements import PlanError, local_placement
 

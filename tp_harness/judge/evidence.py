@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 
 from ..case.case import UNSAID, Case
+from ..case.naming.rename import Renaming
+from ..case.naming.sources import AsItIs
 from ..case.placed import output_placements, taps_of
-from ..case.rename import Renaming
 from ..case.routing import Router
-from ..case.sources import AsItIs
 from ..checkpoint.checkpoint import Checkpoint
 from ..parallel.on_rank import OnRank
 from ..parallel.placements import KVHeads, Placement, Shard, shape_only

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 STAR = "*"  # in a name: any text without a dot, such as the number of a layer
 Get = Callable[[str], torch.Tensor]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UnknownNameError
-from ..parallel.placement import shape_only
+from ...errors import UnknownNameError
+from ...parallel.placement import shape_only
 from .sources import STAR, AsItIs, Get, RenameError, Source, pattern_of, source
 
 Rename = Mapping[str, "str | Source"] | Callable[[str], "str | Source | None"]

@@ -10,8 +10,8 @@ from bits import DTYPES, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tp_harness.case.rename import Renaming
-from tp_harness.case.sources import (
+from tp_harness.case.naming.rename import Renaming
+from tp_harness.case.naming.sources import (
     AsItIs,
     Concat,
     Interleave,

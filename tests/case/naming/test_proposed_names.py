@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tp_harness
-from tp_harness.case.proposed_names import proposed
-from tp_harness.case.rename import Renaming
-from tp_harness.case.sources import Source
+from tp_harness.case.naming.proposed_names import proposed
+from tp_harness.case.naming.rename import Renaming
+from tp_harness.case.naming.sources import Source
 
 Shapes = Mapping[str, tuple[int, ...]]
 
