@@ -7,7 +7,7 @@ float64 oracle. Positions that are neither (n_tokens,) nor of the tokens' shape 
 pass through named `torch.nn.Identity` taps: a forward hook on a tap sees its tensor or, by returning another one,
 replaces it.
 
-Not covered: KV cache, padding, dropout, distributed execution, MXFP4 decoding.
+Not covered: a KV cache and padding (decoding.py), dropout, distributed execution, MXFP4 decoding.
 
 Shape suffixes: L the token dimensions of the input, (n_tokens,) or (batch, n_tokens); T all tokens; H hidden;
     G key/value heads; M query heads per key/value head; N = G M; D head_dim; Q, K query and key positions; E experts;
@@ -15,7 +15,6 @@ Shape suffixes: L the token dimensions of the input, (n_tokens,) or (batch, n_to
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,9 +23,8 @@ from torch import Tensor
 from torch.nn import Identity, Parameter
 from torch.nn.functional import linear
 
+from .expert_product import expert_product
 from .rotary import Device, RotaryEmbedding
-
-CAST_ROWS = 64  # of a matrix: in float64 and 2880 columns 1.5 MB
 
 ConfigLike: TypeAlias = Any  # an object with ModelConfig's attributes; callers bring their own config types
 
@@ -135,15 +133,22 @@ class AttentionBlock(torch.nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map x (*L, H) and positions (n_tokens,) or (*L,), default 0, 1, ..., to (*L, H)."""
         positions = _positions_of(x, positions)
+        query, key, value = self.query_key_value(x, positions)
+        mask = visible(positions, self.sliding_window)
+        return self.add_heads(x, sink_attention(query, key, value, self.sinks, mask))
+
+    def query_key_value(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map x (*L, H) and positions (*L,) to query (*L, G, M, D), key and value (*L, G, D), rotated."""
         q, k, v = torch.split(self.qkv(self.norm(x)), [self.q_dim, self.kv_dim, self.kv_dim], dim=-1)
         q_LND, k_LGD, v_LGD = (t.reshape(*x.shape[:-1], -1, self.head_dim) for t in (q, k, v))
         q_LND, k_LGD = self.rope(q_LND, k_LGD, positions)
         q_LND, k_LGD, v_LGD = self.q_rope(q_LND), self.k_rope(k_LGD), self.value(v_LGD)
-        q_LGMD = q_LND.unflatten(-2, (k_LGD.shape[-2], -1))
-        mask = visible(positions, self.sliding_window)
-        heads = self.heads(sink_attention(q_LGMD, k_LGD, v_LGD, self.sinks, mask))
+        return q_LND.unflatten(-2, (k_LGD.shape[-2], -1)), k_LGD, v_LGD
+
+    def add_heads(self, x: Tensor, heads: Tensor) -> Tensor:
+        """Add to x (*L, H) the output projection of heads (*L, G * M * D)."""
         # product and bias apart: tensor-parallel ranks sum their partial products, then add the bias once
-        total_LH = self.total(self.partial(linear(heads, self.out.weight.to(x.dtype))))
+        total_LH = self.total(self.partial(linear(self.heads(heads), self.out.weight.to(x.dtype))))
         reduced_LH: Tensor = self.reduced(total_LH + self.out.bias.to(x.dtype))
         y: Tensor = self.residual(x + reduced_LH)
         return y
@@ -153,25 +158,6 @@ def swiglu(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
     """Map interleaved gate, up, ... (..., 2 I) to (..., I); clamped to `limit`, the gate from above only (gpt-oss)."""
     gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(min=-limit, max=limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
-
-
-def _expert_product(weight: Tensor, dtype: torch.dtype) -> Callable[[int, Tensor, Tensor | None], Tensor]:
-    """Return (expert, x, bias) -> x @ weight[expert].T + bias, for x of dtype.
-
-    A cast goes through one buffer of a few rows, which stays in the processor's cache (half the time of casting
-    the whole matrix), unless autograd may need every cast.
-    """
-    if weight.dtype == dtype or torch.is_grad_enabled():
-        return lambda expert, x, bias: linear(x, weight[expert].to(dtype), bias)
-    buffer = torch.empty(min(CAST_ROWS, weight.shape[1]), weight.shape[2], dtype=dtype, device=weight.device)
-
-    def product(expert: int, x: Tensor, bias: Tensor | None) -> Tensor:
-        rows = weight[expert].split(CAST_ROWS)
-        biases = [None] * len(rows) if bias is None else bias.split(CAST_ROWS)
-        casts = (buffer[: len(part)].copy_(part) for part in rows)
-        return torch.cat([linear(x, part, b) for part, b in zip(casts, biases, strict=True)], dim=-1)
-
-    return product
 
 
 class MLPBlock(torch.nn.Module):
@@ -218,8 +204,8 @@ class MLPBlock(torch.nn.Module):
     def _run_experts(self, t: Tensor, chosen: Tensor) -> Tensor:
         """Map tokens (T, H) and indices (T, S) to bias-free expert outputs (T, S, H)."""
         slots_TSH = t.new_empty(*chosen.shape, t.shape[-1])
-        mlp1 = _expert_product(self.mlp1_weight, t.dtype)
-        mlp2 = _expert_product(self.mlp2_weight, t.dtype)
+        mlp1 = expert_product(self.mlp1_weight, t.dtype)
+        mlp2 = expert_product(self.mlp2_weight, t.dtype)
         for expert in sorted(set(chosen.flatten().tolist())):
             token_P, slot_P = (chosen == expert).nonzero(as_tuple=True)
             up = self.gate_up(mlp1(expert, t[token_P], self.mlp1_bias[expert].to(t.dtype)))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tp_harness.reference import gpt_oss, rotary
-from tp_harness.reference.gpt_oss import CAST_ROWS, ModelConfig, RMSNorm, RotaryEmbedding, Transformer, TransformerBlock
+from tp_harness.reference.expert_product import CAST_ROWS
+from tp_harness.reference.gpt_oss import ModelConfig, RMSNorm, RotaryEmbedding, Transformer, TransformerBlock
 
 hf = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
 from hf_twin import filled, hf_config, hf_mask, pair, randn  # noqa: E402  (needs transformers)
