@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import gpt_oss
 from .gpt_oss import ConfigLike, sink_attention
-from .kv_cache import EMPTY, KVCache, empty_cache, extend, reuse, visible_keys, write
+from .kv_cache import EMPTY, KVCache, empty_cache, extended, reused, visible_keys, written
 from .rotary import Device
 
 
@@ -32,10 +32,10 @@ class AttentionBlock(gpt_oss.AttentionBlock):
         if not is_ring and int(positions.max()) >= slots:
             raise ValueError(f"position {int(positions.max())} is beyond the last of {slots} slots")
         query, key, value = self.query_key_value(x, positions.clamp(min=0))
-        seen = extend(cache, key, value, positions)
+        seen = extended(cache, key, value, positions)
         mask = visible_keys(positions, seen.positions, self.sliding_window)
         y = self.add_heads(x, sink_attention(query, seen.key, seen.value, self.sinks, mask))
-        return y, write(cache, key, value, positions)
+        return y, written(cache, key, value, positions)
 
 
 class TransformerBlock(gpt_oss.TransformerBlock):
@@ -72,17 +72,17 @@ class Transformer(gpt_oss.Transformer):
         tokens: Tensor,
         positions: Tensor,
         past: tuple[KVCache, ...],
-        reused: tuple[Tensor, Tensor] | None = None,
+        reuse: tuple[Tensor, Tensor] | None = None,
     ) -> Decoded:
         """Map tokens and positions (B, S), int64, to logits (B, S, vocab) and the next caches.
 
-        `reused` are rows and lengths of `kv_cache.reuse`, which requests begin with that are not those of the last
+        `reuse` are rows and lengths of `kv_cache.reused`, which requests begin with that are not those of the last
         call; without it each row continues its own.
         """
         x, caches = self.embedding(tokens), []
         for block, cache in zip(self.block, past, strict=True):
-            x, written = block(x, positions, reuse(cache, *reused) if reused else cache)
-            caches.append(written)
+            x, after = block(x, positions, reused(cache, *reuse) if reuse else cache)
+            caches.append(after)
         return Decoded(self.unembedding(self.norm(x)), tuple(caches))
 
 

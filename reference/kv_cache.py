@@ -33,7 +33,7 @@ def empty_cache(batch: int, slots: int, heads: int, head_dim: int, dtype: torch.
     return KVCache(key, value, torch.full((batch, slots), EMPTY))
 
 
-def reuse(cache: KVCache, rows: Tensor, lengths: Tensor) -> KVCache:
+def reused(cache: KVCache, rows: Tensor, lengths: Tensor) -> KVCache:
     """Return the cache with which requests begin that share their first tokens with earlier ones, or nothing.
 
     rows (batch,) int64: the row of `cache` that each new row continues. lengths (batch,) int64: how many tokens of it
@@ -47,7 +47,7 @@ def reuse(cache: KVCache, rows: Tensor, lengths: Tensor) -> KVCache:
     return KVCache(cache.key[rows], cache.value[rows], positions)
 
 
-def extend(cache: KVCache, key: Tensor, value: Tensor, positions: Tensor) -> KVCache:
+def extended(cache: KVCache, key: Tensor, value: Tensor, positions: Tensor) -> KVCache:
     """Return what new tokens attend to: the slots, then the tokens themselves; all have C + S slots.
 
     key and value (B, S, G, D), positions (B, S) int64, EMPTY for padding.
@@ -57,7 +57,7 @@ def extend(cache: KVCache, key: Tensor, value: Tensor, positions: Tensor) -> KVC
     return KVCache(*(torch.cat(tuple(part), dim=1) for part in parts))
 
 
-def write(cache: KVCache, key: Tensor, value: Tensor, positions: Tensor) -> KVCache:
+def written(cache: KVCache, key: Tensor, value: Tensor, positions: Tensor) -> KVCache:
     """Return the cache with the tokens of key and value (B, S, G, D) in it; only the last C of each row are kept.
 
     positions (B, S) int64 ascend in each row, padding (EMPTY) apart, which is not written.

@@ -98,8 +98,8 @@ def _query_only(self: Any, query: torch.Tensor, key: torch.Tensor, ids: torch.Te
     return self._rotate(query, self.cos[ids][:, :, None], self.sin[ids][:, :, None]), key
 
 
-def _not_causal(self: Any, positions: torch.Tensor) -> torch.Tensor:
-    distance = positions[:, :, None] - positions[:, None, :]
+def _not_causal(self: Any, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    distance = queries[:, :, None] - keys[:, None, :]
     return distance < self.window if self.window else distance < math.inf
 
 

@@ -14,7 +14,9 @@ from torch import nn
 from ....parallel.group import Group, current_group
 from ....parallel.nxd_attributes import mark
 from ....parallel.placements import KVHeads, Partial, Placement, QKVHeads, Replicate, Shard
+from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
+from .kv_cache import extended, written
 from .layers import Projection, as_batch, initialise, parameter, reduce_dtype, softmax
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
@@ -83,19 +85,28 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
             "residual": Replicate(),
         }
 
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out."""
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, KVCache]:
+        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out.
+
+        With a cache, of this rank's KV heads, the tokens also attend to what it holds; the next cache is returned too.
+        Then a position of -1 says that a token is padding.
+        """
         x_BSH, positions_BS = as_batch(hidden_states, position_ids)
-        q_BSKMD, k_BTKD, v_BTKD = self._query_key_value(self.norm(x_BSH), positions_BS)
-        heads_BSN = self.heads(self._attend(q_BSKMD, k_BTKD, v_BTKD, positions_BS))
+        q_BSKMD, k_BSKD, v_BSKD = self._query_key_value(self.norm(x_BSH), positions_BS)
+        new = KVCache(k_BSKD, v_BSKD, positions_BS)
+        seen = new if cache is None else extended(cache, new)
+        heads_BSN = self.heads(self._attend(q_BSKMD, seen.key, seen.value, positions_BS, seen.positions))
         partial_BSH = self.partial(self.out.without_bias(heads_BSN))
         total_BSH = self.total(self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH))))
         reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
-        return self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
+        y = self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
+        return y if cache is None else (y, written(cache, new))
 
     def _query_key_value(self, t_BSH: torch.Tensor, positions_BS: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = self._split(self.qkv(t_BSH))
-        query, key = self.rope(query, key, positions_BS)
+        query, key = self.rope(query, key, positions_BS.clamp(min=0))  # padding is rotated as position 0
         grouped = self.q_rope(query).unflatten(2, (self.local_kv_heads, -1))
         return grouped, self.k_rope(key), self.value(value)
 
@@ -113,17 +124,23 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         )
 
     def _attend(
-        self, q_BSKMD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor, positions: torch.Tensor
+        self,
+        q_BSKMD: torch.Tensor,
+        k_BTKD: torch.Tensor,
+        v_BTKD: torch.Tensor,
+        queries_BS: torch.Tensor,
+        keys_BT: torch.Tensor,
     ) -> torch.Tensor:
-        """Softmax over the visible keys and the head's sink, which takes weight and gives no value."""
+        """Softmax over the visible keys, by positions, and the head's sink, which takes weight and gives no value."""
         scores = torch.einsum("bskmd,btkd->bkmst", q_BSKMD, k_BTKD) * self.softmax_scale
-        scores = scores.masked_fill(~self._visible(positions)[:, None, None], -math.inf)
+        scores = scores.masked_fill(~self._visible(queries_BS, keys_BT)[:, None, None], -math.inf)
         sinks = self.sinks.to(scores.dtype).view(1, self.local_kv_heads, -1, 1, 1)
         with_sinks = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
         weights = softmax(with_sinks)[..., :-1]
         return torch.einsum("bkmst,btkd->bskmd", weights, v_BTKD).flatten(2)
 
-    def _visible(self, positions: torch.Tensor) -> torch.Tensor:
-        """(batch, query, key): keys at or before the query, and within the window where there is one."""
-        distance = positions[:, :, None] - positions[:, None, :]
-        return (distance >= 0) & (distance < self.window) if self.window else distance >= 0
+    def _visible(self, queries_BS: torch.Tensor, keys_BT: torch.Tensor) -> torch.Tensor:
+        """(batch, query, key): keys at or before the query, within the window where there is one, and not empty."""
+        distance = queries_BS[:, :, None] - keys_BT[:, None, :]
+        seen = (distance >= 0) & (keys_BT >= 0)[:, None, :]
+        return seen & (distance < self.window) if self.window else seen

@@ -7,6 +7,7 @@ from torch import nn
 
 from ....parallel.group import Group, current_group
 from ....parallel.placements import Placement
+from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
 from .attention import NeuronGPTOSSAttentionBlock
 from .mlp import NeuronGPTOSSMLPBlock
@@ -42,10 +43,18 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
             "mlp.", NeuronGPTOSSMLPBlock.taps(config)
         )
 
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out."""
-        out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
-        return out
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, KVCache]:
+        """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out.
+
+        With a cache of this rank's KV heads, the next cache is returned too.
+        """
+        if cache is None:
+            out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
+            return out
+        y_BSH, cache = self.attn(hidden_states, position_ids, cache)
+        return self.mlp(y_BSH), cache
 
 
 def prefixed(prefix: str, plan: dict[str, Placement]) -> dict[str, Placement]:

@@ -50,13 +50,21 @@ class NKIRotaryEmbedding(NeuronGPTOSSRotaryEmbedding):
 
 
 class NKIAttentionBlock(NeuronGPTOSSAttentionBlock):
-    """Scores, sinks, softmax and values as one kernel, for consecutive positions."""
+    """Scores, sinks, softmax and values as one kernel, for consecutive positions, without a cache."""
 
     def _attend(
-        self, q_BSKMD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor, positions: torch.Tensor
+        self,
+        q_BSKMD: torch.Tensor,
+        k_BTKD: torch.Tensor,
+        v_BTKD: torch.Tensor,
+        queries_BS: torch.Tensor,
+        keys_BT: torch.Tensor,
     ) -> torch.Tensor:
-        if not bool((positions.diff(dim=1) == 1).all()):
-            raise ValueError(f"the attention kernel needs consecutive positions in each row; they are {positions}")
+        if queries_BS.shape != keys_BT.shape:
+            tokens, keys = queries_BS.shape[1], keys_BT.shape[1]
+            raise ValueError(f"the attention kernel has no cache; it is given {tokens} tokens a row and {keys} keys")
+        if not bool((queries_BS.diff(dim=1) == 1).all()):
+            raise ValueError(f"the attention kernel needs consecutive positions in each row; they are {queries_BS}")
         sinks = self.sinks.to(q_BSKMD.dtype)
         scale, query = self.softmax_scale, q_BSKMD.flatten(2, 3)
         return run("attention", query, k_BTKD, v_BTKD, sinks, scale=scale, window=self.window)

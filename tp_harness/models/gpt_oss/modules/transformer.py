@@ -9,9 +9,12 @@ from torch import nn
 
 from ....parallel.group import Group, current_group
 from ....parallel.placements import Placement, Replicate
+from ....reference.decoding import Decoded
+from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
 from .block import NeuronGPTOSSTransformerBlock, prefixed
 from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
+from .kv_cache import reused
 from .norm import NeuronGPTOSSRMSNorm
 
 
@@ -53,9 +56,24 @@ class NeuronGPTOSSTransformer(nn.Module):
             taps |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.taps(config))
         return taps | {"norm": Replicate()} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits in the configured dtype."""
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        past: tuple[KVCache, ...] | None = None,
+        reuse: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor | Decoded:
+        """(batch, seq) or (n_tokens,) int64 ids to (..., vocab) logits in the configured dtype.
+
+        With `past`, a cache of this rank's KV heads for each layer, the next caches are returned too. `reuse` are the
+        rows and lengths, (batch,) int64 each, with which requests begin on caches of others (kv_cache.reused).
+        """
         x = self.embedding(tokens)
-        for block in self.block:
-            x = block(x, position_ids)
-        return self.unembedding(self.norm(x))
+        caches = [cache if reuse is None else reused(cache, *reuse) for cache in past or ()]
+        for layer, block in enumerate(self.block):
+            if past is None:
+                x = block(x, position_ids)
+            else:
+                x, caches[layer] = block(x, position_ids, caches[layer])
+        logits = self.unembedding(self.norm(x))
+        return logits if past is None else Decoded(logits, tuple(caches))
