@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UnknownNameError, UsageError
+
+PLANS = ("tp", "sp", "ep", "ep-tp")  # how a model is shared out; a family says what each is
 
 
 def check_number(name: str, value: object, *, integral: bool = False) -> None:
@@ -27,18 +29,22 @@ def check_number(name: str, value: object, *, integral: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig:
-    """How one compiled model is used: batch_size in rows, seq_len in tokens, dtype, and tp_degree in ranks.
+    """How one compiled model is used: batch_size in rows, seq_len in tokens, dtype, tp_degree in ranks, and the plan.
 
     Raises:
-        UsageError: a number is not a positive integer, or torch_dtype is not a floating-point dtype.
+        UsageError: a number is not a positive integer, torch_dtype is not a floating-point dtype, or there is no such
+            plan.
     """
 
     batch_size: int = 1
     seq_len: int = 128
     torch_dtype: Any = "bfloat16"
     tp_degree: int = 1
+    plan: str = "tp"
 
     def __post_init__(self) -> None:
+        if self.plan not in PLANS:
+            raise UnknownNameError("plan", self.plan, PLANS)
         for name in ("batch_size", "seq_len", "tp_degree"):
             check_number(name, getattr(self, name), integral=True)
         import torch  # noqa: PLC0415  (a ModelConfig needs no torch)

@@ -9,61 +9,16 @@ from typing import Any
 import pytest
 import torch
 from exact_programs import on_ranks
-from serving import CALLS, VOCAB, WINDOW, assert_same, prompts, serve, served, stale_caches, weights, whole
+from served_ranks import CONFIG, check, on_rank, shard
+from serving import CALLS, WINDOW, assert_same, prompts, serve, stale_caches, whole
 from torch import Tensor
 from tp_harness.reference.kv_cache import EMPTY, KVCache
 
-from tp_harness.config.model import NeuronConfig
-from tp_harness.models.gpt_oss.config import InferenceConfig
-from tp_harness.models.gpt_oss.modules import NeuronGPTOSSAttentionBlock, NeuronGPTOSSTransformer, attention
+from tp_harness.models.gpt_oss.modules import NeuronGPTOSSAttentionBlock, attention
 from tp_harness.models.gpt_oss.modules import kv_cache as sharded_cache
-from tp_harness.models.gpt_oss.modules.kv_cache import cache_placements
 from tp_harness.parallel.group import Group
 
-CONFIG = InferenceConfig(
-    num_hidden_layers=2, num_experts=4, experts_per_token=2, vocab_size=VOCAB, hidden_size=36, head_dim=16,
-    intermediate_size=16, num_attention_heads=8, num_key_value_heads=2, sliding_window=WINDOW,
-    neuron_config=NeuronConfig(seq_len=16, torch_dtype="float64"),
-)  # fmt: skip
-DEGREES = (1, 2, 8)  # at 8 ranks, four neighbours hold the same KV head
-PLACEMENTS = cache_placements(CONFIG)
-
-
-def on_rank(group: Group) -> NeuronGPTOSSTransformer:
-    module, plan = NeuronGPTOSSTransformer(CONFIG, group=group), NeuronGPTOSSTransformer.plan(CONFIG)
-    state = weights(CONFIG)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(plan[name].shard(state[name], group.rank, group.size))
-    return module
-
-
-def shard(caches: tuple[KVCache, ...], group: Group) -> tuple[KVCache, ...]:
-    def cut(cache: KVCache) -> KVCache:
-        return KVCache(**{n: p.shard(getattr(cache, n), group.rank, group.size) for n, p in PLACEMENTS.items()})
-
-    return tuple(map(cut, caches))
-
-
-def join(ranks: Sequence[tuple[KVCache, ...]]) -> tuple[KVCache, ...]:
-    """The full caches; replicas must agree bit for bit."""
-    layers = zip(*ranks, strict=True)
-    return tuple(KVCache(**{n: p.join([getattr(c, n) for c in of]) for n, p in PLACEMENTS.items()}) for of in layers)
-
-
-def check(calls: Sequence[Sequence[int]], tp: int, side: str = "right") -> None:
-    """Logits are those of the whole forward on every rank, caches those of the reference in the same calls."""
-    lengths = [sum(counts) for counts in zip(*calls, strict=True)]
-    rows, past = prompts(lengths), stale_caches(CONFIG, len(lengths), max(lengths))
-    ranks = on_ranks(lambda group: serve(on_rank(group), rows, calls, shard(past, group), side=side), tp)
-    for logits, _ in ranks:
-        for actual, tokens in zip(logits, rows, strict=True):
-            assert_same(actual, whole(CONFIG, tokens))
-    _, expected = serve(served(CONFIG), rows, calls, past, side=side)
-    for cache, right in zip(join([caches for _, caches in ranks]), expected, strict=True):
-        assert torch.equal(cache.positions, right.positions)
-        assert_same(cache.key, right.key)
-        assert_same(cache.value, right.value)
+DEGREES = (1, 2, 8)
 
 
 @pytest.mark.parametrize("tp", DEGREES)
@@ -72,7 +27,7 @@ def check(calls: Sequence[Sequence[int]], tp: int, side: str = "right") -> None:
     pytest.param(dict(CALLS)["ragged"], "left", id="ragged_left"),
 ])  # fmt: skip
 def test_calls_are_the_forward_of_all_tokens(calls: Sequence[Sequence[int]], side: str, tp: int) -> None:
-    check(calls, tp, side)
+    check(CONFIG, calls, tp, side)
 
 
 def check_reuse(tp: int, length: int, shared: int) -> None:
@@ -82,7 +37,7 @@ def check_reuse(tp: int, length: int, shared: int) -> None:
     reuse = torch.tensor([0, 1]), torch.tensor([shared, 0])
 
     def be(group: Group) -> list[Tensor]:
-        module = on_rank(group)
+        module = on_rank(CONFIG, group)
         _, past = serve(module, first, [(length, length - 1)], shard(stale_caches(CONFIG, 2, 16), group))
         return serve(module, second, [(4, 3), (5, 4)], past, begun=[shared, 0], reuse=reuse)[0]
 
@@ -98,7 +53,7 @@ def test_a_request_reuses_the_prefix_of_another(length: int, shared: int, tp: in
 
 
 def test_empty_slots_keep_their_bits_and_padding_sees_no_other_token() -> None:
-    module = on_rank(Group())
+    module = on_rank(CONFIG, Group())
     before = stale_caches(CONFIG, 2, 8)
     positions = torch.tensor([[0, 1, EMPTY], [EMPTY, EMPTY, 0]])
     after = [module(torch.tensor([[a, 6, 3], [7, 3, 8]]), positions, before) for a in (4, 21)]
@@ -129,7 +84,7 @@ def at(change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def calls_of(name: str, tp: int = 1) -> Callable[[], None]:
-    return partial(check, dict(CALLS)[name], tp)
+    return partial(check, CONFIG, dict(CALLS)[name], tp)
 
 
 def without_kv_heads(cache: KVCache, new: KVCache) -> KVCache:

@@ -13,10 +13,8 @@ from torch import nn
 from ...case.case import Case, Tensors
 from ...case.family_case import FamilyCase
 from ...errors import UnknownNameError
-from ...parallel.group import collective
 from ...parallel.placements import KVHeads, Shard
 from ...reference import gpt_oss, rotary
-from ...results.result import Collective
 from . import config as numbers
 from .config import InferenceConfig
 from .inputs import hidden_states, position_ids, tokens
@@ -30,7 +28,8 @@ from .modules import (
     NeuronGPTOSSTransformerBlock,
     NeuronGPTOSSUnembedding,
 )
-from .modules.layers import reduce_dtype
+from .modules.sequence import placement
+from .schedule import gather, reduction, regions, whole_model
 
 
 def rmsnorm(config: InferenceConfig, layer: int) -> Case:
@@ -94,8 +93,10 @@ def attention(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSAttentionBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
         plan=NeuronGPTOSSAttentionBlock.plan(config),
+        input_placements=(placement(config),),
+        output=placement(config),
         taps=NeuronGPTOSSAttentionBlock.taps(config),
-        collectives=lambda tp: _reductions(config, tp, 1),
+        collectives=lambda tp: regions(config, tp, 1),
         prefix=f"block.{layer}.attn.",
     )
 
@@ -110,9 +111,10 @@ def mlp(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSMLPBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator),),
         plan=NeuronGPTOSSMLPBlock.plan(config),
+        input_placements=(placement(config),),
+        output=placement(config),
         taps=NeuronGPTOSSMLPBlock.taps(config),
-        # the MLP works on flattened tokens
-        collectives=lambda tp: _reductions(config, tp, 1, flat=True),
+        collectives=lambda tp: regions(config, tp, 1),
         reduction=max(config.hidden_size, config.intermediate_size),
         prefix=f"block.{layer}.mlp.",
         routing=("",),
@@ -129,8 +131,10 @@ def transformer_block(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSTransformerBlock(config, layer),
         inputs=lambda generator: (hidden_states(config, generator), position_ids(config)),
         plan=NeuronGPTOSSTransformerBlock.plan(config),
+        input_placements=(placement(config),),
+        output=placement(config),
         taps=NeuronGPTOSSTransformerBlock.taps(config),
-        collectives=lambda tp: _layer_reductions(config, tp, 1),
+        collectives=lambda tp: regions(config, tp, 2),
         prefix=f"block.{layer}.",
         routing=("mlp",),
     )
@@ -146,8 +150,9 @@ def embedding(config: InferenceConfig, layer: int) -> Case:
         sharded=lambda: NeuronGPTOSSEmbedding(config),
         inputs=lambda generator: (tokens(config, generator),),
         plan=NeuronGPTOSSEmbedding.plan(config),
+        output=placement(config),
         taps=NeuronGPTOSSEmbedding.taps(config),
-        collectives=lambda tp: _reductions(config, tp, 1),
+        collectives=lambda tp: reduction(config, tp),
         reduction=1,
         prefix="embedding.",
     )
@@ -164,8 +169,9 @@ def unembedding(config: InferenceConfig, layer: int) -> Case:
         inputs=lambda generator: (hidden_states(config, generator),),
         plan=NeuronGPTOSSUnembedding.plan(config),
         taps=NeuronGPTOSSUnembedding.taps(config),
+        input_placements=(placement(config),),
         output=Shard(-1),
-        collectives=lambda tp: (),
+        collectives=lambda tp: gather(config, tp),
         reduction=config.hidden_size,
         prefix="unembedding.",
     )
@@ -174,15 +180,6 @@ def unembedding(config: InferenceConfig, layer: int) -> Case:
 def transformer(config: InferenceConfig, layer: int) -> Case:
     """The whole model, logits gathered on every rank."""
     layers = config.num_hidden_layers
-    shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
-
-    def collectives(tp: int) -> tuple[Collective, ...]:
-        if tp == 1:
-            return ()
-        local = (*shape, config.vocab_size // tp)
-        gather = collective("all_gather", tp, local, config.neuron_config.torch_dtype)
-        return (*_reductions(config, tp, 1), *_layer_reductions(config, tp, layers), gather)
-
     return _case(
         "transformer",
         config,
@@ -192,7 +189,7 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
         inputs=lambda generator: (tokens(config, generator), position_ids(config)),
         plan=NeuronGPTOSSTransformer.plan(config),
         taps=NeuronGPTOSSTransformer.taps(config),
-        collectives=collectives,
+        collectives=lambda tp: whole_model(config, tp),
         routing=tuple(f"block.{i}.mlp" for i in range(layers)),
         depth=layers,
     )
@@ -216,18 +213,3 @@ def _case(name: str, config: InferenceConfig, layer: int, **fields: object) -> C
     longest = max(config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size)
     defaults = {"reduction": longest, "collectives": lambda tp: ()}
     return FamilyCase(name=name, layer=layer, **(defaults | fields))  # type: ignore[arg-type]  # fields of Case
-
-
-def _reductions(config: InferenceConfig, tp: int, count: int, *, flat: bool = False) -> tuple[Collective, ...]:
-    """`count` all_reduces of the hidden states, (batch, seq, hidden) or flattened to (tokens, hidden)."""
-    if tp == 1:
-        return ()
-    batch, seq = config.neuron_config.batch_size, config.neuron_config.seq_len
-    shape = (batch * seq, config.hidden_size) if flat else (batch, seq, config.hidden_size)
-    dtype = reduce_dtype(torch.empty(0, dtype=config.neuron_config.torch_dtype))
-    return (collective("all_reduce", tp, shape, dtype),) * count
-
-
-def _layer_reductions(config: InferenceConfig, tp: int, layers: int) -> tuple[Collective, ...]:
-    """One all_reduce after attention and one after the experts, layer by layer."""
-    return (*_reductions(config, tp, 1), *_reductions(config, tp, 1, flat=True)) * layers

@@ -131,6 +131,15 @@ class InferenceConfig(ModelConfig):
         values = {f.name: getattr(model, f.name) for f in dataclasses.fields(ModelConfig)}
         return cls(neuron_config=neuron_config, **values)
 
+    @property
+    def plan(self) -> str:
+        """How the model is shared out over ranks."""
+        return self.neuron_config.plan
+
+    def cuts_sequence(self, ranks: int, tokens: int = 0) -> bool:
+        """Whether each of `ranks` has its own part of `tokens` tokens of a row; by default, of the configured ones."""
+        return self.plan == "sp" and (tokens or self.neuron_config.seq_len) % ranks == 0
+
 
 # tiny: every sharded dimension divides by 32 with an odd share, H != I, tp 32 replicates KV heads, and the
 # default sequence is longer than the window.

@@ -41,14 +41,9 @@ def _swiglu(
     return runs("", "_swiglu", activation)
 
 
-def _bias_unweighted(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """The block, in which every chosen expert's bias counts in full."""
-    t = self.norm(x.flatten(0, -2))
-    weights = self._route(t)
-    total = self.total(self.group.all_reduce(self.partial(self._experts(t, weights))))
-    bias = (weights > 0).to(total.dtype) @ self.mlp2_bias.to(total.dtype)
-    combined = self.combined((total + bias).to(x.dtype))
-    return self.residual(x + combined.view(x.shape))
+def _bias_unweighted(self: Any, weights: torch.Tensor) -> torch.Tensor:
+    """Every chosen expert's bias in full."""
+    return (weights > 0).to(weights.dtype) @ self.mlp2_bias.to(weights.dtype)
 
 
 def _next_expert(self: Any, t: torch.Tensor, expert: int, *others: Any) -> torch.Tensor:
@@ -160,7 +155,7 @@ FAULTS = (  # a fault reads as one paragraph
     ),
     _mlp(
         "mlp2-bias-unweighted", 59, "The down biases are added without the router's weights.",
-        runs("", "forward", _bias_unweighted), "combined", signature="bias unweighted",
+        runs("", "_down_bias", _bias_unweighted), "combined", signature="bias unweighted",
     ),
     _mlp(
         "experts-not-reduced", 60, "The all-reduce after the experts is missing.",

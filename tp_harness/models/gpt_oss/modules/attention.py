@@ -20,13 +20,14 @@ from .kv_cache import extended, written
 from .layers import Projection, as_batch, initialise, parameter, reduce_dtype, softmax
 from .norm import NeuronGPTOSSRMSNorm
 from .rope import NeuronGPTOSSRotaryEmbedding
+from .sequence import gathered, placement, summed
 
 
 class NeuronGPTOSSAttentionBlock(nn.Module):
     """x + attention(norm(x)): grouped-query attention with learned sinks, windowed on even layers.
 
     Each rank computes its query heads with the KV heads that serve them. The output projection leaves
-    partial sums; one all_reduce adds them, and only then the bias is added, once.
+    partial sums; one all_reduce (sequence parallel: reduce_scatter) adds them, and only then the bias is added, once.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         self.local_heads = config.num_attention_heads // self.group.size
         self.local_kv_heads = max(1, config.num_key_value_heads // self.group.size)
         self.window = config.window(layer_idx)
+        self.sequence_parallel = config.cuts_sequence(self.group.size)
         self.softmax_scale = 1 / math.sqrt(config.head_dim)
         dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
         rows = (self.local_heads + 2 * self.local_kv_heads) * self.head_dim
@@ -74,32 +76,40 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         """Intermediate tensor -> placement, in order of execution."""
         kv = KVHeads(-2, config.num_key_value_heads)
         return {
-            "norm": Replicate(),
+            "norm": placement(config),
             "q_rope": Shard(-2),
             "k_rope": kv,
             "value": kv,
             "heads": Shard(-1, unit=config.head_dim),
             "partial": Partial(),
-            "total": Replicate(),
-            "reduced": Replicate(),
-            "residual": Replicate(),
+            "total": placement(config),
+            "reduced": placement(config),
+            "residual": placement(config),
         }
 
     def forward(
-        self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None, cache: KVCache | None = None
+        self,
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        sequence_parallel: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVCache]:
         """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out.
 
         With a cache, of this rank's KV heads, the tokens also attend to what it holds; the next cache is returned too.
-        Then a position of -1 says that a token is padding.
+        Then a position of -1 says that a token is padding. Sequence parallel, hidden states are this rank's tokens in
+        and out; None: where the plan says so and the configured sequence divides.
         """
-        x_BSH, positions_BS = as_batch(hidden_states, position_ids)
-        q_BSKMD, k_BSKD, v_BSKD = self._query_key_value(self.norm(x_BSH), positions_BS)
+        is_cut = self.sequence_parallel if sequence_parallel is None else sequence_parallel
+        x_BSH, positions_BS = as_batch(hidden_states, position_ids, self.group.size if is_cut else 1)
+        t_BSH = gathered(self.group, self.norm(x_BSH), is_cut)
+        q_BSKMD, k_BSKD, v_BSKD = self._query_key_value(t_BSH, positions_BS)
         new = KVCache(k_BSKD, v_BSKD, positions_BS)
         seen = new if cache is None else extended(cache, new)
         heads_BSN = self.heads(self._attend(q_BSKMD, seen.key, seen.value, positions_BS, seen.positions))
         partial_BSH = self.partial(self.out.without_bias(heads_BSN))
-        total_BSH = self.total(self.group.all_reduce(partial_BSH.to(reduce_dtype(x_BSH))))
+        total_BSH = self.total(summed(self.group, partial_BSH.to(reduce_dtype(x_BSH)), is_cut))
         reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
         y = self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
         return y if cache is None else (y, written(cache, new))

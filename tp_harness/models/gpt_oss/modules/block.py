@@ -44,17 +44,23 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, position_ids: torch.Tensor | None = None, cache: KVCache | None = None
+        self,
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        sequence_parallel: bool | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, KVCache]:
         """(batch, seq, hidden) and position_ids (batch, seq) int64, or (n_tokens, hidden); same shape and dtype out.
 
-        With a cache of this rank's KV heads, the next cache is returned too.
+        With a cache of this rank's KV heads, the next cache is returned too. Sequence parallel as in both parts.
         """
+        attended = self.attn(hidden_states, position_ids, cache, sequence_parallel=sequence_parallel)
         if cache is None:
-            out: torch.Tensor = self.mlp(self.attn(hidden_states, position_ids))
+            out: torch.Tensor = self.mlp(attended, sequence_parallel=sequence_parallel)
             return out
-        y_BSH, cache = self.attn(hidden_states, position_ids, cache)
-        return self.mlp(y_BSH), cache
+        y_BSH, cache = attended
+        return self.mlp(y_BSH, sequence_parallel=sequence_parallel), cache
 
 
 def prefixed(prefix: str, plan: dict[str, Placement]) -> dict[str, Placement]:

@@ -86,16 +86,19 @@ def sigmoid(x: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(x.to(reduce_dtype(x))).to(x.dtype)
 
 
-def as_batch(hidden_states: torch.Tensor, position_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def as_batch(
+    hidden_states: torch.Tensor, position_ids: torch.Tensor | None, parts: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(batch, seq, hidden) and position_ids (batch, seq) int64 from either form the public modules accept.
 
-    (n_tokens, hidden) becomes a batch of one, in its dtype; absent position_ids count from 0.
+    (n_tokens, hidden) becomes a batch of one, in its dtype; absent position_ids count from 0. Hidden states are one of
+    `parts` equal parts of the sequence, position_ids are of the whole.
 
     Raises:
         ValueError: when position_ids do not have one entry per token; the message says both shapes.
     """
     x_BSH = hidden_states if hidden_states.ndim == 3 else hidden_states[None]
-    batch, seq, _ = x_BSH.shape
+    batch, seq = x_BSH.shape[0], parts * x_BSH.shape[1]
     if position_ids is None:
         position_ids = torch.arange(seq, device=x_BSH.device).expand(batch, seq)
     elif position_ids.ndim == 1:

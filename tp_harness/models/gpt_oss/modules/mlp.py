@@ -15,13 +15,15 @@ from ....parallel.placements import Partial, Placement, Replicate, Shard
 from ..config import SWIGLU_ALPHA, InferenceConfig, ModelConfig
 from .layers import CastBuffer, Projection, initialise, linear, parameter, reduce_dtype, sigmoid, softmax
 from .norm import NeuronGPTOSSRMSNorm
+from .sequence import OwnTokens, gathered, placement, summed
 
 
 class NeuronGPTOSSMLPBlock(nn.Module):
     """x + moe(norm(x)): router replicated; gate/up rows (kept in pairs) and down columns sharded.
 
-    Each rank adds up its slice of the chosen experts, weighted by the router. One all_reduce makes the sum
-    whole; the down biases, weighted too, are added after it, once. Partial sums are kept in float32 or wider.
+    Each rank adds up its slice of the chosen experts, weighted by the router. One all_reduce (sequence parallel:
+    reduce_scatter) makes the sum whole; the down biases, weighted too, are added after it, once. Partial sums are kept
+    in float32 or wider. The router has all tokens on every rank.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         self.group = group or current_group()
         self.num_experts, self.experts_per_token = config.num_experts, config.experts_per_token
         self.limit = config.swiglu_limit
+        self.sequence_parallel = config.cuts_sequence(self.group.size)
         dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
         local = config.intermediate_size // self.group.size
         self.norm = NeuronGPTOSSRMSNorm(config)
@@ -45,6 +48,7 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         self.mlp1_bias = parameter(self.num_experts, 2 * local, dtype=dtype)
         self.mlp2_weight = parameter(self.num_experts, hidden, local, dtype=dtype)
         self.mlp2_bias = parameter(self.num_experts, hidden, dtype=dtype)
+        self.own_tokens = OwnTokens(self.group)
         self.router_logits, self.chosen, self.gate_up, self.activation = (nn.Identity() for _ in range(4))
         self.partial, self.total, self.combined, self.residual = (nn.Identity() for _ in range(4))
         mark(self, self.plan(config), self.group.size)
@@ -66,29 +70,38 @@ class NeuronGPTOSSMLPBlock(nn.Module):
     @staticmethod
     def taps(config: ModelConfig) -> dict[str, Placement]:
         """Intermediate tensor -> placement, in order of execution; gate_up and activation per expert in turn."""
-        del config
         return {
-            "norm": Replicate(),
+            "norm": placement(config),
             "router_logits": Replicate(),
             "chosen": Replicate(),
             "gate_up": Shard(-1, unit=2),
             "activation": Shard(-1),
             "partial": Partial(),
-            "total": Replicate(),
-            "combined": Replicate(),
-            "residual": Replicate(),
+            "total": placement(config),
+            "combined": placement(config),
+            "residual": placement(config),
         }
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, seq, hidden) or (n_tokens, hidden); same shape and dtype out."""
-        x_TH = hidden_states.flatten(0, -2)
-        t_TH = self.norm(x_TH)
+    def forward(self, hidden_states: torch.Tensor, *, sequence_parallel: bool | None = None) -> torch.Tensor:
+        """(batch, seq, hidden) or (n_tokens, hidden); same shape and dtype out.
+
+        Sequence parallel, these are this rank's tokens; None: where the plan says so and the configured sequence
+        divides.
+        """
+        is_cut = self.sequence_parallel if sequence_parallel is None else sequence_parallel
+        x_BSH = hidden_states if hidden_states.ndim == 3 else hidden_states[None]
+        t_BSH = gathered(self.group, self.norm(x_BSH), is_cut)
+        t_TH = t_BSH.flatten(0, 1)
         weights_TE = self._route(t_TH)
-        partial_TH = self.partial(self._experts(t_TH, weights_TE))
-        total_TH = self.total(self.group.all_reduce(partial_TH))
-        bias_TH = weights_TE.to(total_TH.dtype) @ self.mlp2_bias.to(total_TH.dtype)
-        combined_TH = self.combined((total_TH + bias_TH).to(x_TH.dtype))
-        return self.residual((x_TH + combined_TH).view(hidden_states.shape))
+        partial_BSH = self.partial(self._experts(t_TH, weights_TE).view(t_BSH.shape))
+        total_BSH = self.total(summed(self.group, partial_BSH, is_cut))
+        weights_BSE = self.own_tokens(weights_TE.view(*t_BSH.shape[:2], -1), is_cut)
+        combined_BSH = self.combined((total_BSH + self._down_bias(weights_BSE.to(total_BSH.dtype))).to(x_BSH.dtype))
+        return self.residual((x_BSH + combined_BSH).view(hidden_states.shape))
+
+    def _down_bias(self, weights_BSE: torch.Tensor) -> torch.Tensor:
+        """The down biases, weighted by the router."""
+        return weights_BSE @ self.mlp2_bias.to(weights_BSE.dtype)
 
     def _route(self, t_TH: torch.Tensor) -> torch.Tensor:
         """Router weights [tokens, experts]: softmax over the chosen experts' logits, 0 elsewhere."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ....parallel.group import Group, current_group
-from ....parallel.placements import Placement, Replicate
+from ....parallel.placements import Placement
 from ....reference.decoding import Decoded
 from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
@@ -16,6 +17,7 @@ from .block import NeuronGPTOSSTransformerBlock, prefixed
 from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
 from .kv_cache import reused
 from .norm import NeuronGPTOSSRMSNorm
+from .sequence import placement
 
 
 class NeuronGPTOSSTransformer(nn.Module):
@@ -33,6 +35,7 @@ class NeuronGPTOSSTransformer(nn.Module):
             "group": group or current_group(),
             "weight_init_value": weight_init_value,
         }
+        self.cuts_sequence = partial(config.cuts_sequence, shared["group"].size)
         self.embedding = NeuronGPTOSSEmbedding(config, **shared)
         layers = range(config.num_hidden_layers)
         self.block = nn.ModuleList(NeuronGPTOSSTransformerBlock(config, i, **shared) for i in layers)
@@ -54,7 +57,7 @@ class NeuronGPTOSSTransformer(nn.Module):
         taps = prefixed("embedding.", NeuronGPTOSSEmbedding.taps(config))
         for layer in range(config.num_hidden_layers):
             taps |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.taps(config))
-        return taps | {"norm": Replicate()} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
+        return taps | {"norm": placement(config)} | prefixed("unembedding.", NeuronGPTOSSUnembedding.taps(config))
 
     def forward(
         self,
@@ -68,12 +71,13 @@ class NeuronGPTOSSTransformer(nn.Module):
         With `past`, a cache of this rank's KV heads for each layer, the next caches are returned too. `reuse` are the
         rows and lengths, (batch,) int64 each, with which requests begin on caches of others (kv_cache.reused).
         """
-        x = self.embedding(tokens)
+        is_cut = tokens.ndim > 1 and self.cuts_sequence(tokens.shape[1])
+        x = self.embedding(tokens, sequence_parallel=is_cut)
         caches = [cache if reuse is None else reused(cache, *reuse) for cache in past or ()]
         for layer, block in enumerate(self.block):
             if past is None:
-                x = block(x, position_ids)
+                x = block(x, position_ids, sequence_parallel=is_cut)
             else:
-                x, caches[layer] = block(x, position_ids, caches[layer])
-        logits = self.unembedding(self.norm(x))
+                x, caches[layer] = block(x, position_ids, caches[layer], sequence_parallel=is_cut)
+        logits = self.unembedding(self.norm(x), sequence_parallel=is_cut)
         return logits if past is None else Decoded(logits, tuple(caches))
