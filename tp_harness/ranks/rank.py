@@ -136,6 +136,7 @@ class DtypeRunner:
         self.rows = {
             name: token_rows(case, given.inputs, len(lock.chosen), group) for name, lock in given.locks.items()
         }
+        self.tokens = {name: len(lock.chosen) for name, lock in given.locks.items()}
         self.locks = {
             name: Lock(device.put(lock.chosen), lock.experts, self.rows[name])
             for name, lock in given.locks.items()
@@ -199,6 +200,9 @@ class DtypeRunner:
         ):
             outputs, _calls = self.watch.time(self.forward)
         self.unlocked_routers = tuple(routed.unlocked)
+        # a router behind a gather of the sequence has all tokens, although the first input was cut
+        whole = (name for name, tokens in self.tokens.items() if len(routed.tensors.get(name, ())) == tokens)
+        self.rows |= dict.fromkeys(whole)
         tapped = {TensorKey(self.dtype, "tap", name): tensor.contiguous() for name, tensor in taps.items()}
         return self._named("locked", outputs, routed.tensors) | tapped
 

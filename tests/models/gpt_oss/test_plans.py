@@ -1,0 +1,42 @@
+"""The built-in components under each plan, through the whole way to a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ladder import Ladder
+
+from tp_harness.config.model import NeuronConfig
+from tp_harness.models.gpt_oss import GptOss
+from tp_harness.models.gpt_oss.config import InferenceConfig
+from tp_harness.results.result import Status
+
+DTYPES = ("exact", "float32", "bfloat16")
+
+
+def planned(patch: pytest.MonkeyPatch, plan: str) -> None:
+    """Run the family's components under another plan."""
+
+    def at(_self: GptOss, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> InferenceConfig:
+        run = NeuronConfig(batch_size=batch, seq_len=seq, torch_dtype=dtype, tp_degree=tp, plan=plan)
+        return InferenceConfig.of(model, run)
+
+    patch.setattr(GptOss, "at", at)
+
+
+@pytest.mark.parametrize("tp", [2, 8])
+@pytest.mark.parametrize(
+    "component", ["attention", "mlp", "transformer_block", "embedding", "unembedding", "transformer"]
+)
+def test_sequence_parallel_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, tp: int) -> None:
+    planned(monkeypatch, "sp")
+    ladder = Ladder(tmp_path, targets=((component, 0),), dtypes=DTYPES)
+    results = {dtype: ladder.run(component, tp, dtype) for dtype in DTYPES}
+    found = {dtype: (result.status, result.reason) for dtype, result in results.items()}
+    assert {dtype: status for dtype, (status, _) in found.items()} == {
+        "exact": Status.PROVED,
+        "float32": Status.PASS,
+        "bfloat16": Status.PASS,
+    }, found
