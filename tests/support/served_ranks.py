@@ -16,6 +16,8 @@ from tp_harness.models.gpt_oss.config import InferenceConfig
 from tp_harness.models.gpt_oss.modules import NeuronGPTOSSTransformer
 from tp_harness.models.gpt_oss.modules.kv_cache import cache_placements
 from tp_harness.parallel.group import Group
+from tp_harness.parallel.mesh import Mesh, mesh_of
+from tp_harness.parallel.placements import Placement
 from tp_harness.results.result import Collective
 
 # at 8 ranks, four neighbours hold the same KV head
@@ -37,8 +39,16 @@ def on_rank(config: InferenceConfig, group: Group) -> NeuronGPTOSSTransformer:
     """A rank's module, with its shards of the reference's weights."""
     module, plan = NeuronGPTOSSTransformer(config, group=group), NeuronGPTOSSTransformer.plan(config)
     for name, parameter in module.named_parameters():
-        parameter.copy_(plan[name].shard(weights(CONFIG)[name], group.rank, group.size))
+        parameter.copy_(_local(plan[name], weights(CONFIG)[name], mesh_of(config.mesh(group.size), group), group))
     return module
+
+
+def _local(placed: Any, full: torch.Tensor, mesh: Mesh, group: Group) -> torch.Tensor:
+    if isinstance(placed, Placement):
+        return placed.shard(full, group.rank, group.size)
+    for axis, placement in placed.items():
+        full = placement.shard(full, mesh.rank(axis), mesh.size(axis))
+    return full
 
 
 def shard(caches: tuple[KVCache, ...], group: Group) -> tuple[KVCache, ...]:

@@ -145,6 +145,10 @@ class Rewired(Group):
         """The wrong gather over ranks of `x`, any shape."""
         return self._gather(self.inner, x, dim)
 
+    def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The right sum over ranks of `x`, any shape, this rank's slice of it."""
+        return self.inner.reduce_scatter(x, dim)
+
 
 def reduces(owner: str, total: Sum) -> Apply:
     """Let a submodule sum over ranks by `total(group, x)`."""

@@ -114,6 +114,11 @@ class ModelConfig:
             vocab=self.vocab_size // tp,
         )
 
+    @property
+    def plan(self) -> str:
+        """How the model is shared out over ranks."""
+        return "tp"
+
     def window(self, layer_idx: int) -> int:
         """The sliding window of a layer in tokens; 0 means full attention (odd layers)."""
         return self.sliding_window if layer_idx % 2 == 0 else 0
@@ -138,7 +143,18 @@ class InferenceConfig(ModelConfig):
 
     def cuts_sequence(self, ranks: int, tokens: int = 0) -> bool:
         """Whether each of `ranks` has its own part of `tokens` tokens of a row; by default, of the configured ones."""
-        return self.plan == "sp" and (tokens or self.neuron_config.seq_len) % ranks == 0
+        return self.plan in ("sp", "ep") and (tokens or self.neuron_config.seq_len) % ranks == 0
+
+    def mesh(self, ranks: int) -> dict[str, int]:
+        """The axes of the ranks, and how many are along each: experts along ep, and what they leave along tp.
+
+        Plan "ep" has as many along ep as the experts allow, plan "ep-tp" at least two along tp, where there are two.
+        """
+        if not self.plan.startswith("ep"):
+            return {"tp": ranks}
+        least = 2 if self.plan == "ep-tp" and ranks % 2 == 0 else 1
+        ep = math.gcd(self.num_experts, ranks // least)
+        return {"ep": ep, "tp": ranks // ep}
 
 
 # tiny: every sharded dimension divides by 32 with an odd share, H != I, tp 32 replicates KV heads, and the

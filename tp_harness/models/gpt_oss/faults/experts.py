@@ -14,15 +14,15 @@ from ....parallel.placements import Placement, StridedShard
 from ..config import SWIGLU_ALPHA, InferenceConfig
 
 
-def _softmax_over_all(self: Any, t: torch.Tensor) -> torch.Tensor:
-    logits = self.router_logits(self.gate(t))
+def _softmax_over_all(self: Any, logits: torch.Tensor) -> torch.Tensor:
+    logits = self.router_logits(logits)
     chosen = self.chosen(torch.topk(logits, self.experts_per_token, dim=-1).indices)
     return torch.zeros_like(logits).scatter(-1, chosen, torch.softmax(logits, -1).gather(-1, chosen))
 
 
-def _first_experts(self: Any, t: torch.Tensor) -> torch.Tensor:
-    logits = self.router_logits(self.gate(t))
-    chosen = self.chosen(torch.arange(self.experts_per_token).expand(len(t), -1))
+def _first_experts(self: Any, logits: torch.Tensor) -> torch.Tensor:
+    logits = self.router_logits(logits)
+    chosen = self.chosen(torch.arange(self.experts_per_token).expand(len(logits), -1))
     return torch.zeros_like(logits).scatter(-1, chosen, 1 / self.experts_per_token)
 
 

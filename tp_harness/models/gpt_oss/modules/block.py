@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -10,6 +13,7 @@ from ....parallel.placements import Placement
 from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
 from .attention import NeuronGPTOSSAttentionBlock
+from .expert_parallel import Placed
 from .mlp import NeuronGPTOSSMLPBlock
 
 
@@ -30,8 +34,8 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
         self.mlp = NeuronGPTOSSMLPBlock(config, layer_idx, group=group, weight_init_value=weight_init_value)
 
     @staticmethod
-    def plan(config: ModelConfig) -> dict[str, Placement]:
-        """Parameter name -> placement."""
+    def plan(config: ModelConfig) -> dict[str, Placed]:
+        """Parameter name -> placement; of shared out experts, along each axis of the mesh."""
         return prefixed("attn.", NeuronGPTOSSAttentionBlock.plan(config)) | prefixed(
             "mlp.", NeuronGPTOSSMLPBlock.plan(config)
         )
@@ -63,6 +67,9 @@ class NeuronGPTOSSTransformerBlock(nn.Module):
         return self.mlp(y_BSH, sequence_parallel=sequence_parallel), cache
 
 
-def prefixed(prefix: str, plan: dict[str, Placement]) -> dict[str, Placement]:
+T = TypeVar("T")
+
+
+def prefixed(prefix: str, plan: Mapping[str, T]) -> dict[str, T]:
     """The plan or taps of a submodule, under its parent's names."""
     return {prefix + name: placement for name, placement in plan.items()}

@@ -73,7 +73,7 @@ class NKIAttentionBlock(NeuronGPTOSSAttentionBlock):
 class NKIMLPBlock(NeuronGPTOSSMLPBlock):
     """Router and experts as one kernel each."""
 
-    def _route(self, t_TH: torch.Tensor) -> torch.Tensor:
+    def _weights(self, t_TH: torch.Tensor) -> torch.Tensor:
         """The kernel's own weights where its choice stands; a replaced choice is weighted from its logits."""
         weight, bias = self.gate.weight.to(t_TH.dtype), self.gate.bias.to(t_TH.dtype)
         experts_Tk, _, affinities_TE, logits_TE = run("router", t_TH, weight, bias, top_k=self.experts_per_token)

@@ -15,6 +15,7 @@ from ....reference.kv_cache import KVCache
 from ..config import InferenceConfig, ModelConfig
 from .block import NeuronGPTOSSTransformerBlock, prefixed
 from .embedding import NeuronGPTOSSEmbedding, NeuronGPTOSSUnembedding
+from .expert_parallel import Placed
 from .kv_cache import reused
 from .norm import NeuronGPTOSSRMSNorm
 from .sequence import placement
@@ -43,9 +44,9 @@ class NeuronGPTOSSTransformer(nn.Module):
         self.unembedding = NeuronGPTOSSUnembedding(config, gather_output=True, **shared)
 
     @staticmethod
-    def plan(config: ModelConfig) -> dict[str, Placement]:
-        """Parameter name -> placement."""
-        plan = prefixed("embedding.", NeuronGPTOSSEmbedding.plan(config))
+    def plan(config: ModelConfig) -> dict[str, Placed]:
+        """Parameter name -> placement; of shared out experts, along each axis of the mesh."""
+        plan: dict[str, Placed] = prefixed("embedding.", NeuronGPTOSSEmbedding.plan(config))
         for layer in range(config.num_hidden_layers):
             plan |= prefixed(f"block.{layer}.", NeuronGPTOSSTransformerBlock.plan(config))
         plan |= prefixed("norm.", NeuronGPTOSSRMSNorm.plan(config))
