@@ -6,6 +6,8 @@ To add one: a reference class, a sharded class with its plan, a function here, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +15,10 @@ from torch import nn
 from ...case.case import Case, Tensors
 from ...case.family_case import FamilyCase
 from ...errors import UnknownNameError
-from ...parallel.placements import KVHeads, Shard
+from ...parallel.placements import KVHeads, Placement, Replicate, Shard
 from ...reference import gpt_oss, rotary
 from . import config as numbers
+from . import schedule
 from .config import InferenceConfig
 from .inputs import hidden_states, position_ids, tokens
 from .modules import (
@@ -29,7 +32,6 @@ from .modules import (
     NeuronGPTOSSUnembedding,
 )
 from .modules.sequence import placement
-from .schedule import gather, reduction, regions, whole_model
 
 
 def rmsnorm(config: InferenceConfig, layer: int) -> Case:
@@ -96,7 +98,7 @@ def attention(config: InferenceConfig, layer: int) -> Case:
         input_placements=(placement(config),),
         output=placement(config),
         taps=NeuronGPTOSSAttentionBlock.taps(config),
-        collectives=lambda tp: regions(config, tp, 1),
+        collectives=partial(schedule.attention, config),
         prefix=f"block.{layer}.attn.",
     )
 
@@ -114,7 +116,7 @@ def mlp(config: InferenceConfig, layer: int) -> Case:
         input_placements=(placement(config),),
         output=placement(config),
         taps=NeuronGPTOSSMLPBlock.taps(config),
-        collectives=lambda tp: regions(config, tp, 1),
+        collectives=partial(schedule.experts, config),
         reduction=max(config.hidden_size, config.intermediate_size),
         prefix=f"block.{layer}.mlp.",
         routing=("",),
@@ -134,7 +136,7 @@ def transformer_block(config: InferenceConfig, layer: int) -> Case:
         input_placements=(placement(config),),
         output=placement(config),
         taps=NeuronGPTOSSTransformerBlock.taps(config),
-        collectives=lambda tp: regions(config, tp, 2),
+        collectives=partial(schedule.layer, config),
         prefix=f"block.{layer}.",
         routing=("mlp",),
     )
@@ -152,7 +154,7 @@ def embedding(config: InferenceConfig, layer: int) -> Case:
         plan=NeuronGPTOSSEmbedding.plan(config),
         output=placement(config),
         taps=NeuronGPTOSSEmbedding.taps(config),
-        collectives=lambda tp: reduction(config, tp),
+        collectives=partial(schedule.reduction, config),
         reduction=1,
         prefix="embedding.",
     )
@@ -171,7 +173,7 @@ def unembedding(config: InferenceConfig, layer: int) -> Case:
         taps=NeuronGPTOSSUnembedding.taps(config),
         input_placements=(placement(config),),
         output=Shard(-1),
-        collectives=lambda tp: gather(config, tp),
+        collectives=partial(schedule.gather, config),
         reduction=config.hidden_size,
         prefix="unembedding.",
     )
@@ -189,7 +191,7 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
         inputs=lambda generator: (tokens(config, generator), position_ids(config)),
         plan=NeuronGPTOSSTransformer.plan(config),
         taps=NeuronGPTOSSTransformer.taps(config),
-        collectives=lambda tp: whole_model(config, tp),
+        collectives=partial(schedule.whole_model, config),
         routing=tuple(f"block.{i}.mlp" for i in range(layers)),
         depth=layers,
     )
@@ -209,7 +211,23 @@ def component_case(name: str, config: InferenceConfig, layer: int) -> Case:
     return COMPONENTS[name](config, layer)
 
 
-def _case(name: str, config: InferenceConfig, layer: int, **fields: object) -> Case:
+def _case(name: str, config: InferenceConfig, layer: int, **fields: Any) -> Case:
     longest = max(config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size)
-    defaults = {"reduction": longest, "collectives": lambda tp: ()}
-    return FamilyCase(name=name, layer=layer, **(defaults | fields))  # type: ignore[arg-type]  # fields of Case
+    defaults: dict[str, Any] = {"reduction": longest, "collectives": lambda tp: ()}
+    return FamilyCase(name=name, layer=layer, **on_axes(config, defaults | fields))
+
+
+def on_axes(config: InferenceConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Case, on the mesh of the plan: what names no axis is placed over all ranks."""
+    axes = tuple(config.mesh(1))
+    if len(axes) == 1:
+        return fields
+
+    def over_all(placed: Any) -> Any:
+        if isinstance(placed, tuple):
+            return tuple(map(over_all, placed))
+        return {axes: placed} if isinstance(placed, Placement) and not isinstance(placed, Replicate) else placed
+
+    named = {field: {name: over_all(at) for name, at in fields.get(field, {}).items()} for field in ("plan", "taps")}
+    placed = {field: over_all(fields[field]) for field in ("output", "input_placements") if field in fields}
+    return fields | named | placed | {"mesh": config.mesh}

@@ -36,9 +36,32 @@ def reduction(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[Col
     return (collective(kind, ranks, (batch, seq, config.hidden_size), dtype),)
 
 
-def regions(config: InferenceConfig, ranks: int, count: int, tokens: int = 0) -> tuple[Collective, ...]:
-    """`count` sharded regions, attention or experts, one after the other."""
-    return (*gather(config, ranks, tokens), *reduction(config, ranks, tokens)) * count
+def attention(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[Collective, ...]:
+    """Attention, and everything else that is cut over all ranks."""
+    return (*gather(config, ranks, tokens), *reduction(config, ranks, tokens))
+
+
+def experts(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[Collective, ...]:
+    """The experts: as attention, or, under plan "ep", with tokens that go to their experts and back."""
+    batch, seq = _shape(config, tokens)
+    if config.plan != "ep" or not config.cuts_sequence(ranks, seq):
+        return attention(config, ranks, tokens)
+    ep, tp = config.mesh(ranks).values()
+    dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
+    wide, own = reduce_dtype(torch.empty(0, dtype=dtype)), seq // ep
+    calls = (
+        collective("all_gather", tp, (batch, seq // ranks, hidden), dtype),
+        collective("all_gather", ep, (batch, own, config.num_experts), dtype),  # the router's logits
+        collective("all_to_all", ep, (ep, batch, own, hidden), dtype),
+        collective("all_to_all", ep, (ep, batch, own, hidden), wide),
+        collective("reduce_scatter", tp, (batch, own, hidden), wide),
+    )
+    return tuple(call for call in calls if call.group_size > 1)
+
+
+def layer(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[Collective, ...]:
+    """One layer: attention, then experts."""
+    return (*attention(config, ranks, tokens), *experts(config, ranks, tokens))
 
 
 def whole_model(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[Collective, ...]:
@@ -48,7 +71,7 @@ def whole_model(config: InferenceConfig, ranks: int, tokens: int = 0) -> tuple[C
     local = (*_shape(config, tokens), config.vocab_size // ranks)
     return (
         *reduction(config, ranks, tokens),
-        *regions(config, ranks, 2 * config.num_hidden_layers, tokens),
+        *layer(config, ranks, tokens) * config.num_hidden_layers,
         *gather(config, ranks, tokens),
         collective("all_gather", ranks, local, config.neuron_config.torch_dtype),
     )
