@@ -14,8 +14,8 @@ from tp_harness.cli import main
 from tp_harness.errors import UsageError
 from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.trn1.collectives import Collectives, parse_nccom, read_nccom
+from tp_harness.trn1.messages import Message
 from tp_harness.trn1.predict import predict
-from tp_harness.trn1.work import Message
 
 # What the nccom-test guide shows for `-r 32 ... allg --report-to-json-file`.
 RECORDED = """{"results": [
@@ -36,12 +36,12 @@ def test_a_recorded_report_replaces_the_constants(tmp_path: Path) -> None:
     path.write_text(RECORDED)
     collectives = read_nccom([path])
     assert [(t.kind, t.ranks) for t in collectives.measured] == [("all_gather", 32)]
-    gather = Message(kind="all_gather", bytes=1024 // 32)  # a rank's input; the report counts the output
-    assert collectives.seconds(gather, 32) == pytest.approx(6.19e-6)
-    assert collectives.seconds(replace(gather, bytes=(1024 + 524288) // 64), 32) == pytest.approx(14.65e-6)
-    assert collectives.seconds(replace(gather, bytes=4 * 524288 // 32), 32) == pytest.approx(4 * 23.11e-6)
-    for message, tp in ((gather, 8), (Message(kind="all_reduce", bytes=32), 32)):
-        assert collectives.seconds(message, tp) == Collectives().seconds(message, tp)
+    gather = Message(kind="all_gather", bytes=1024 // 32, ranks=32)  # a rank's input; the report counts the output
+    assert collectives.seconds(gather) == pytest.approx(6.19e-6)
+    assert collectives.seconds(replace(gather, bytes=(1024 + 524288) // 64)) == pytest.approx(14.65e-6)
+    assert collectives.seconds(replace(gather, bytes=4 * 524288 // 32)) == pytest.approx(4 * 23.11e-6)
+    for message in (replace(gather, ranks=8), Message(kind="all_reduce", bytes=32, ranks=32)):
+        assert collectives.seconds(message) == Collectives().seconds(message)
 
 
 def test_degrees_without_a_measured_reduction_are_named() -> None:

@@ -14,16 +14,17 @@ from tp_harness.cli import main
 from tp_harness.models.gpt_oss.config import PRESETS
 from tp_harness.trn1 import MODELLED, calibrate, constants, page, roofline
 from tp_harness.trn1.collectives import Collectives
+from tp_harness.trn1.messages import Message
 from tp_harness.trn1.predict import predict
 from tp_harness.trn1.published import MODELS, ROWS
-from tp_harness.trn1.work import Message, Place, Work, decode, transformer
+from tp_harness.trn1.work import Place, Work, decode, transformer
 
 
 def test_the_largest_term_bounds() -> None:
     def bound(**amounts: Any) -> str:
-        return roofline.terms(Work(**amounts), 32, Collectives()).bound
+        return roofline.terms(Work(**amounts), Collectives()).bound
 
-    message = Message(kind="all_reduce", bytes=8)
+    message = Message(kind="all_reduce", bytes=8, ranks=32)
     assert bound(flops=1e12, read_bytes=1e9, messages=(message,)) == "compute"
     assert bound(flops=1e9, read_bytes=1e9, messages=(message,)) == "HBM"
     assert bound(flops=1e9, read_bytes=1e6, messages=(message,)) == "NeuronLink"
@@ -32,7 +33,7 @@ def test_the_largest_term_bounds() -> None:
 def test_the_high_time_counts_every_reduction_in_full() -> None:
     step, config = decode(1, 128), PRESETS["gpt-oss-20b"]
     alone = transformer(Place(config=config, tp=1, step=step))
-    time = roofline.terms(alone, 1, Collectives())
+    time = roofline.terms(alone, Collectives())
     assert time.link_s == 0
     assert time.seconds_high - time.seconds == pytest.approx(alone.boundaries * constants.BOUNDARY.value)
     assert alone.boundaries == len(transformer(Place(config=config, tp=2, step=step)).messages)

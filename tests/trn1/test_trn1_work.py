@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from ladder import TINY, Ladder
+from served_plans import run_by
 from torch.utils.flop_counter import FlopCounterMode
 
-from tp_harness.config.model import NeuronConfig
+from tp_harness.config.model import PLANS, NeuronConfig
 from tp_harness.models.gpt_oss import FAMILY
 from tp_harness.models.gpt_oss.components import component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig
 from tp_harness.parallel.group import Group, use_group
 from tp_harness.ranks.rank_inputs import RankInputs, shard_inputs
 from tp_harness.trn1.predict import predict
-from tp_harness.trn1.work import MXFP4, Place, Step, decode, transformer
+from tp_harness.trn1.work import MXFP4, Place, Step, decode, prefill, transformer
 
 BATCH, SEQ = 2, 24  # what Ladder runs
 AS_VERIFIED = Step(batch=BATCH, new=SEQ, context=SEQ, logits=BATCH * SEQ)  # verify computes all logits
@@ -42,6 +45,34 @@ def test_weights_and_messages_are_those_that_ranks_record(ladder: Ladder, name: 
     for rank in ladder.run(name, tp, "bfloat16").ranks:
         assert work.weight_bytes == rank.weight_bytes
         assert [(m.kind, m.bytes) for m in work.messages] == [(c.kind, c.bytes) for c in rank.collectives]
+
+
+@pytest.mark.parametrize("tp", [2, 8])
+@pytest.mark.parametrize("plan", ["sp", "ep", "ep-tp"])
+@pytest.mark.parametrize("name", ["attention", "mlp", "embedding", "unembedding", "transformer"])
+def test_the_weights_and_messages_of_other_plans_are_those_that_ranks_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, plan: str, tp: int
+) -> None:
+    run_by(monkeypatch, plan)
+    ladder = Ladder(tmp_path, targets=((name, 0),), dtypes=("bfloat16",))
+    work = FAMILY.work[name](Place(config=TINY, tp=tp, step=AS_VERIFIED, plan=plan), 0)
+    for rank in ladder.run(name, tp, "bfloat16").ranks:
+        assert work.weight_bytes == rank.weight_bytes
+        assert [(m.kind, m.bytes, m.ranks) for m in work.messages] == [
+            (c.kind, c.bytes, c.group_size) for c in rank.collectives
+        ]
+
+
+def test_plans_differ_in_what_they_send_and_hold() -> None:
+    """Sequence parallel sends as much in more calls, and norms fewer tokens; shared out experts are not held twice."""
+    work = {plan: transformer(Place(config=TINY, tp=8, step=prefill(2, 64), plan=plan)) for plan in PLANS}
+    sizes = {plan: sum(m.bytes * (m.ranks if m.kind == "all_gather" else 1) for m in w.messages)
+             for plan, w in work.items()}  # fmt: skip
+    assert len(work["sp"].messages) > len(work["tp"].messages) == len(work["ep-tp"].messages)
+    assert sizes["tp"] < sizes["sp"] < sizes["ep"]  # a gather of its own in bfloat16; and tokens there and back
+    assert work["sp"].activation_bytes < work["tp"].activation_bytes
+    assert work["tp"].weight_bytes == work["sp"].weight_bytes == work["ep"].weight_bytes
+    assert work["tp"].flops == pytest.approx(work["ep-tp"].flops, rel=1e-9)  # with each expert chosen as often
 
 
 def counted_operations(name: str, tp: int) -> int:

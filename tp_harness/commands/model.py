@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config.divisibility import check_degrees
+from ..config.model import PLANS
 from ..config.options import TRN1_CORES, check_distinct_degrees, check_range, parse_degrees
 from ..errors import UsageError
 from ..models import families, family_of, load_model, presets, real_models
@@ -25,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default=next(iter(real_models())), help=f"{', '.join(presets())} or a config.json")
     add("--tp", default="1,2,8,32", metavar="1,2,8,32", help="tp_degrees, comma-separated")
+    add("--plan", default="tp", choices=PLANS, help="how it is shared out; default: tp")
     add("--batch", type=int, default=1, metavar="B", help="rows")
     add("--seq", type=int, default=1024, metavar="S", help="tokens of prompt (prefill) or cache (decode)")
     add("--nccom", type=Path, action="append", default=[], metavar="FILE", help="measured collectives: a JSON report "
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         degrees=degrees,
         batch=arguments.batch,
         seq=arguments.seq,
+        plan=arguments.plan,
         collectives=read_nccom(arguments.nccom),
         price_per_hour=arguments.price,
     )

@@ -5,6 +5,7 @@ Nothing here imports torch at module level, so that configs can be read, checked
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,23 @@ def check_number(name: str, value: object, *, integral: bool = False) -> None:
         kind = "a positive integer" if integral else "a positive number"
         below = " below 2**40" if is_number and value > 0 else ""  # type: ignore[operator]  # as above
         raise UsageError(f"{name} is {value!r}; {kind}{below} is needed.")
+
+
+def plan_cuts_sequence(plan: str, ranks: int, tokens: int) -> bool:
+    """Whether each of `ranks` has its own part of a row's `tokens` tokens between the sharded regions."""
+    return plan in ("sp", "ep") and tokens % ranks == 0
+
+
+def plan_mesh(plan: str, ranks: int, experts: int) -> dict[str, int]:
+    """The axes of the ranks, and how many are along each: experts along ep, and what they leave along tp.
+
+    Plan "ep" has as many along ep as the experts allow, plan "ep-tp" at least two along tp, where there are two.
+    """
+    if not plan.startswith("ep"):
+        return {"tp": ranks}
+    least = 2 if plan == "ep-tp" and ranks % 2 == 0 else 1
+    ep = math.gcd(experts, ranks // least)
+    return {"ep": ep, "tp": ranks // ep}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def _work(row: PublishedRow, step: Step) -> Work:
 
 
 def _terms(row: PublishedRow, step: Step) -> Terms:
-    return terms(_work(row, step), TP, Collectives())
+    return terms(_work(row, step), Collectives())
 
 
 def _streamed(work: Work) -> float:
@@ -126,13 +126,13 @@ def _streamed(work: Work) -> float:
 
 def _compute_and_payload(work: Work) -> float:
     """Seconds of a decode step that fit_decode does not fit: about 1 %."""
-    times = terms(work, TP, Collectives())
+    times = terms(work, Collectives())
     return times.compute_s + times.link_s - len(work.messages) * latency(TP)
 
 
 def _streaming_and_link(work: Work) -> float:
     """Seconds of a prefill that fit_prefill does not fit."""
-    return terms(replace(work, flops=0.0, scores=0.0), TP, Collectives()).seconds
+    return terms(replace(work, flops=0.0, scores=0.0), Collectives()).seconds
 
 
 def _least_squares(columns: list[list[float]], measured: list[float], known: list[float]) -> tuple[float, ...]:

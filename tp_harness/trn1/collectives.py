@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .constants import BOUNDARY, LATENCY_2, LATENCY_32, LINK
-from .work import Message
+from .messages import Message
 
 HOW = "nccom-test -r 32 --minbytes 1kb --maxbytes 64mb --stepfactor 4 -d fp32 allr --report-to-json-file FILE"
 
@@ -43,17 +43,17 @@ class Collectives:
 
     measured: tuple[Table, ...] = ()
 
-    def seconds(self, message: Message, tp: int) -> float:
-        """Seconds of one message over `tp` ranks.
+    def seconds(self, message: Message) -> float:
+        """Seconds of one message.
 
-        latency(tp) + passes (tp - 1) / tp x bytes / link rate: the cost of a ring, as nccom-test's bus bandwidth.
+        latency + passes (ranks - 1) / ranks x bytes / link rate: the cost of a ring, as nccom-test's bus bandwidth.
         """
-        gathers = message.kind == "all_gather"
+        gathers, tp = message.kind == "all_gather", message.ranks
         size = message.bytes * (tp if gathers else 1)  # nccom-test counts a gather's output
         for table in self.measured:
             if (table.kind, table.ranks) == (message.kind, tp):
                 return table.seconds(size)
-        passes = 1 if gathers else 2  # an all-reduce is a reduce-scatter and an all-gather
+        passes = 2 if message.kind == "all_reduce" else 1  # it is a reduce-scatter and an all-gather
         return latency(tp) + passes * (tp - 1) / tp * size / LINK.value
 
 

@@ -86,11 +86,12 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """All tables of one model, for `batch` rows of `seq` tokens; the price in USD."""
+    """All tables of one model by one plan, for `batch` rows of `seq` tokens; the price in USD."""
 
     model: str
     batch: int
     seq: int
+    plan: str
     price_per_hour: float
     measured_collectives: tuple[str, ...]
     components: tuple[ComponentRow, ...]
@@ -106,6 +107,7 @@ def predict(
     degrees: Sequence[int] = (1, 2, 8, 32),
     batch: int = 1,
     seq: int = 1024,
+    plan: str = "tp",
     collectives: Collectives | None = None,
     price_per_hour: float = PRICE.value,
 ) -> Prediction:
@@ -117,27 +119,32 @@ def predict(
         degrees: numbers of ranks.
         batch: rows.
         seq: tokens in the prompt of the prefill, and in the cache of the decode step.
+        plan: how the model is shared out over ranks, a name of config.model.PLANS.
         collectives: measured times; None takes the published samples.
         price_per_hour: USD for a trn1.32xlarge.
     """
     collectives = collectives or Collectives()
     steps = {"prefill": prefill(batch, seq), "decode": decode(batch, seq)}
-    memory = tuple(_memory(Place(config=config, tp=tp, step=steps["prefill"], storage=storage))
+    memory = tuple(_memory(Place(config=config, tp=tp, step=steps["prefill"], storage=storage, plan=plan))
                    for storage in (BF16, MXFP4) for tp in degrees)  # fmt: skip
     return Prediction(
         model=name,
         batch=batch,
         seq=seq,
+        plan=plan,
         price_per_hour=price_per_hour,
         measured_collectives=tuple(f"{t.kind} over {t.ranks} ranks: {t.source}" for t in collectives.measured),
         components=tuple(
-            _component(component, phase, Place(config=config, tp=tp, step=step), collectives)
+            _component(component, phase, Place(config=config, tp=tp, step=step, plan=plan), collectives)
             for phase, step in steps.items()
             for component in family_of(config).work
             for tp in degrees
         ),
         memory=memory,
-        tokens=tuple(_token(config, row, steps, collectives, price_per_hour) for row in memory),
+        tokens=tuple(
+            _token(config, row, steps, plan=plan, collectives=collectives, price_per_hour=price_per_hour)
+            for row in memory
+        ),
         notes=(*_notes(config, tuple(degrees)), *_mixed(collectives, degrees)),
     )
 
@@ -167,7 +174,7 @@ def _mixed(collectives: Collectives, degrees: Sequence[int]) -> tuple[str, ...]:
 
 def _component(component: str, phase: str, place: Place, collectives: Collectives) -> ComponentRow:
     work, alone = (family_of(p.config).work[component](p, 0) for p in (place, _at_degree_1(place)))
-    time = terms(work, place.tp, collectives)
+    time = terms(work, collectives)
     return ComponentRow(
         component=component,
         phase=phase,
@@ -198,11 +205,17 @@ def _memory(place: Place) -> MemoryRow:
 
 
 def _token(
-    config: Decoder, row: MemoryRow, steps: dict[str, Step], collectives: Collectives, price_per_hour: float
+    config: Decoder,
+    row: MemoryRow,
+    steps: dict[str, Step],
+    *,
+    plan: str,
+    collectives: Collectives,
+    price_per_hour: float,
 ) -> TokenRow:
     storage: Storage = {s.name: s for s in (BF16, MXFP4)}[row.storage]
     first, token = (
-        terms(transformer(Place(config=config, tp=row.tp, step=step, storage=storage)), row.tp, collectives)
+        terms(transformer(Place(config=config, tp=row.tp, step=step, storage=storage, plan=plan)), collectives)
         for step in (steps["prefill"], steps["decode"])
     )  # fmt: skip
     replicas = int(CORES.value) // row.tp

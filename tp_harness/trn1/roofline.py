@@ -43,9 +43,9 @@ class Terms:
         return max(named, key=named.__getitem__)
 
 
-def terms(work: Work, tp: int, collectives: Collectives) -> Terms:
-    """Seconds that `work` takes on each of `tp` cores."""
-    times = [collectives.seconds(message, tp) for message in work.messages] or [0.0] * work.boundaries
+def terms(work: Work, collectives: Collectives) -> Terms:
+    """Seconds that `work` takes on each core."""
+    times = [collectives.seconds(message) for message in work.messages] or [0.0] * work.boundaries
     return Terms(
         compute_s=work.flops / (CORE_FLOPS.value * COMPUTE_EFFICIENCY.value),
         hbm_s=(work.read_bytes + work.activation_bytes) / HBM_WEIGHTS.value

@@ -114,7 +114,8 @@ def _degrees(rows: Iterable[ComponentRow]) -> list[int]:
 
 
 def _sizes(prediction: Prediction) -> str:
-    return f"batch {prediction.batch}, {prediction.seq} tokens"
+    plan = "" if prediction.plan == "tp" else f", plan {prediction.plan}"
+    return f"batch {prediction.batch}, {prediction.seq} tokens{plan}"
 
 
 def _ms(seconds: float) -> str:

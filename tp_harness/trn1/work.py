@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..config.divisibility import MXFP4_BLOCK
+from ..config.model import plan_cuts_sequence, plan_mesh
+from .messages import Message, messages
 
 ACTIVATION_BYTES = 2  # bfloat16
 REDUCE_BYTES = 4  # partial sums are added in float32 (as the sharded modules do)
@@ -64,14 +66,6 @@ def decode(batch: int, seq: int) -> Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
-    """A collective; `bytes` are those of one rank's input, as in result.Collective."""
-
-    kind: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Work:
     """The work of one rank in one step.
 
@@ -97,22 +91,44 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A rank of `tp` that computes `step`; an element that is summed over ranks has `reduce_bytes` bytes."""
+    """A rank of `tp` that computes `step` by a plan; an element that is summed over ranks has `reduce_bytes` bytes."""
 
     config: Decoder
     tp: int
     step: Step
     storage: Storage = BF16
     reduce_bytes: int = REDUCE_BYTES
+    plan: str = "tp"
 
     def share(self, size: int) -> int:
         """A rank's part of `size` elements, rounded up."""
         return -(-size // self.tp)
 
+    @property
+    def cuts_sequence(self) -> bool:
+        """Whether a rank has its own part of the new tokens between the sharded regions."""
+        return plan_cuts_sequence(self.plan, self.tp, self.step.new)
+
+    @property
+    def own_tokens(self) -> int:
+        """The number of new tokens that a rank has between the sharded regions."""
+        return self.step.tokens // self.tp if self.cuts_sequence else self.step.tokens
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """How many ranks share out the experts, and how many the columns of each."""
+        mesh = plan_mesh(self.plan, self.tp, self.config.num_experts)
+        return mesh.get("ep", 1), mesh["tp"]
+
+    def gather(self) -> tuple[Message, ...]:
+        """The gather of the sequence that a sharded region begins with; none where hidden states are whole."""
+        size = self.own_tokens * self.config.hidden_size * ACTIVATION_BYTES
+        return messages(("all_gather", size, self.tp)) if self.cuts_sequence else ()
+
     def reduction(self) -> tuple[Message, ...]:
-        """The all-reduce of hidden states (tokens, hidden); none at tp 1."""
+        """The sum of hidden states (tokens, hidden) over ranks, of which each may keep its tokens; none at tp 1."""
         size = self.step.tokens * self.config.hidden_size * self.reduce_bytes
-        return (Message(kind="all_reduce", bytes=size),) if self.tp > 1 else ()
+        return messages(("reduce_scatter" if self.cuts_sequence else "all_reduce", size, self.tp))
 
 
 def touched_experts(config: Decoder, tokens: int) -> float:
@@ -124,13 +140,13 @@ def touched_experts(config: Decoder, tokens: int) -> float:
 
 
 def rmsnorm(place: Place, layer: int = 0) -> Work:
-    """RMSNorm: replicated; reads and writes every token."""
+    """RMSNorm: replicated; reads and writes every token that the rank has."""
     del layer
     hidden = place.config.hidden_size
     return Work(
         weight_bytes=hidden * NORM_BYTES,
         read_bytes=hidden * NORM_BYTES,
-        activation_bytes=2 * place.step.tokens * hidden * ACTIVATION_BYTES,
+        activation_bytes=2 * place.own_tokens * hidden * ACTIVATION_BYTES,
     )
 
 
@@ -154,30 +170,52 @@ def attention(place: Place, layer: int) -> Work:
         read_bytes=weights,
         cache_bytes=0 if step.new > 1 else step.batch * cache_bytes_per_token(place) * context,
         scores=step.tokens * context * queries if step.new > 1 else 0,
-        messages=place.reduction(),
+        messages=place.gather() + place.reduction(),
         boundaries=1,
     )
     return rmsnorm(place) + own
 
 
 def mlp(place: Place, layer: int = 0) -> Work:
-    """Experts: norm, router (replicated), the chosen experts' slices, one reduction, down biases (replicated)."""
+    """Experts: norm, router (replicated), the chosen experts' slices, one reduction, down biases (replicated).
+
+    Where experts are shared out, a rank's part of the operations is expected: each expert is chosen as often.
+    """
     del layer
     c, tokens, dense = place.config, place.step.tokens, place.storage.dense_bytes
-    hidden, experts = c.hidden_size, c.num_experts
-    local = place.share(c.intermediate_size)
+    hidden, experts, (ep, tp) = c.hidden_size, c.num_experts, place.axes
+    local, routed = -(-c.intermediate_size // tp), tokens // ep if _exchanges(place) else tokens
     held = -(-local // place.storage.block) * place.storage.block
-    per_expert = 3 * held * hidden * place.storage.expert_bytes + (2 * held + hidden) * dense
-    router = experts * (hidden + 1) * dense
-    expert_flops = 2 * 3 * hidden * local * c.experts_per_token
+    per_expert = 3 * held * hidden * place.storage.expert_bytes + 2 * held * dense
+    router, down_bias = experts * (hidden + 1) * dense, hidden * dense
+    expert_flops = 2 * 3 * hidden * local * c.experts_per_token / ep
     own = Work(
-        flops=tokens * (2 * hidden * experts + expert_flops + 2 * experts * hidden),
-        weight_bytes=router + experts * per_expert,
-        read_bytes=router + touched_experts(c, tokens) * per_expert,
-        messages=place.reduction(),
+        flops=2 * hidden * experts * (routed + place.own_tokens) + tokens * expert_flops,
+        weight_bytes=router + experts * (down_bias + per_expert / ep),
+        read_bytes=router + touched_experts(c, tokens) * (down_bias + per_expert / ep),
+        messages=_expert_messages(place),
         boundaries=1,
     )
     return rmsnorm(place) + own
+
+
+def _exchanges(place: Place) -> bool:
+    """Whether tokens go to the ranks that hold their experts, and come back."""
+    return place.plan == "ep" and place.cuts_sequence
+
+
+def _expert_messages(place: Place) -> tuple[Message, ...]:
+    """A sum over all ranks; or tokens gathered along tp, the router's logits along ep, two exchanges, and a sum."""
+    if not _exchanges(place):
+        return place.gather() + place.reduction()
+    (ep, tp), tokens, hidden = place.axes, place.step.tokens, place.config.hidden_size
+    return messages(
+        ("all_gather", tokens // place.tp * hidden * ACTIVATION_BYTES, tp),
+        ("all_gather", tokens // ep * place.config.num_experts * ACTIVATION_BYTES, ep),
+        ("all_to_all", tokens * hidden * ACTIVATION_BYTES, ep),
+        ("all_to_all", tokens * hidden * place.reduce_bytes, ep),
+        ("reduce_scatter", tokens // ep * hidden * place.reduce_bytes, tp),
+    )
 
 
 def transformer_block(place: Place, layer: int) -> Work:
@@ -209,6 +247,7 @@ def unembedding(place: Place, layer: int = 0) -> Work:
         weight_bytes=weights,
         read_bytes=weights,
         activation_bytes=tokens * (c.hidden_size + local) * ACTIVATION_BYTES,
+        messages=place.gather(),
     )
 
 
@@ -219,7 +258,7 @@ def transformer(place: Place, layer: int = 0) -> Work:
     for number in range(place.config.num_hidden_layers):
         work += transformer_block(place, number)
     logits = place.step.logits * place.share(place.config.vocab_size) * ACTIVATION_BYTES
-    gather = (Message(kind="all_gather", bytes=logits),) if place.tp > 1 else ()
+    gather = messages(("all_gather", logits, place.tp))
     return work + rmsnorm(place) + unembedding(place) + Work(messages=gather, boundaries=1)
 
 

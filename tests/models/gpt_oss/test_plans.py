@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ladder import Ladder
+from served_plans import run_by
 
-from tp_harness.config.model import NeuronConfig
-from tp_harness.models.gpt_oss import GptOss
-from tp_harness.models.gpt_oss.config import InferenceConfig
 from tp_harness.results.result import Status
 
 DTYPES = ("exact", "float32", "bfloat16")
-
-
-def planned(patch: pytest.MonkeyPatch, plan: str) -> None:
-    """Run the family's components under another plan."""
-
-    def at(_self: GptOss, model: Any, *, batch: int, seq: int, dtype: str, tp: int) -> InferenceConfig:
-        run = NeuronConfig(batch_size=batch, seq_len=seq, torch_dtype=dtype, tp_degree=tp, plan=plan)
-        return InferenceConfig.of(model, run)
-
-    patch.setattr(GptOss, "at", at)
 
 
 def assert_passes(folder: Path, component: str, tp: int) -> None:
@@ -38,7 +25,7 @@ def assert_passes(folder: Path, component: str, tp: int) -> None:
     "component", ["attention", "mlp", "transformer_block", "embedding", "unembedding", "transformer"]
 )
 def test_sequence_parallel_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, tp: int) -> None:
-    planned(monkeypatch, "sp")
+    run_by(monkeypatch, "sp")
     assert_passes(tmp_path, component, tp)
 
 
@@ -48,5 +35,5 @@ def test_sequence_parallel_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_expert_parallel_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, plan: str, tp: int
 ) -> None:
-    planned(monkeypatch, plan)
+    run_by(monkeypatch, plan)
     assert_passes(tmp_path, component, tp)

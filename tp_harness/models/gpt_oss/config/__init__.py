@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ....config.model import NeuronConfig, check_number
+from ....config.model import NeuronConfig, check_number, plan_cuts_sequence, plan_mesh
 from ....errors import UsageError
 
 RMS_NORM_EPS = 1e-5
@@ -143,18 +143,11 @@ class InferenceConfig(ModelConfig):
 
     def cuts_sequence(self, ranks: int, tokens: int = 0) -> bool:
         """Whether each of `ranks` has its own part of `tokens` tokens of a row; by default, of the configured ones."""
-        return self.plan in ("sp", "ep") and (tokens or self.neuron_config.seq_len) % ranks == 0
+        return plan_cuts_sequence(self.plan, ranks, tokens or self.neuron_config.seq_len)
 
     def mesh(self, ranks: int) -> dict[str, int]:
-        """The axes of the ranks, and how many are along each: experts along ep, and what they leave along tp.
-
-        Plan "ep" has as many along ep as the experts allow, plan "ep-tp" at least two along tp, where there are two.
-        """
-        if not self.plan.startswith("ep"):
-            return {"tp": ranks}
-        least = 2 if self.plan == "ep-tp" and ranks % 2 == 0 else 1
-        ep = math.gcd(self.num_experts, ranks // least)
-        return {"ep": ep, "tp": ranks // ep}
+        """The axes of the ranks, and how many are along each."""
+        return plan_mesh(self.plan, ranks, self.num_experts)
 
 
 # tiny: every sharded dimension divides by 32 with an odd share, H != I, tp 32 replicates KV heads, and the
