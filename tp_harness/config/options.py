@@ -214,15 +214,16 @@ def _check_depth(options: Options, model: Any, components: tuple[str, ...]) -> N
             f"--depth is {options.depth}; a number between 1 and {model.num_hidden_layers} is needed, the layers of "
             f"{options.model or MODEL}."
         )
-    whole = family_of(model).whole
-    if whole not in components:
+    family = family_of(model)
+    whole = family.whole
+    if not any(map(family.has_all_layers, components)):
         raise UsageError(f"--depth is {options.depth}, but only the {whole} has one; add --component {whole}.")
 
 
 def _timeout(model: Any, depth: int, targets: tuple[tuple[str, int], ...], repeats: int) -> float:
     """Seconds for one case on the ranks; a transformer of 24 large layers takes minutes on few cores."""
     family = family_of(model)
-    layers = depth if any(name == family.whole for name, _ in targets) else 1
+    layers = depth if any(family.has_all_layers(name) for name, _ in targets) else 1
     weights = layers * family.layer_weights(model)
     forwards = 3 + repeats if repeats else 1
     return TIMEOUT + round(SECONDS_PER_WEIGHT * weights * forwards)

@@ -48,7 +48,7 @@ def is_layered(component: str) -> bool:
 
 def is_whole(component: str) -> bool:
     """Whether a component of this name has all layers, in a family that has one."""
-    return any(component == each.whole for each in families())
+    return any(each.has_all_layers(component) for each in families())
 
 
 def real_models() -> dict[str, Any]:

@@ -15,8 +15,8 @@ class Family(Protocol):
 
     `name` is the family's folder, `title` what people call it, `model_type` what a config.json says. A model is a
     `config`: a frozen dataclass with num_hidden_layers, hidden_size and fields of its own; `presets` are some by name.
-    `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers,
-    `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. `intervals` and
+    `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers, and
+    `also_whole` are others with its parameters; `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. `intervals` and
     `gains` go by the last part of a parameter's name: its random values lie between these two numbers, or are so many
     times as large as others'. `requirements` (config/divisibility.py) say what must divide, `work` (trn1/work.py) what
     components do on Trn1.
@@ -29,6 +29,7 @@ class Family(Protocol):
     presets: Mapping[str, Any]
     components: Mapping[str, str]
     whole: str
+    also_whole: tuple[str, ...] = ()
     layered: tuple[str, ...] = ()
     router: tuple[str, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = {}
@@ -44,6 +45,10 @@ class Family(Protocol):
 
     def case(self, component: str, config: Any, layer: int) -> Any:
         """The Case of a component, at the layer of index `layer`; `config` is what `at` returns."""
+
+    def has_all_layers(self, component: str) -> bool:
+        """Whether a component is the whole model, so that --depth is for it."""
+        return component == self.whole or component in self.also_whole
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
         """Indices of the layers that a component is run at by default; `small`: a model that exists to be verified."""

@@ -97,7 +97,7 @@ def lacks_for_taps(options: Resolved, component: str, tp: int, free: int | None)
     A user's Case and an unknown `free` (None) are never refused.
     """
     model, family = options.model, family_of(options.model)
-    layers = (options.depth or model.num_hidden_layers) if component == family.whole else 1
+    layers = (options.depth or model.num_hidden_layers) if family.has_all_layers(component) else 1
 
     def tapped(ranks: int, width: int) -> int:
         return width * layers * family.tapped_numbers(model, options.batch * options.seq, ranks)
@@ -134,7 +134,7 @@ def need_of(
     family = family_of(options.model)
 
     def copied(component: str) -> int:
-        layers = options.depth or options.model.num_hidden_layers if component == family.whole else 1
+        layers = options.depth or options.model.num_hidden_layers if family.has_all_layers(component) else 1
         return copies * sum(spec.bytes for spec in specs if family.layer_of(spec.name) < layers)
 
     tokens = (options.batch, options.seq)
@@ -154,7 +154,7 @@ def _widths(options: Resolved) -> list[int]:
 def _has(options: Resolved, name: str) -> bool:
     """Whether the run loads a weight: one of a layer that the whole model is run with, or of another target's layer."""
     family = family_of(options.model)
-    whole = any(component == family.whole for component, _ in options.targets)
+    whole = any(family.has_all_layers(component) for component, _ in options.targets)
     depth, layer = (options.depth or options.model.num_hidden_layers) if whole else 0, family.layer_of(name)
     return bool(options.case) or layer < depth or layer in {0, *(layer for _, layer in options.targets)}
 
@@ -189,8 +189,8 @@ def _smaller(options: Resolved) -> Iterator[tuple[str, Resolved]]:
     if options.case:
         return
     all_layers = options.depth or options.model.num_hidden_layers
-    whole = family_of(options.model).whole
-    depths = range(all_layers, 0, -1) if any(name == whole for name, _ in options.targets) else [0]
+    is_whole = family_of(options.model).has_all_layers
+    depths = range(all_layers, 0, -1) if any(is_whole(name) for name, _ in options.targets) else [0]
     seq = options.seq
     while seq:
         for depth in depths:

@@ -104,7 +104,7 @@ class Subject:
 
     def extent(self, component: str) -> str:
         """How many of the model's layers a component is run with, as "2 of 24 layers"; "" for all of them."""
-        if not self.depth or component != find_family(self.family).whole:
+        if not self.depth or not find_family(self.family).has_all_layers(component):
             return ""
         return f"{self.depth} of {self.model.num_hidden_layers} layers"
 

@@ -32,6 +32,7 @@ class GptOss(Family):
     presets = PRESETS
     components = COMPONENTS
     whole = "transformer"
+    also_whole = ("decode",)
     layered = ("attention", "mlp", "transformer_block")
     router = ("gate.weight", "gate.bias")
     # sinks and the experts' first matrices are larger, so that a sink matters, and gates and ups pass the clamp

@@ -20,6 +20,7 @@ from ...reference import gpt_oss, rotary
 from . import config as numbers
 from . import schedule
 from .config import InferenceConfig
+from .decode import decode_fields
 from .inputs import hidden_states, position_ids, tokens
 from .modules import (
     NeuronGPTOSSAttentionBlock,
@@ -195,6 +196,11 @@ def transformer(config: InferenceConfig, layer: int) -> Case:
         routing=tuple(f"block.{i}.mlp" for i in range(layers)),
         depth=layers,
     )
+
+
+def decode(config: InferenceConfig, layer: int) -> Case:
+    """The whole model as it is served: several calls with a KV cache."""
+    return _case("decode", config, layer, **decode_fields(config))
 
 
 COMPONENTS: dict[str, Callable[[InferenceConfig, int], Case]] = {name: globals()[name] for name in numbers.COMPONENTS}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ...trn1 import work
-from .config import COMPONENTS, ModelConfig
+from .config import COMPONENTS, DECODE_STEPS, ROWS, ModelConfig
+
+CALLS = DECODE_STEPS + 5  # of the component decode, each with caches of its own
 
 
 def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], tp: int, width: int) -> int:
@@ -18,7 +20,7 @@ def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], t
         tp: the degree; 1 is also the single-core reference.
         width: bytes of an element.
     """
-    batch, seq = tokens
+    batch, seq = _at_once(component, tokens)
     count, hidden, vocab = batch * seq, model.hidden_size, model.vocab_size
     states = 12 * count * hidden  # residual, norm, and what is made of them
     heads, head_dim = model.num_attention_heads, model.head_dim
@@ -34,13 +36,34 @@ def working_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], t
         "unembedding": logits,
         "transformer": max(attention, experts, logits, whole + count * vocab // tp),
     }
+    if component == "decode":
+        elements["decode"] = elements["transformer"] + CALLS * _cache_elements(model, (batch, tokens[1]), tp)
     return width * (states + elements.get(component, 0))
 
 
 def output_bytes(model: ModelConfig, component: str, tokens: tuple[int, int], width: int) -> int:
     """Bytes of the whole output of a component for (batch, seq) `tokens`; `width`: bytes of an element."""
     columns = model.vocab_size if component in ("unembedding", "transformer") else model.hidden_size
-    return width * tokens[0] * tokens[1] * columns
+    if component != "decode":
+        return width * tokens[0] * tokens[1] * columns
+    batch, seq = _at_once(component, tokens)
+    of_calls = (4 * seq + DECODE_STEPS + 1) * batch * model.vocab_size  # prefill, chunk, two further requests
+    return width * (of_calls + CALLS * _cache_elements(model, (batch, tokens[1]), 1))
+
+
+def _at_once(component: str, tokens: tuple[int, int]) -> tuple[int, int]:
+    """Rows, and new tokens of each, in the largest call for (batch, seq) `tokens`."""
+    batch, seq = tokens
+    return (max(ROWS, batch), max(1, seq // 3)) if component == "decode" else tokens
+
+
+def _cache_elements(model: ModelConfig, tokens: tuple[int, int], tp: int) -> int:
+    """Numbers in the caches of all layers for (batch, slots) on one rank of `tp`."""
+    batch, slots = tokens
+    heads = max(1, model.num_key_value_heads // tp)
+    layers = range(model.num_hidden_layers)
+    held = sum(min(slots, model.window(layer) or slots) for layer in layers)
+    return 2 * batch * held * heads * model.head_dim
 
 
 def tapped_numbers(model: ModelConfig, tokens: int, tp: int) -> int:
@@ -62,4 +85,7 @@ def layer_weights(model: ModelConfig) -> int:
     return 3 * model.num_experts * model.hidden_size * model.intermediate_size
 
 
-WORK: Mapping[str, Callable[[work.Place, int], work.Work]] = {name: getattr(work, name) for name in COMPONENTS}
+# of one call: that of `decode` has the work of the transformer's, with the cache that its step says
+WORK: Mapping[str, Callable[[work.Place, int], work.Work]] = {
+    name: getattr(work, "transformer" if name == "decode" else name) for name in COMPONENTS
+}

@@ -21,9 +21,12 @@ def position_ids(config: InferenceConfig) -> torch.Tensor:
     return torch.arange(seq) + 3 * torch.arange(batch)[:, None] % seq
 
 
-def tokens(config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
-    """(batch, seq) int64 ids, shuffled: as many borders of 1/32 vocabulary shards as fit, the rest random."""
-    shape = (config.neuron_config.batch_size, config.neuron_config.seq_len)
+def tokens(config: InferenceConfig, generator: torch.Generator, seq: int = 0) -> torch.Tensor:
+    """(batch, seq) int64 ids, shuffled: as many borders of 1/32 vocabulary shards as fit, the rest random.
+
+    `seq` tokens a row, 0 for the configured ones.
+    """
+    shape = (config.neuron_config.batch_size, seq or config.neuron_config.seq_len)
     count, vocab = shape[0] * shape[1], config.vocab_size
     starts = torch.arange(32) * vocab // 32
     borders = torch.cat((starts, (starts - 1) % vocab))

@@ -166,6 +166,9 @@ PRESETS: dict[str, ModelConfig] = {
     "gpt-oss-120b": ModelConfig(),
 }
 
+ROWS = 3  # of the component decode, at least
+DECODE_STEPS = 8  # of it, at most: as many as the caches have slots for
+
 # What can be verified alone, in the order of the data.
 COMPONENTS: Mapping[str, str] = {
     "rmsnorm": "Replicated on every rank: what is at stake is that all ranks agree.",
@@ -176,4 +179,5 @@ COMPONENTS: Mapping[str, str] = {
     "embedding": "The vocabulary shared out by rows.",
     "unembedding": "Logits, each rank its share of the vocabulary.",
     "transformer": "The whole model, logits gathered on every rank.",
+    "decode": "The whole model as it is served: prefill, decode steps and further requests, with a KV cache.",
 }

@@ -10,9 +10,9 @@ def _kv_fits(config: ModelConfig, tp: int) -> bool:
     return config.num_key_value_heads % tp == 0 or tp % config.num_key_value_heads == 0
 
 
-_ATTENTION = ("rope", "attention", "transformer_block", "transformer")
-_MLP = ("mlp", "transformer_block", "transformer")
-_VOCAB = ("embedding", "unembedding", "transformer")
+_ATTENTION = ("rope", "attention", "transformer_block", "transformer", "decode")
+_MLP = ("mlp", "transformer_block", "transformer", "decode")
+_VOCAB = ("embedding", "unembedding", "transformer", "decode")
 
 REQUIREMENTS = (
     Requirement(
