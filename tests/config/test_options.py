@@ -106,7 +106,9 @@ def test_defaults_of_tiny() -> None:
 def test_defaults_of_a_real_model() -> None:
     resolved = resolve(Options(model="gpt-oss-20b"))
     both = {"attention": (0, 1)}
-    assert resolved.targets == tuple((name, layer) for name in FAMILY.components for layer in both.get(name, (0,)))
+    assert resolved.targets == tuple(
+        (name, layer) for name in FAMILY.components if name != "decode" for layer in both.get(name, (0,))
+    )
     assert (resolved.batch, resolved.seq, resolved.draws) == (1, 160, 1)
     assert resolved.seq > resolved.model.sliding_window
 
@@ -140,7 +142,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "component": (
         {"components": ("atention",)},
         "unknown component 'atention'. Did you mean 'attention'? Choose from: rmsnorm, rope, attention, mlp, "
-        "transformer_block, embedding, unembedding, transformer.",
+        "transformer_block, embedding, unembedding, transformer, decode.",
     ),
     "component-nothing_near": (
         {"components": ("xyz",)},

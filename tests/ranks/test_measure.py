@@ -79,11 +79,11 @@ def test_flops_are_those_of_torchs_own_counter(name: str) -> None:
     torch.manual_seed(0)
     config = InferenceConfig.of(PRESETS["tiny"], NeuronConfig(batch_size=2, seq_len=24, torch_dtype="float32"))
     case = component_case(name, config, 0)
-    module, inputs = case.sharded(), case.inputs(torch.Generator().manual_seed(0))
+    module, calls = case.sharded(), case.given(torch.Generator().manual_seed(0))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+        calls.run(module)
     with torch.inference_mode():
-        assert count_flops(lambda: module(*inputs)) == counter.get_total_flops()
+        assert count_flops(lambda: calls.run(module)) == counter.get_total_flops()
 
 
 def test_flops_of_a_known_product() -> None:

@@ -39,7 +39,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8, 32])
-@pytest.mark.parametrize("name", FAMILY.components)
+@pytest.mark.parametrize("name", FAMILY.work)
 def test_weights_and_messages_are_those_that_ranks_record(ladder: Ladder, name: str, tp: int) -> None:
     work = FAMILY.work[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0)
     for rank in ladder.run(name, tp, "bfloat16").ranks:
@@ -89,7 +89,7 @@ def counted_operations(name: str, tp: int) -> int:
 
 
 @pytest.mark.parametrize("tp", [1, 8, 32])
-@pytest.mark.parametrize("name", FAMILY.components)
+@pytest.mark.parametrize("name", FAMILY.work)
 def test_operations_are_those_that_torch_counts(name: str, tp: int) -> None:
     assert FAMILY.work[name](Place(config=TINY, tp=tp, step=AS_VERIFIED), 0).flops == counted_operations(name, tp)
 

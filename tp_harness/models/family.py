@@ -15,8 +15,9 @@ class Family(Protocol):
 
     `name` is the family's folder, `title` what people call it, `model_type` what a config.json says. A model is a
     `config`: a frozen dataclass with num_hidden_layers, hidden_size and fields of its own; `presets` are some by name.
-    `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers, and
-    `also_whole` are others with its parameters; `layered` are those that --layer is for. `router` ends the names of a router's weight and bias. `intervals` and
+    `components` are what can be verified alone, and what is sharded in each; `whole` is the one that has all layers,
+    and `also_whole` are others with its parameters; `layered` are those that --layer is for. `router` ends the names of
+    a router's weight and bias. `intervals` and
     `gains` go by the last part of a parameter's name: its random values lie between these two numbers, or are so many
     times as large as others'. `requirements` (config/divisibility.py) say what must divide, `work` (trn1/work.py) what
     components do on Trn1.
@@ -49,6 +50,10 @@ class Family(Protocol):
     def has_all_layers(self, component: str) -> bool:
         """Whether a component is the whole model, so that --depth is for it."""
         return component == self.whole or component in self.also_whole
+
+    def run_by_default(self, *, small: bool) -> tuple[str, ...]:
+        """The components that are run where none is named; of a large model, only one that has all layers."""
+        return tuple(name for name in self.components if small or name not in self.also_whole)
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
         """Indices of the layers that a component is run at by default; `small`: a model that exists to be verified."""

@@ -85,7 +85,7 @@ def layer_weights(model: ModelConfig) -> int:
     return 3 * model.num_experts * model.hidden_size * model.intermediate_size
 
 
-# of one call: that of `decode` has the work of the transformer's, with the cache that its step says
+# a call of decode has the work of the transformer, with the cache that its step says
 WORK: Mapping[str, Callable[[work.Place, int], work.Work]] = {
-    name: getattr(work, "transformer" if name == "decode" else name) for name in COMPONENTS
+    name: getattr(work, name) for name in COMPONENTS if name != "decode"
 }

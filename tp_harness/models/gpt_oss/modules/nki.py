@@ -3,7 +3,8 @@
 Each class replaces one method of its torch twin by a call of a kernel in `tp_harness.kernels`; `use_kernels` turns
 a built module into them. On a CPU the kernels run through an interpreter of documented instruction semantics.
 
-Not covered: the embedding's lookup, and the taps `gate_up` and `activation`, which lie inside a kernel.
+Not covered: the embedding's lookup, attention to a cache, and the taps `gate_up` and `activation`, which lie inside a
+kernel.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class NKIRotaryEmbedding(NeuronGPTOSSRotaryEmbedding):
 
 
 class NKIAttentionBlock(NeuronGPTOSSAttentionBlock):
-    """Scores, sinks, softmax and values as one kernel, for consecutive positions, without a cache."""
+    """Scores, sinks, softmax and values as one kernel, for consecutive positions; with a cache, without the kernel."""
 
     def _attend(
         self,
@@ -61,8 +62,7 @@ class NKIAttentionBlock(NeuronGPTOSSAttentionBlock):
         keys_BT: torch.Tensor,
     ) -> torch.Tensor:
         if queries_BS.shape != keys_BT.shape:
-            tokens, keys = queries_BS.shape[1], keys_BT.shape[1]
-            raise ValueError(f"the attention kernel has no cache; it is given {tokens} tokens a row and {keys} keys")
+            return super()._attend(q_BSKMD, k_BTKD, v_BTKD, queries_BS, keys_BT)
         if not bool((queries_BS.diff(dim=1) == 1).all()):
             raise ValueError(f"the attention kernel needs consecutive positions in each row; they are {queries_BS}")
         sinks = self.sinks.to(q_BSKMD.dtype)
