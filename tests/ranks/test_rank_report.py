@@ -9,6 +9,7 @@ import pytest
 
 from tp_harness.arithmetic.seen import Branch, Seen
 from tp_harness.parallel.dtensors import Placed
+from tp_harness.parallel.on_mesh import on_mesh
 from tp_harness.parallel.placements import Partial, Placement, Replicate, Shard
 from tp_harness.ranks.rank_report import DtypeRun, Held, RankReport, TensorKey
 from tp_harness.results.from_json import from_json
@@ -22,6 +23,7 @@ RUN = DtypeRun(
     },
     placed={"output.0": Placed.of(Partial()), "up": Placed.of(Replicate())},
     collectives=(CALL, CALL),
+    unawaited=("send [2] has a handle",),
     forwards=Forwards(wall_s=(0.1, 1 / 3), cpu_s=(), collective_s=(1e-7,), warm=True),
     flops=1 << 60,
     changed=("output.0", "state.cache"),
@@ -51,7 +53,10 @@ def test_a_report_comes_back_from_json() -> None:
     assert again.runs["float32"].collectives[0].seconds == 0.1, "which is no part of what makes calls equal"
 
 
-@pytest.mark.parametrize("placement", [Shard(1), Replicate(), Partial()], ids=str)
+ON_MESH = on_mesh({"a": 2, "b": 2}, {("a",): Shard(1), ("b",): Partial()})
+
+
+@pytest.mark.parametrize("placement", [Shard(1), Replicate(), Partial(), ON_MESH], ids=str)
 def test_the_placement_of_a_dtensor_comes_back(placement: Placement) -> None:
     assert Placed.of(placement).placement == placement
 
