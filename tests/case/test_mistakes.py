@@ -102,7 +102,7 @@ def test_a_mistake_is_one_sentence_before_any_rank_starts(errors: dict[str, tupl
         ("--component mpl", "unknown component 'mpl'. Did you mean 'mlp'? Choose from: rmsnorm, rope, attention, mlp"),
         ("--tp 1,x", "--tp is '1,x'; numbers separated by commas are needed, as 1,2,8,32."),
         ("--tp 3", "tp_degree 3 does not divide num_attention_heads 64"),
-        ("--tp 64", "--tp holds 64"),
+        ("--tp 512", "--tp holds 512"),
         ("--dtype flot32", "unknown dtype 'flot32'. Did you mean 'float32'?"),
         ("--init zeros", "unknown init 'zeros'. Choose from: discriminating, constant, tied."),
         ("--model tni", "unknown model 'tni'. Did you mean 'tiny'?"),

@@ -155,7 +155,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
             lambda v: v["options"]["model"].update(hidden_size=97),
             "says that the model's hidden_size is 97, which would be 96 now; start a new run.",
         ),
-        (lambda v: v["options"].update(degrees=[64]), "--tp holds 64"),
+        (lambda v: v["options"].update(degrees=[512]), "--tp holds 512"),
     ],
     ids=["torch", "version", "lacks", "layer", "short", "model", "degree"],
 )
