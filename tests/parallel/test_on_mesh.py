@@ -134,3 +134,18 @@ def test_a_message_names_the_axes() -> None:
     assert str(placed(ep=Shard(0), tp=KVHeads(1, 2))) == (
         "{ep: Shard(dim=0, unit=1), tp: KVHeads(dim=1, num_heads=2, unit=1)} on dp 2 x ep 2 x tp 4"
     )
+
+
+@pytest.mark.parametrize("length", [5, 8, 9, 13])
+def test_padding_along_two_axes_is_left_out_and_named(length: int) -> None:
+    padded = placed(ep=Shard(0, pad_to="even"), tp=Shard(0, pad_to="even"))
+    full = torch.arange(float(length)) + 1
+    shards = padded.split(full, RANKS)
+    assert same_bits(padded.fitted(full.shape).join(shards), full)
+    assert all(torch.equal(padded.padding(full.shape, rank, RANKS), shards[rank] == 0) for rank in range(RANKS))
+    assert placed(ep=Shard(0)).padding((8,), 0, RANKS) is None
+
+
+def test_padding_that_a_module_relies_on_is_so_along_an_axis_too() -> None:
+    assert placed(ep=Shard(0, pad_to="even"), tp=Shard(1)).inert
+    assert not placed(ep=Shard(0, pad_to="even", inert=False), tp=Shard(1)).inert

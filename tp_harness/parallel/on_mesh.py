@@ -36,6 +36,11 @@ class OnMesh(Placement):
             full = placement.shard(full, number, count)
         return full
 
+    @property
+    def inert(self) -> bool:  # type: ignore[override]
+        """As `Placement.inert`, of each of `along`."""
+        return all(placement.inert for _, placement in self.along)
+
     def fitted(self, shape: Sequence[int]) -> OnMesh:
         """As `Placement.fitted`: each of `along` for the shape that those before it leave."""
         along = []
