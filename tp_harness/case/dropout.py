@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..libraries.torch_private import without_modes
 from ..parallel.group import current_group
-from .guessed_placements import by_shapes
+from .placing.guessed_placements import by_shapes
 from .seeds import generator
 
 Shape = tuple[int, ...]

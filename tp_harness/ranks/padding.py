@@ -23,12 +23,14 @@ from ..case.case import Case
 from ..case.placed import input_placements
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.dtypes import EXACT
+from ..parallel.group import Group
 from ..parallel.placements import Placement
 from ..parallel.same_bits import bits_of
 from ..results.tensor_names import INPUT, call_of, of_call, without_call
 from .job import Job, Task
-from .rank_files import Tensors
+from .rank_files import Kept, as_pairs, put_aside
 from .rank_inputs import read_inputs
+from .rank_report import DtypeRun
 
 
 @dataclass(frozen=True)
@@ -59,35 +61,37 @@ class Filled(Placement):
         return self.placement.padding(shape, rank, size)
 
 
-def filled_runs(
-    runner: Callable[..., Any], job: Job, task: Task, dtype: str, *, size: int, checkpoint: Checkpoint
-) -> tuple[tuple[str, ...], Tensors]:
-    """Run a task once for each of its `paddings`, of the first draw and in floating-point numbers.
+def with_filled_runs(
+    runner: Callable[..., Any], job: Job, task: Task, dtype: str, *, group: Group, checkpoint: Checkpoint
+) -> tuple[Kept, DtypeRun]:
+    """Run a task; and the first draw, in floating-point numbers, once more for each of its `paddings`.
 
     Args:
         runner: (change of its case) -> a DtypeRunner of the task.
         job: of the task.
         task: what is run.
         dtype: the run's.
-        size: the number of ranks.
+        group: this rank's.
         checkpoint: full tensors, of any shape.
 
     Returns:
-        What was filled, and the outputs by key, in the shapes and dtypes that the module returns.
+        The tensors of all these runs by key, and the report on the first, as `DtypeRunner.run`.
     """
+    kept, run = runner().run()
     if dtype == EXACT or task.draw or task.fault or job.taps:
-        return (), {}
-    outputs: Tensors = {}
-    changes = paddings(job, task, dtype, size, checkpoint)
+        return kept, run
+    changes = paddings(job, task, dtype, group.size, checkpoint)
     for name, change in changes.items():
         again = runner(change=change)
         tensors = again.device.run(again.locked)[0]
-        outputs |= {key.filled(name): x for key, x in tensors.items() if key.name in again.results}
-    return tuple(changes), outputs
+        outputs, pairs = as_pairs({key.filled(name): x for key, x in tensors.items() if key.name in again.results})
+        kept |= put_aside(job.output_path(task, group.rank), outputs)
+        run = replace(run, pairs=run.pairs + pairs)
+    return kept, replace(run, filled=tuple(changes))
 
 
 def paddings(job: Job, task: Task, dtype: str, size: int, checkpoint: Checkpoint) -> dict[str, Callable[[Case], Case]]:
-    """What is padded on some of `size` ranks, and has to be inert; arguments as of `filled_runs`.
+    """What is padded on some of `size` ranks, and has to be inert; the other arguments are those of `with_filled_runs`.
 
     Returns:
         By a name for it, how a case fills it: parameters whose names differ in numbers only, or one input ("input.0").

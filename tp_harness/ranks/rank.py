@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -37,8 +36,8 @@ from .device import Device, GraphFinding
 from .grafts import Grafts
 from .job import Job, Task, read_job
 from .measure import PeakMemory, Stopwatch, count_flops
-from .padding import filled_runs
-from .rank_files import Kept, digest, put_aside, write_output
+from .padding import with_filled_runs
+from .rank_files import Kept, as_pairs, digest, put_aside, write_output
 from .rank_inputs import read_inputs, shard_inputs, token_rows
 from .rank_report import DtypeRun, RankReport, TensorKey, Variant
 
@@ -98,11 +97,7 @@ def _run(
     runner = partial(DtypeRunner, job, task, dtype, group=group, checkpoint=checkpoint, device=device)
     try:
         with use_mesh(mesh_of(axes, group)):
-            kept, run = runner().run()
-            filled, again = filled_runs(runner, job, task, dtype, size=group.size, checkpoint=checkpoint)
-        again, pairs = as_pairs(again)
-        kept |= put_aside(job.output_path(task, group.rank), again)
-        return kept, replace(run, filled=filled, pairs=run.pairs + pairs)
+            return with_filled_runs(runner, job, task, dtype, group=group, checkpoint=checkpoint)
     except GraphFinding as finding:  # the same on all ranks; there is no output to judge
         return {}, DtypeRun(finding=str(finding), program=finding.program)
 
@@ -283,12 +278,6 @@ class DtypeRunner:
         return {
             TensorKey(self.dtype, variant, name): tensor.detach().clone().contiguous() for name, tensor in named.items()
         }
-
-
-def as_pairs(tensors: Mapping[TensorKey, torch.Tensor]) -> tuple[dict[TensorKey, torch.Tensor], tuple[str, ...]]:
-    """The tensors, of any shape and dtype, complex ones as pairs of real numbers; and the keys of these."""
-    pairs = tuple(str(key) for key, x in tensors.items() if x.is_complex())
-    return {key: torch.view_as_real(x) if x.is_complex() else x for key, x in tensors.items()}, pairs
 
 
 def _arithmetic(job: Job, task: Task, dtype: str) -> Floats | Exact:

@@ -33,6 +33,12 @@ def digest(tensor: torch.Tensor) -> str:
     ).hexdigest()
 
 
+def as_pairs(tensors: Mapping[TensorKey, torch.Tensor]) -> tuple[dict[TensorKey, torch.Tensor], tuple[str, ...]]:
+    """The tensors, of any shape and dtype, complex ones as pairs of real numbers; and the keys of these."""
+    pairs = tuple(str(key) for key, x in tensors.items() if x.is_complex())
+    return {key: torch.view_as_real(x) if x.is_complex() else x for key, x in tensors.items()}, pairs
+
+
 def put_aside(path: Path, tensors: Tensors) -> Kept:
     """Write tensors of LARGE_BYTES and more at once, so that a rank need not hold them while it continues.
 

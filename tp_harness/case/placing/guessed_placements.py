@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import UsageError
-from ..parallel.placements import Placement, Replicate, Shard
+from ...errors import UsageError
+from ...parallel.placements import Placement, Replicate, Shard
 
 # Names under which public models keep several matrices in one.
 _FUSED = re.compile(r"qkv|query_?key_?value|kv_proj|c_attn|in_proj|gate_?(and_?)?up|up_?(and_?)?gate|w1_?w?3|fused")
