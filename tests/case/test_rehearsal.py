@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from tp_harness.case.case import Case
-from tp_harness.case.placing.tried_placements import PlanError
 from tp_harness.case.plan import check_plan, stand_in_group
 from tp_harness.case.rehearsal import UnrehearsedError, unrehearsed_note
+from tp_harness.case.tried_placements import PlanError
 from tp_harness.parallel.placements import Shard
 
 SHAPES = {"weight": (8, 4)}

@@ -10,7 +10,7 @@ import torch
 from nxd_rule import cut, pieces
 from torch import nn
 
-from tp_harness.case.placing.tried_placements import PlanError, module_placement
+from tp_harness.case.tried_placements import PlanError, module_placement
 from tp_harness.config.model import NeuronConfig
 from tp_harness.models.gpt_oss.components import COMPONENTS, component_case
 from tp_harness.models.gpt_oss.config import PRESETS, InferenceConfig

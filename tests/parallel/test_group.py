@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from tp_harness.case.case import Case
-from tp_harness.case.placing.tried_placements import VALID, PlanError, local_placement
 from tp_harness.case.plan import check_plan, stand_in_group
+from tp_harness.case.tried_placements import VALID, PlanError, local_placement
 from tp_harness.errors import UsageError
 from tp_harness.parallel.collective_recorder import CollectiveRecorder
 from tp_harness.parallel.group import Group, TorchGroup, collective, current_group, use_group

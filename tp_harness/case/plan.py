@@ -20,9 +20,9 @@ from ..results.result import Collective
 from .case import Case
 from .naming.proposed_names import proposed
 from .naming.rename import Renaming
-from .placing.tried_placements import PlanError, local_placement
 from .rehearsal import UnrehearsedError, of_torch_distributed, told_by_others
 from .state_dict import weights_of
+from .tried_placements import PlanError, local_placement
 
 OF_LOCAL = (
     "the ranks of backend local have no torch.distributed group, which the sharded module asks for: let it use "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ..case.placed import input_placements
-from ..case.placing.tried_placements import local_placement
+from ..case.tried_placements import local_placement
 from ..errors import doing
 from ..parallel.placement import built_in
 from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits

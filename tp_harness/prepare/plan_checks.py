@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..case.placed import check_patterns, check_same, input_placements, output_placements
-from ..case.placing.tried_placements import try_placement
 from ..case.plan import check_plan, check_submodules, stand_in_group
 from ..case.rehearsal import UnrehearsedError, makes_groups
+from ..case.tried_placements import try_placement
 from ..checkpoint.checkpoint import TensorSpec
 from ..config.options import Resolved
 from ..parallel.placements import Placement, Replicate

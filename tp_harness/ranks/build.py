@@ -12,9 +12,9 @@ from ..arithmetic.casts import cast
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats
 from ..case.case import Case
-from ..case.placing.tried_placements import local_placement
 from ..case.plan import check_names, check_submodules, planned
 from ..case.state_dict import load_weights, weights_of
+from ..case.tried_placements import local_placement
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import doing
 from ..parallel import dtensors

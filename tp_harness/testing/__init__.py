@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..case.placing.guessed_placements import check_guesses, said
-from ..case.placing.tried_placements import place_all
 from ..case.state_dict import load_weights, weights_of
+from ..case.tried_placements import place_all
 from ..checkpoint.checkpoint_files import check_file
 from ..errors import UsageError
 from ..neuron.devices import on_neuron

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tp_harness.case.placing.guessed_placements import check_guesses, said
-from tp_harness.case.placing.tried_placements import place_all
+from tp_harness.case.tried_placements import place_all
 from tp_harness.errors import UsageError
 from tp_harness.parallel.placements import Placement, QKVHeads, Shard, StridedShard
 from tp_harness.testing import build_module, validate_accuracy

@@ -1,1 +1,1 @@
-"""The placement of each parameter: planned, marked, or guessed from shapes; tried before anything is loaded."""
+"""Placements of parameters that no plan gives: guessed from shapes, and which of them must not be."""

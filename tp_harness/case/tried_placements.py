@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from ...errors import UsageError, doing
-from ...parallel.nxd_attributes import marked
-from ...parallel.placement import built_in
-from ...parallel.placements import EVEN, Placement, PlacementError, Replicate, Shard, shape_only
-from ..case import Case
-from .guessed_placements import Placed, by_shapes
+from ..errors import UsageError, doing
+from ..parallel.nxd_attributes import marked
+from ..parallel.placement import built_in
+from ..parallel.placements import EVEN, Placement, PlacementError, Replicate, Shard, shape_only
+from .case import Case
+from .placing.guessed_placements import Placed, by_shapes
 
 VALID = (
     "Shard(dim), Replicate(), StridedShard(dim, stride), FusedShard(dim, sizes), KVHeads(dim, num_heads), QKVHeads(...)"
