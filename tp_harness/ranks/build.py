@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..arithmetic.casts import cast
 from ..arithmetic.exact import Exact
-from ..arithmetic.floats import Floats
+from ..arithmetic.floats import Floats, nominal
+from ..arithmetic.residues.field import Field
 from ..case.case import Case
 from ..case.plan import check_names, check_submodules, planned
 from ..case.state_dict import load_weights, weights_of
 from ..case.tried_placements import local_placement
 from ..checkpoint.checkpoint import Checkpoint
+from ..config.dtypes import EXACT
 from ..errors import doing
 from ..parallel import dtensors
 from ..parallel.group import Group
 from ..parallel.placements import Placement, same_bits
+from .job import Job, Task
 from .rank_files import digest
 from .rank_report import Held
 
@@ -96,3 +101,15 @@ def _held(loaded: torch.Tensor, full: torch.Tensor, placement: Placement | None,
         digest="" if mapped else digest(arithmetic.plain(tensor)),
         placed=dtensors.Placed.of(placement) if placement else None,
     )
+
+
+def arithmetic_of(job: Job, task: Task, dtype: str) -> Floats | Exact:
+    """The arithmetic of a run; ranks that are threads of one process share the memory of an exact one."""
+    if dtype != EXACT:
+        return Floats(nominal(dtype))
+    return Exact(_field(job.field_path(task)), shared=str(job.output_path(task, 0)))
+
+
+@lru_cache(maxsize=4)
+def _field(path: Path) -> Field:
+    return Field.read(path)

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..arithmetic.exact import Exact
-from ..arithmetic.floats import Floats, nominal
-from ..arithmetic.residues.field import Field
 from ..case.case import Case
 from ..case.module_state import remembered
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
 from ..checkpoint.checkpoint import Checkpoint
-from ..config.dtypes import EXACT
 from ..errors import doing
 from ..faults import injected
 from ..models import families
@@ -31,7 +28,7 @@ from ..parallel.mesh import mesh_of, use_mesh
 from ..parallel.on_rank import OnRank
 from ..results.result import Collective
 from ..results.tensor_names import BEGIN
-from .build import build
+from .build import arithmetic_of, build
 from .device import Device, GraphFinding
 from .grafts import Grafts
 from .job import Job, Task, read_job
@@ -120,7 +117,7 @@ class DtypeRunner:
         self.memory, self.watch, self.read = PeakMemory(), Stopwatch(group, group.cpu_seconds), dtensors.Reader()
         case = job.subject.case(task, dtype=dtype, tp=group.size)
         self.case = case = change(injected(task.fault, case, task.place, task.rank))
-        self.arithmetic = arithmetic = _arithmetic(job, task, dtype)
+        self.arithmetic = arithmetic = arithmetic_of(job, task, dtype)
         self.exact = isinstance(arithmetic, Exact)
         whole = read_inputs(job.inputs_path(task)).map(arithmetic.draw)
         with arithmetic.computing():
@@ -278,18 +275,6 @@ class DtypeRunner:
         return {
             TensorKey(self.dtype, variant, name): tensor.detach().clone().contiguous() for name, tensor in named.items()
         }
-
-
-def _arithmetic(job: Job, task: Task, dtype: str) -> Floats | Exact:
-    """The arithmetic of a run; ranks that are threads of one process share the memory of an exact one."""
-    if dtype != EXACT:
-        return Floats(nominal(dtype))
-    return Exact(_field(job.field_path(task)), shared=str(job.output_path(task, 0)))
-
-
-@lru_cache(maxsize=4)
-def _field(path: Path) -> Field:
-    return Field.read(path)
 
 
 def _record_calls(case: Case, group: Group, run: Callable[[], Named]) -> tuple[Named, Calls, tuple[str, ...]]:
