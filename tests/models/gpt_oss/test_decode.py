@@ -41,7 +41,7 @@ def test_decode_passes(ladder: Ladder, tp: int, dtype: str) -> None:
     assert (result.status, result.reason) == (RIGHT[dtype], result.reason)
 
 
-@pytest.mark.parametrize("plan", ["sp"])
+@pytest.mark.parametrize("plan", ["sp", "ep", "ep-tp"])
 def test_decode_passes_by_other_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     run_by(monkeypatch, plan)
     ladder = Ladder(tmp_path, targets=(("decode", 0),), dtypes=DTYPES, model=SMALL)

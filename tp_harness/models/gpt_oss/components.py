@@ -232,8 +232,9 @@ def on_axes(config: InferenceConfig, fields: dict[str, Any]) -> dict[str, Any]:
     def over_all(placed: Any) -> Any:
         if isinstance(placed, tuple):
             return tuple(map(over_all, placed))
+        if isinstance(placed, dict) and not set(placed) <= set(axes):  # by name
+            return {name: over_all(at) for name, at in placed.items()}
         return {axes: placed} if isinstance(placed, Placement) and not isinstance(placed, Replicate) else placed
 
-    named = {field: {name: over_all(at) for name, at in fields.get(field, {}).items()} for field in ("plan", "taps")}
-    placed = {field: over_all(fields[field]) for field in ("output", "input_placements") if field in fields}
-    return fields | named | placed | {"mesh": config.mesh}
+    placing = ("plan", "taps", "output", "input_placements")
+    return fields | {field: over_all(fields[field]) for field in placing if field in fields} | {"mesh": config.mesh}
