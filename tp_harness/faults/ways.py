@@ -6,9 +6,10 @@ They work on every backend, because they change what a rank loads (`loads`) or t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -131,33 +132,48 @@ def passes(tap: str, wrong: Callable[[torch.Tensor, Group], torch.Tensor]) -> Ap
 
 
 class Rewired(Group):
-    """A group with another sum or gather. The collectives that these really call are recorded as usual."""
+    """A group with another sum, gather or exchange; what these really call is recorded as usual.
 
-    def __init__(self, inner: Group, total: Sum, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> None:
+    `calls` are methods of Group by name, with the right group in the place of `self`.
+    """
+
+    def __init__(self, inner: Group, calls: Mapping[str, Callable[..., torch.Tensor]]) -> None:
         super().__init__(inner.rank, inner.size)
-        self.inner, self._total, self._gather = inner, total, gather
+        self.inner, self._calls = inner, calls
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The wrong sum over ranks of `x`, any shape."""
-        return self._total(self.inner, x)
+        """The sum over ranks of `x`, any shape."""
+        return self._made("all_reduce")(x)
 
     def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The wrong gather over ranks of `x`, any shape."""
-        return self._gather(self.inner, x, dim)
+        """The gather over ranks of `x`, any shape."""
+        return self._made("all_gather")(x, dim)
 
     def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The right sum over ranks of `x`, any shape, this rank's slice of it."""
-        return self.inner.reduce_scatter(x, dim)
+        """This rank's slice of the sum over ranks of `x`, any shape."""
+        return self._made("reduce_scatter")(x, dim)
+
+    def all_to_all(self, x: torch.Tensor, split_dim: int, concat_dim: int) -> torch.Tensor:
+        """The exchange of the parts of `x`, any shape."""
+        return self._made("all_to_all")(x, split_dim, concat_dim)
+
+    def _made(self, name: str) -> Callable[..., torch.Tensor]:
+        return partial(self._calls[name], self.inner) if name in self._calls else getattr(self.inner, name)
 
 
 def reduces(owner: str, total: Sum) -> Apply:
     """Let a submodule sum over ranks by `total(group, x)`."""
-    return sets(owner, group=lambda submodule, _: Rewired(submodule.group, total, Group.all_gather))
+    return rewires(owner, all_reduce=total)
 
 
 def gathers(owner: str, gather: Callable[[Group, torch.Tensor, int], torch.Tensor]) -> Apply:
     """Let a submodule gather over ranks by `gather(group, x, dim)`, x of any shape."""
-    return sets(owner, group=lambda submodule, _: Rewired(submodule.group, Group.all_reduce, gather))
+    return rewires(owner, all_gather=gather)
+
+
+def rewires(owner: str, attribute: str = "group", **calls: Callable[..., torch.Tensor]) -> Apply:
+    """Let a submodule exchange tensors, of any shape, otherwise by the group that is its `attribute`: see `Rewired`."""
+    return sets(owner, **{attribute: lambda submodule, _: Rewired(getattr(submodule, attribute), calls)})
 
 
 def everyone(group: Group, x: torch.Tensor) -> list[torch.Tensor]:

@@ -48,6 +48,7 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         self.softmax_scale = 1 / math.sqrt(config.head_dim)
         dtype, hidden = config.neuron_config.torch_dtype, config.hidden_size
         rows = (self.local_heads + 2 * self.local_kv_heads) * self.head_dim
+        self.extend, self.write = extended, written  # what is done with a cache
         self.norm = NeuronGPTOSSRMSNorm(config)
         self.sinks = parameter(self.local_heads, dtype=dtype)
         self.qkv = Projection(rows, hidden, dtype=dtype)
@@ -106,13 +107,13 @@ class NeuronGPTOSSAttentionBlock(nn.Module):
         t_BSH = gathered(self.group, self.norm(x_BSH), is_cut)
         q_BSKMD, k_BSKD, v_BSKD = self._query_key_value(t_BSH, positions_BS)
         new = KVCache(k_BSKD, v_BSKD, positions_BS)
-        seen = new if cache is None else extended(cache, new)
+        seen = new if cache is None else self.extend(cache, new)
         heads_BSN = self.heads(self._attend(q_BSKMD, seen.key, seen.value, positions_BS, seen.positions))
         partial_BSH = self.partial(self.out.without_bias(heads_BSN))
         total_BSH = self.total(summed(self.group, partial_BSH.to(reduce_dtype(x_BSH)), is_cut))
         reduced_BSH = self.reduced((total_BSH + self.out.bias).to(x_BSH.dtype))
         y = self.residual((x_BSH + reduced_BSH).view(hidden_states.shape))
-        return y if cache is None else (y, written(cache, new))
+        return y if cache is None else (y, self.write(cache, new))
 
     def _query_key_value(self, t_BSH: torch.Tensor, positions_BS: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = self._split(self.qkv(t_BSH))

@@ -37,6 +37,7 @@ class NeuronGPTOSSTransformer(nn.Module):
             "weight_init_value": weight_init_value,
         }
         self.cuts_sequence = partial(config.cuts_sequence, shared["group"].size)
+        self.reuse = reused
         self.embedding = NeuronGPTOSSEmbedding(config, **shared)
         layers = range(config.num_hidden_layers)
         self.block = nn.ModuleList(NeuronGPTOSSTransformerBlock(config, i, **shared) for i in layers)
@@ -74,7 +75,7 @@ class NeuronGPTOSSTransformer(nn.Module):
         """
         is_cut = tokens.ndim > 1 and self.cuts_sequence(tokens.shape[1])
         x = self.embedding(tokens, sequence_parallel=is_cut)
-        caches = [cache if reuse is None else reused(cache, *reuse) for cache in past or ()]
+        caches = [cache if reuse is None else self.reuse(cache, *reuse) for cache in past or ()]
         for layer, block in enumerate(self.block):
             if past is None:
                 x = block(x, position_ids, sequence_parallel=is_cut)
