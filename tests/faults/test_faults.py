@@ -19,7 +19,7 @@ from ladder import options
 
 from tp_harness.backends import choose_backend, run_to_end
 from tp_harness.config.model import NeuronConfig
-from tp_harness.faults import BY_NAME, FAULTS, GENERIC, GRAPH, Fault, find_fault, injected
+from tp_harness.faults import BY_NAME, FAULTS, GENERIC, GRAPH, SERVED, Fault, find_fault, injected
 from tp_harness.faults.fault import always
 from tp_harness.faults.ways import all_of, computes, edits, loads, put
 from tp_harness.judge.gather import read_outputs
@@ -82,7 +82,7 @@ def test_every_fault_at_the_other_degrees(bench: Bench, tp: int) -> None:
 
 def test_the_registry_is_in_order() -> None:
     assert len(FAULTS) >= 60
-    assert len(BY_NAME) == len(FAULTS) + len(GENERIC) + len(GRAPH), "a name is used twice"
+    assert len(BY_NAME) == len(FAULTS) + len(GENERIC) + len(GRAPH) + len(SERVED), "a name is used twice"
     for fault in FAULTS:
         assert fault.component in COMPONENTS
         assert "float32" in fault.visible_in

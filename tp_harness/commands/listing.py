@@ -46,10 +46,10 @@ def kernels() -> RenderableType:
 
 def faults() -> RenderableType:
     """The faults that can be put in on purpose, by component."""
-    from ..faults import FAULTS, GENERIC, GRAPH  # noqa: PLC0415
+    from ..faults import FAULTS, GENERIC, GRAPH, SERVED  # noqa: PLC0415
 
     table = _table("fault", "component", "layer", "what is wrong")
-    for fault in (*FAULTS, *GENERIC, *GRAPH):
+    for fault in (*FAULTS, *GENERIC, *GRAPH, *SERVED):
         table.add_row(fault.name, fault.component, str(fault.layer), fault.cause)
     return table
 

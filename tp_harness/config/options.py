@@ -107,7 +107,7 @@ def resolve(options: Options) -> Resolved:
     _check_case(options, case)
     model = load_model(options.model or MODEL)
     family, small = family_of(model), model.hidden_size <= SMALL
-    components = options.components or family.run_by_default(small=small)
+    components = options.components or family.run_by_default
     _check_choices("component", components, tuple(family.components))
     _check_choices("init", (options.init,), INIT_NAMES)
     _check_choices("kernels", (options.kernels,), KERNEL_NAMES)

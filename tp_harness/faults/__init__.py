@@ -2,7 +2,7 @@
 
 A fault is data: what it does to a case, where it is active, what must be seen of it. `FAULTS` holds those of the
 families' components, in the order of the data; `GENERIC` two that any module can have; `GRAPH` those of the compiled
-path, which most backends cannot show.
+path, which most backends cannot show; `SERVED` those of components of several calls.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from .fault import EVERY, Fault
 if TYPE_CHECKING:
     FAULTS: tuple[Fault, ...]
     GRAPH: tuple[Fault, ...]
+    SERVED: tuple[Fault, ...]
     BY_NAME: dict[str, Fault]
 
 GENERIC: tuple[Fault, ...] = generic.FAULTS
 
-__all__ = ["BY_NAME", "EVERY", "FAULTS", "GENERIC", "GRAPH", "Fault", "find_fault", "injected"]
+__all__ = ["BY_NAME", "EVERY", "FAULTS", "GENERIC", "GRAPH", "SERVED", "Fault", "find_fault", "injected"]
 
 
 @cache
@@ -32,11 +33,13 @@ def _registry() -> dict[str, Any]:
     """Made at the first use, because the families' faults import this package."""
     faults: tuple[Fault, ...] = tuple(fault for family in families() for fault in family.faults())
     graph: tuple[Fault, ...] = tuple(fault for family in families() for fault in family.graph_faults())
-    return {"FAULTS": faults, "GRAPH": graph, "BY_NAME": {fault.name: fault for fault in (*faults, *GENERIC, *graph)}}
+    served: tuple[Fault, ...] = tuple(fault for family in families() for fault in family.served_faults())
+    by_name = {fault.name: fault for fault in (*faults, *GENERIC, *graph, *served)}
+    return {"FAULTS": faults, "GRAPH": graph, "SERVED": served, "BY_NAME": by_name}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("FAULTS", "GRAPH", "BY_NAME"):
+    if name not in ("FAULTS", "GRAPH", "SERVED", "BY_NAME"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _registry()[name]
 

@@ -13,6 +13,7 @@ from ..prepare.expectation import Pairs
 from ..prepare.oracle import ReferenceRun
 from ..results.gate import RATIO
 from ..results.result import Gate, Result, Status, Worst
+from ..results.tensor_names import without_call
 from . import distance, verdict
 from .evidence import Evidence
 from .exact_checks import WHOLE, anything_sharded, exact_checks, is_measured, whole_number_checks
@@ -94,8 +95,40 @@ def judge(evidence: Evidence, blank: Result) -> Result:
 
 
 def _all_gates(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs = ()) -> tuple[Gate, ...]:
+    if evidence.dtype in verdict.SIXTEEN_BITS and len(evidence.expectation.calls.each) > 1:
+        return _over_calls(evidence, joined, nearby)
     of_outputs = (_gates(evidence, name, output.full, nearby) for name, output in joined.items() if is_measured(output))
     return (*(gate for gates in of_outputs for gate in gates), *_router_gates(evidence, nearby))
+
+
+def _over_calls(evidence: Evidence, joined: Mapping[str, Joined], nearby: Pairs) -> tuple[Gate, ...]:
+    """The gates of R of each output over all calls: in the few tokens of one call, R is a matter of chance."""
+    paths: dict[str, list[str]] = {}
+    for name, output in joined.items():
+        if is_measured(output):
+            paths.setdefault(without_call(name), []).append(name)
+    found: tuple[Gate, ...] = ()
+    for names in paths.values():
+
+        def whole(run: Mapping[str, torch.Tensor], names: list[str] = names) -> torch.Tensor:
+            return torch.cat([distance.as_real(run[name]).flatten() for name in names])
+
+        full = {name: joined[name].full for name in names}
+        pairs = [(whole(oracle.outputs), whole(single.outputs)) for oracle, single in (_own(evidence), *nearby)]
+        (gate,) = limits(evidence, _farthest(evidence, full), whole(full), *pairs)
+        found += (replace(gate, reason=f"{gate.reason}; over {len(names)} calls"),)
+    return found
+
+
+def _farthest(evidence: Evidence, full: Mapping[str, torch.Tensor]) -> str:
+    """The output that is farthest from the oracle's, by name."""
+    oracle = evidence.expectation.oracle.outputs
+    return max(
+        full,
+        key=lambda name: float(
+            (distance.bounded(distance.as_real(full[name])) - distance.bounded(distance.as_real(oracle[name]))).norm()
+        ),
+    )
 
 
 def _may_scatter(evidence: Evidence, gates: tuple[Gate, ...]) -> bool:

@@ -10,6 +10,7 @@ from ..case.calls import Same
 from ..config.dtypes import EXACT
 from ..results.gate import RATIO, REL_L2
 from ..results.result import Check, Gate
+from ..results.tensor_names import without_call
 from .distance import as_real, bounded, distance
 from .evidence import Evidence
 from .gather import Joined
@@ -20,17 +21,23 @@ EXACTLY = 1e-9  # of a run in exact arithmetic: what float64 may round in its sh
 
 def same_checks(evidence: Evidence, joined: Mapping[str, Joined], gates: Iterable[Gate] = ()) -> tuple[Check, ...]:
     """Check each `Same` of the case on the ranks' own outputs; `gates` are those of the run's outputs."""
-    limits = {gate.tensor: _limit(evidence, gate) for gate in gates if gate.kind in (REL_L2, RATIO)}
+    gates = tuple(gates)
+    names = dict.fromkeys(name for each in evidence.case.same for name in each.names)
+    limits = {name: max((_limit(evidence, gate, name) for gate in gates), default=0.0) for name in names}
     return tuple(_check(evidence, joined, each, limits) for each in evidence.case.same)
 
 
-def _limit(evidence: Evidence, gate: Gate) -> float:
-    """The largest relative error that a gate lets through."""
-    if gate.kind == REL_L2:
+def _limit(evidence: Evidence, gate: Gate, name: str) -> float:
+    """The largest relative error of an output that a gate lets through; 0 where it is another's.
+
+    A gate of R may be that of the output over all calls.
+    """
+    if gate.kind == REL_L2 and gate.tensor == name:
         return gate.limit
-    oracle = evidence.expectation.oracle.outputs.get(gate.tensor)
-    single = evidence.expectation.baselines[evidence.dtype].outputs.get(gate.tensor)
-    return 0.0 if oracle is None or single is None else gate.limit * distance(as_real(single), as_real(oracle)).rel_l2
+    if gate.kind != RATIO or without_call(gate.tensor) != without_call(name):
+        return 0.0
+    runs = (evidence.expectation.baselines[evidence.dtype], evidence.expectation.oracle)
+    return gate.limit * distance(*(as_real(run.outputs[name]) for run in runs)).rel_l2
 
 
 def _check(evidence: Evidence, joined: Mapping[str, Joined], same: Same, limits: Mapping[str, float]) -> Check:

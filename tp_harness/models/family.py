@@ -51,9 +51,10 @@ class Family(Protocol):
         """Whether a component is the whole model, so that --depth is for it."""
         return component == self.whole or component in self.also_whole
 
-    def run_by_default(self, *, small: bool) -> tuple[str, ...]:
-        """The components that are run where none is named; of a large model, only one that has all layers."""
-        return tuple(name for name in self.components if small or name not in self.also_whole)
+    @property
+    def run_by_default(self) -> tuple[str, ...]:
+        """The components that are run where none is named: not those that are the whole model once more."""
+        return tuple(name for name in self.components if name not in self.also_whole)
 
     def layers_of(self, component: str, *, small: bool) -> tuple[int, ...]:
         """Indices of the layers that a component is run at by default; `small`: a model that exists to be verified."""
@@ -93,6 +94,10 @@ class Family(Protocol):
 
     def graph_faults(self) -> tuple[Any, ...]:
         """Mistakes of the compiled path."""
+        return ()
+
+    def served_faults(self) -> tuple[Any, ...]:
+        """Mistakes in components of several calls, which take longer to try."""
         return ()
 
     def knowledge(self) -> Any:

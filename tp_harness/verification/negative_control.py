@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 from ..config.options import Resolved
-from ..faults import FAULTS, GENERIC, Fault
+from ..faults import FAULTS, GENERIC, SERVED, Fault
 from ..faults.choice import config_at
 from ..judge.gather import RankOutput
 from ..launch import LaunchOutcome
@@ -44,7 +44,7 @@ def candidates(options: Resolved, tp: int) -> list[Fault]:
     if not options.fault_control or options.fault:
         return []
     config, dtype = config_at(options, tp), control_dtype(options)
-    pool = GENERIC if options.case else FAULTS
+    pool = GENERIC if options.case else (*FAULTS, *SERVED)
     fit = [
         fault
         for fault in pool

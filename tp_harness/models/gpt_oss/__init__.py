@@ -79,6 +79,12 @@ class GptOss(Family):
 
         return FAULTS
 
+    def served_faults(self) -> tuple[Fault, ...]:
+        """Mistakes of decode."""
+        from .faults import SERVED  # noqa: PLC0415
+
+        return SERVED
+
     def graph_faults(self) -> tuple[Fault, ...]:
         """Mistakes of the compiled path."""
         from .faults import GRAPH  # noqa: PLC0415

@@ -35,10 +35,13 @@ def maker(reference: nn.Module, name: str) -> tuple[str, str] | None:
     """The submodule and leaf whose value a tensor is; None: another's module."""
     if isinstance(reference, rotary.RotaryEmbedding):
         return ("", ("q_rope", "k_rope")[int(name.rpartition(".")[2]) % 2]) if name.startswith("output.") else None
-    if type(reference) not in _LAST:
+    known = next((kind for kind in type(reference).__mro__ if kind in _LAST), None)
+    if known is None:
         return None
+    if name.startswith("output.past."):  # a layer's cache, of which no signature speaks
+        return f"block.{name.split('.')[2]}.attn", "cache"
     if name.startswith("output."):
-        return _LAST[type(reference)]
+        return _LAST[known]
     if name == "norm" and isinstance(reference, gpt_oss.Transformer):
         return "norm", "norm"
     owner, _, leaf = name.rpartition(".")
