@@ -111,8 +111,13 @@ def _guesses(site: Site, leaves: Iterable[str], signatures: Sequence[Signature])
                 try:
                     for number, guess in enumerate(signature.guess(place)):
                         yield Tried(signature, place, number, guess)
-                except (UnavailableError, PlacementError):
+                except _inapplicable(place):
                     continue
+
+
+def _inapplicable(place: Site) -> tuple[type[Exception], ...]:
+    """What a signature raises that does not apply; one made for a whole forward may not fit the shapes of a call."""
+    return (UnavailableError, PlacementError, *((RuntimeError, IndexError) if place.call else ()))
 
 
 def _cause(tried: Tried, fit: Fit) -> Cause:
@@ -159,7 +164,7 @@ def _sides(place: Site, guess: Guess, *, partly: bool) -> tuple[torch.Tensor, to
     """What is seen and what is guessed, of all ranks, stacked."""
     try:
         value = carry(place, guess.value)
-    except (UnavailableError, PlacementError):
+    except _inapplicable(place):
         return None
     traced, seen = place.traced, list(place.traced.shards)
     if guess.seen is not None:
@@ -222,7 +227,7 @@ def _sides_again(tried: Tried, place: Site) -> tuple[torch.Tensor, torch.Tensor]
             guess: Guess | None = tried.guess._replace(value=remake(place))
         else:
             guess = next(islice(tried.signature.guess(place), tried.number, None), None)
-    except (UnavailableError, PlacementError):
+    except _inapplicable(place):
         return None
     return _sides(place, guess, partly=tried.partly) if guess else None
 

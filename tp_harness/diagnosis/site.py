@@ -166,10 +166,11 @@ class Site:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """The case's positions, (batch, seq) int64; raises UnavailableError where its last input is none."""
-        if len(self.inputs) < 2 or self.inputs[-1].is_floating_point():
+        """The case's positions, (batch, seq) int64; raises UnavailableError where no input after the first is."""
+        found = [x for x in self.inputs[1:] if not x.is_floating_point() and x.shape == self.inputs[0].shape[: x.ndim]]
+        if not found:
             raise UnavailableError
-        return self.inputs[-1]
+        return found[-1]
 
 
 def site_of(evidence: Evidence, tapped: Tapped, traced: Traced, wrong: tuple[int, ...]) -> Site:

@@ -12,6 +12,7 @@ from .failures import Failure, has_numbers
 from .headline import failed_by
 
 MOST_LINES = 10  # of numbers in one paragraph; four degrees in two dtypes need 8
+SHOWN = 4  # tensors that a sentence names
 _VERBS = {
     Status.DIFFERENT: "is not the reference's",
     Status.SHAPE: "has a wrong shape or dtype",
@@ -72,7 +73,10 @@ def _what(failure: Failure) -> str:
     verb = _VERBS.get(first.status, "is wrong")
     if not tensors:
         return f"the check `{failed_by(first)}` failed" if failed_by(first) else f"an output {verb}"
-    return f"{', '.join(tensors)} {verb}" if len(tensors) == 1 else f"{', '.join(tensors)}: each {verb}"
+    if len(tensors) == 1:
+        return f"{tensors[0]} {verb}"
+    more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
+    return f"{', '.join(tensors[:SHOWN])}{more}: each {verb}"
 
 
 def _where(results: Iterable[Result], run: Sequence[Result]) -> str:

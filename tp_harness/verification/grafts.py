@@ -80,6 +80,9 @@ class Grafting:
         first = result.first_divergence
         if first is None or (first.kind == "shape" and is_result(first.tensor)):
             return result
+        if len(evidence.expectation.calls.each) > 1:
+            later = "what it returned and left is what later calls began with"
+            return replace(result, put_right=f"further mistakes were not looked for: {later}")
         if first.kind == "shape":
             said = f"no right value fits the place of {first.tensor}: further mistakes were not looked for"
             return replace(result, put_right=said)
