@@ -81,7 +81,7 @@ def test_groups_along_the_axes_of_a_mesh_exchange_among_their_members(tmp_path: 
     outcome = run(material, 8, backend, tmp_path / "logs", 4 * PATIENCE)
     assert outcome.ok, outcome.message
     job = material.job(8, material.targets)
-    (x,) = material.expectations[job.tasks[0].clean].inputs
+    (x,) = material.expectations[job.tasks[0].clean].inputs.values()
     xs = list(x * material.checkpoints[0].tensor("weight").view(8, 1, 1))  # each rank has one of the weights
     for rank, output in read_outputs(job, job.tasks[0]).items():
         assert output.report.runs["float32"].finding == ""

@@ -91,7 +91,7 @@ def test_names_kept_apart_from_torch_are_those_of_the_registries() -> None:
 def test_defaults_of_tiny() -> None:
     resolved = resolve(Options())
     both = {"attention": (0, 1), "transformer_block": (0, 1)}
-    assert resolved.targets == tuple((name, layer) for name in FAMILY.components for layer in both.get(name, (0,)))
+    assert resolved.targets == tuple((name, layer) for name in FAMILY.run_by_default for layer in both.get(name, (0,)))
     assert (resolved.degrees, resolved.dtypes) == ((1, 2, 8, 32), DEFAULT_DTYPES)
     assert (resolved.batch, resolved.seq, resolved.draws, resolved.seed) == (2, 40, 2, 0)
     assert (resolved.init, resolved.model, resolved.case, resolved.checkpoint) == (

@@ -59,8 +59,8 @@ def normed_by(mean_square: Callable[[torch.Tensor], torch.Tensor]) -> Apply:
     return runs("", "forward", lambda self, x: x * torch.rsqrt(mean_square(x) + 1e-5) * self.scale)
 
 
-def unweighted(self: Any, t: torch.Tensor) -> torch.Tensor:
-    logits = self.router_logits(self.gate(t))
+def unweighted(self: Any, logits_TE: torch.Tensor) -> torch.Tensor:
+    logits = self.router_logits(logits_TE)
     chosen = self.chosen(torch.topk(logits, 4).indices)
     return torch.zeros_like(logits).scatter(-1, chosen, torch.full_like(logits, 0.25).gather(-1, chosen))
 
@@ -68,7 +68,7 @@ def unweighted(self: Any, t: torch.Tensor) -> torch.Tensor:
 def raw_router(self: Any, x: torch.Tensor) -> torch.Tensor:
     flat = x.flatten(0, -2)
     normed = self.norm(flat)
-    weights = self._route(flat)
+    weights = self._weights(flat)
     return x + (self.group.all_reduce(self._experts(normed, weights)) + weights @ self.mlp2_bias.to(x.dtype)).view(
         x.shape
     )

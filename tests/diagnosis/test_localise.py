@@ -180,8 +180,8 @@ def test_a_last_bit_of_one_replica_is_found(ladder: Ladder) -> None:
 def test_another_choice_of_experts_is_named_at_the_choice(ladder: Ladder, monkeypatch: Patch) -> None:
     """The logits are right; the routing is locked, so that nothing after them is wrong."""
 
-    def route(self: Any, t: torch.Tensor) -> torch.Tensor:
-        logits = self.router_logits(self.gate(t))
+    def route(self: Any, logits_TE: torch.Tensor) -> torch.Tensor:
+        logits = self.router_logits(logits_TE)
         chosen = self.chosen(torch.topk(-logits, 4).indices)
         return torch.zeros_like(logits).scatter(-1, chosen, torch.softmax(logits.gather(-1, chosen), -1))
 

@@ -16,7 +16,7 @@ from spoiled import SPOILED, edit, locked, one_bit, one_element
 from tp_harness.faults.ways import computes, sets
 from tp_harness.judge.evidence import Evidence
 from tp_harness.judge.judge import SCATTER
-from tp_harness.models.gpt_oss import components
+from tp_harness.models.gpt_oss import schedule
 from tp_harness.models.gpt_oss.modules import attention, mlp
 from tp_harness.parallel.placements import Placement, Replicate, Shard
 from tp_harness.prepare import random_weights
@@ -126,8 +126,8 @@ def test_a_placement_that_loses_something(ladder: Ladder, monkeypatch: Patch, jo
 def route_by(choose: Callable[[Any, torch.Tensor], torch.Tensor]) -> Any:
     """The router with another choice of experts, and right weights for whatever it is locked to."""
 
-    def route(self: Any, t_TH: torch.Tensor) -> torch.Tensor:
-        logits = self.router_logits(self.gate(t_TH))
+    def route(self: Any, logits_TE: torch.Tensor) -> torch.Tensor:
+        logits = self.router_logits(logits_TE)
         chosen = self.chosen(choose(self, logits))
         weights = torch.softmax(logits.gather(-1, chosen), dim=-1)
         return torch.zeros_like(logits).scatter(-1, chosen, weights)
@@ -228,7 +228,7 @@ def test_a_reduction_in_16_bits(ladder: Ladder, monkeypatch: Patch, planned: boo
     """It is a mismatch where float32 was planned, and otherwise noted, with a wider limit: what was meant."""
     monkeypatch.setattr(attention, "reduce_dtype", lambda x: x.dtype)
     if planned:
-        monkeypatch.setattr(components, "reduce_dtype", lambda x: x.dtype)
+        monkeypatch.setattr(schedule, "reduce_dtype", lambda x: x.dtype)
     result = ladder.run("attention", 8, "bfloat16")
     assert result.status is (Status.PASS if planned else Status.MISMATCH)
     assert "sums over ranks ran in 16 bits" in result.notes[-1]

@@ -30,7 +30,7 @@ from tp_harness.ranks.job import Task
 from tp_harness.results.result import Result
 
 TINY = PRESETS["tiny"]
-TARGETS = (*((name, 0) for name in FAMILY.components), ("attention", 1))
+TARGETS = (*((name, 0) for name in FAMILY.run_by_default), ("attention", 1))
 
 Ranks = dict[int, RankOutput]
 

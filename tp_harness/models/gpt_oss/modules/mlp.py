@@ -53,7 +53,8 @@ class NeuronGPTOSSMLPBlock(nn.Module):
         self.mlp1_bias = parameter(experts, 2 * local, dtype=dtype)
         self.mlp2_weight = parameter(experts, hidden, local, dtype=dtype)
         self.mlp2_bias = parameter(self.num_experts, hidden, dtype=dtype)
-        self.own_tokens, self.row_tokens = OwnTokens(self.group), OwnTokens(self.ep)
+        shares_tokens = config.plan != "tp"
+        self.own_tokens, self.row_tokens = OwnTokens(self.group, shares_tokens), OwnTokens(self.ep, shares_tokens)
         self.local_experts = LocalExperts(self.ep, experts)
         self.router_logits, self.chosen, self.gate_up, self.activation = (nn.Identity() for _ in range(4))
         self.partial, self.total, self.combined, self.residual = (nn.Identity() for _ in range(4))

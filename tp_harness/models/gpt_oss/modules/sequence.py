@@ -33,15 +33,16 @@ def summed(group: Group, partial: torch.Tensor, is_cut: bool) -> torch.Tensor:
 
 
 class OwnTokens(nn.Module):
-    """A rank's part of the sequence of what every rank has whole."""
+    """A rank's part of the sequence of what every rank has whole; under a plan that cuts none, no part is taken."""
 
     rank: torch.Tensor
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, cuts: bool) -> None:
         super().__init__()
         self.size = group.size
         # data, as `vocab_start` of the embedding is: a rank folded into a traced graph would be every rank's
-        self.register_buffer("rank", torch.tensor([group.rank], device="cpu"), persistent=False)
+        if cuts:
+            self.register_buffer("rank", torch.tensor([group.rank], device="cpu"), persistent=False)
 
     def forward(self, x: torch.Tensor, is_cut: bool) -> torch.Tensor:
         """(batch, seq, ...) to (batch, seq / size, ...), or `x` where hidden states are whole."""
