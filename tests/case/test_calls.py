@@ -53,7 +53,7 @@ def test_calls_of_a_module_that_keeps_or_passes_on_a_state(tmp_path: Path, name:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_first_wrong_call_is_named(tmp_path: Path, name: str) -> None:
     said, first = MISTAKES[name]
-    for result in verified(tmp_path, name, dtypes=("exact", "float32")):
+    for result in verified(tmp_path, name, dtypes=("exact", "float32") if name == "UNSEEN" else ("float32",)):
         assert result.status in (Status.MISMATCH, Status.DIFFERENT, Status.SHAPE), result.reason
         assert said in result.reason or result.dtype == "exact", result.reason
         if first:

@@ -67,7 +67,7 @@ def unweighted(self: Any, logits_TE: torch.Tensor) -> torch.Tensor:
 
 def raw_router(self: Any, x: torch.Tensor) -> torch.Tensor:
     flat = x.flatten(0, -2)
-    normed = self.norm(flat)
+    normed = self.norm(x).flatten(0, -2)
     weights = self._weights(flat)
     return x + (self.group.all_reduce(self._experts(normed, weights)) + weights @ self.mlp2_bias.to(x.dtype)).view(
         x.shape
