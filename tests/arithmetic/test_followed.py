@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -185,7 +186,12 @@ def test_a_thread_from_before_that_works_is_seen_and_one_that_sleeps_is_not(work
     with worker() as submit:  # type: ignore[attr-defined]
         right, wrong, escapes = ends(lambda x: worked_elsewhere(x, submit))
         assert not right and not wrong and "ran beside the module" in " ".join(escapes)
-        assert ends(lambda x: x + 1) == (True, False, [])
+        for _ in range(100):
+            found = ends(lambda x: x + 1)
+            if found == (True, False, []):
+                break
+            time.sleep(0.02)  # the thread may still be on its way to sleep
+        assert found == (True, False, [])
 
 
 def test_ranks_that_are_threads_do_not_accuse_each_other() -> None:

@@ -127,7 +127,7 @@ def _other_residues(evidence: Evidence, traced: Traced) -> Divergence | None:
 def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:
     """Replicas that differ, or values out of the limit; `ranks` are those that are wrong."""
     odd = _odd_replicas(traced.placement, [traced.shards])
-    if not odd and torch.equal(traced.full.to(torch.float64), traced.expected.to(torch.float64)):
+    if not odd and torch.equal(_wide(traced.full), _wide(traced.expected)):
         return None  # also of numbers that have no error to compare with: all zero, or whole ones
     gates = _gates(evidence, traced, traced.full, traced.expected, traced.baseline)
     if not odd and all(gate.passed for gate in gates):
@@ -142,8 +142,8 @@ def _out_of_limit(evidence: Evidence, traced: Traced) -> Divergence | None:
         "replicas" if odd else "value",
         ranks,
         index=index,
-        actual=_held(traced, worst).flatten()[flat].item(),
-        expected=traced.expected[index].item(),
+        actual=_number(_held(traced, worst).flatten()[flat]),
+        expected=_number(traced.expected[index]),
         gate=max(gates, key=verdict.severity),
         detail="ranks that must hold the same bits differ" if odd else "",
     )
@@ -196,8 +196,18 @@ def _held(traced: Traced, rank: int) -> torch.Tensor:
 
 
 def _error(traced: Traced, rank: int) -> torch.Tensor:
-    error = _held(traced, rank).to(torch.float64) - traced.shard_of(traced.expected, rank)
+    error = _wide(_held(traced, rank)) - traced.shard_of(traced.expected, rank)
     return error.abs().nan_to_num(nan=0.0)  # -inf - -inf
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float64, or complex128."""
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _number(x: torch.Tensor) -> float:
+    """A number that can be shown: of a complex one, its size."""
+    return float(x.abs() if x.is_complex() else x)
 
 
 def _choices(evidence: Evidence) -> list[str]:

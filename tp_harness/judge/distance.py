@@ -35,11 +35,11 @@ def distance(actual: torch.Tensor, oracle: torch.Tensor) -> Distance:
     a token that cancels to almost nothing does not decide.
 
     Args:
-        actual: (..., tokens, features), any real dtype.
-        oracle: same shape, any real dtype.
+        actual: (..., tokens, features), any dtype; complex numbers count as pairs of real ones.
+        oracle: same shape, any dtype of the same kind.
     """
-    expected = torch.atleast_1d(oracle.to(torch.float64))
-    error = torch.atleast_1d(actual.to(torch.float64)) - expected
+    expected = torch.atleast_1d(as_real(oracle).to(torch.float64))
+    error = torch.atleast_1d(as_real(actual).to(torch.float64)) - expected
     tokens, token_norms = (x.reshape(-1, x.shape[-1]).norm(dim=-1) for x in (error, expected))
     token_errors = tokens / torch.maximum(token_norms, token_norms.mean())
     return Distance(
