@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..arithmetic.casts import cast_tensor
 from ..errors import UsageError
+from ..parallel.ambient import holding
 from ..results.tensor_names import BEGIN, INPUT, OUTPUT, of_call
 from .dropout import Shape, locked_dropout
 from .module_state import remembered
@@ -151,6 +152,10 @@ class Calls:
 
         return replace(self, each={name: call.changed(of(name)) for name, call in self.each.items()})
 
+    def copied(self, dtype: torch.dtype) -> Calls:
+        """The same calls with copies of the tensors, which a module may write to, cast as `cast_tensor` does."""
+        return self.changed(lambda _name, x: cast_tensor(x, dtype).clone())
+
     def run(
         self,
         module: Any,
@@ -187,28 +192,19 @@ class Calls:
 
         if state:
             record(BEGIN, state_of(module, state))
-        with _in_calls(), locked_dropout(module, self.seed, self.dropped) as seen:
+        with locked_dropout(module, self.seed, self.dropped) as seen:
             for name, call in self.each.items():
-                _now.set(Now(name, first=not returned))
                 if call.anew and restore:
                     restore()
                 args, kwargs = _with_outputs((call.args, call.kwargs), lambda output: _look_up(output, returned))
-                value = returned[name] = module(*args, **kwargs)
+                with holding(_now, Now(name, first=not returned)):
+                    value = module(*args, **kwargs)
+                returned[name] = value
                 record(name, state_of(module, state))  # before what follows from it
                 record(name, results_in(value, needed=needed))
         if dropped is not None:
             dropped += seen
         return found
-
-
-@contextmanager
-def _in_calls() -> Iterator[None]:
-    """Restore afterwards which call runs in this thread."""
-    token = _now.set(_now.get())
-    try:
-        yield
-    finally:
-        _now.reset(token)
 
 
 def _with_outputs(value: Any, look_up: Callable[[Output], Any]) -> Any:

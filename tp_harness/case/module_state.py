@@ -70,8 +70,13 @@ def _of(value: Any, seen: dict[int, Any]) -> Restore:
     if isinstance(value, tuple):
         parts = [_of(item, seen) for item in value]
         return lambda: [one() for one in parts]
+    return _of_attributes(value, seen) if holds_state(value) else _nothing
+
+
+def holds_state(value: Any) -> bool:
+    """Whether it is an object of a user's class, whose attributes may be tensors; a module or a function is none."""
     foreign = type(value).__module__.partition(".")[0] in _FOREIGN
-    return _nothing if foreign or callable(value) or not hasattr(value, "__dict__") else _of_attributes(value, seen)
+    return hasattr(value, "__dict__") and not (foreign or callable(value))
 
 
 def _of_tensor(value: torch.Tensor) -> Restore:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from ..errors import UsageError
 from ..parallel.placements import Placement, Replicate
-from ..results.tensor_names import STATE, call_of, of_call, without_call
+from ..results.tensor_names import call_of, is_state, of_call, without_call
 from .case import Case
 
 
@@ -27,7 +27,7 @@ def output_placements(case: Case, names: Iterable[str]) -> dict[str, Placement]:
         UsageError: `output` has one for more or fewer outputs than a call returns.
     """
     names = list(names)
-    returned = [name for name in names if not without_call(name).startswith(STATE)]
+    returned = [name for name in names if not is_state(name)]
     found = {name: _named(case.state, name) or Replicate() for name in names}
     if isinstance(case.output, Mapping):
         return found | {name: _named(case.output, name) or Replicate() for name in returned}
@@ -48,7 +48,7 @@ def check_patterns(case: Case, inputs: Iterable[str], outputs: Iterable[str]) ->
         UsageError: one names none; the message lists those that there are.
     """
     outputs = list(outputs)
-    state = [name for name in outputs if without_call(name).startswith(STATE)]
+    state = [name for name in outputs if is_state(name)]
     returned = [name for name in outputs if name not in state]
     for field, names in (("input_placements", list(inputs)), ("output", returned), ("state", state)):
         placed = getattr(case, field)

@@ -13,13 +13,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..libraries.torch_private import MODULE_INTERNALS
 from ..results.tensor_names import OUTPUT, STATE
+from .module_state import holds_state
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]  # (name, tensor) -> what is used in its place
-_FOREIGN = ("torch", "tp_harness", "numpy")  # packages whose objects hold no tensors of a user's
 
 
 def results_in(value: Any, *, needed: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,14 +76,8 @@ def children(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
-    elif _holds_tensors(value):
+    elif holds_state(value):
         yield from vars(value).items()
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Whether it is an object whose attributes may be a user's tensors."""
-    foreign = type(value).__module__.partition(".")[0] in _FOREIGN
-    return hasattr(value, "__dict__") and not (foreign or callable(value) or isinstance(value, (type, nn.Module)))
 
 
 def changed_in(value: Any, name: str, change: Change) -> Any:

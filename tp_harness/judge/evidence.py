@@ -23,7 +23,7 @@ from ..prepare.material import Material
 from ..ranks.job import Task
 from ..ranks.rank_report import DtypeRun, TensorKey, Variant
 from ..results.result import Worst
-from ..results.tensor_names import STATE, without_call
+from ..results.tensor_names import is_state
 from . import distance
 from .gather import Joined, RankOutput, join
 
@@ -129,7 +129,7 @@ class Evidence:
         placed = output_placements(self.case, right)
         if self.case.output is UNSAID and 0 in self.ranks:
             read = {name: placed.placement for name, placed in self.runs[0].placed.items()}
-            placed |= {name: read[name] for name in placed if name in read and not without_call(name).startswith(STATE)}
+            placed |= {name: read[name] for name in placed if name in read and not is_state(name)}
         return {name: placement.fitted(right[name].shape) for name, placement in placed.items()}
 
     @property

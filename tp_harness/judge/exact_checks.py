@@ -14,7 +14,7 @@ from ..parallel.placements import Placement, ReplicaError, Replicate, same_bits
 from ..ranks.rank_files import digest
 from ..ranks.rank_report import Held
 from ..results.result import Check
-from ..results.tensor_names import STATE, without_call
+from ..results.tensor_names import is_state, without_call
 from .evidence import Evidence
 from .gather import Joined, join
 from .padding_checks import padding_checks
@@ -75,9 +75,9 @@ def kept_checks(evidence: Evidence, joined: Mapping[str, Joined]) -> tuple[Check
     before: dict[str, str] = {}  # by the state's own name, its name after the last call
     count = 0
     for name in joined:
-        own = without_call(name)
-        if not own.startswith(STATE):
+        if not is_state(name):
             continue
+        own = without_call(name)
         last = before.get(own)
         before[own] = name
         if last is None or joined[last].full.shape != joined[name].full.shape:

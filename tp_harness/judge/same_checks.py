@@ -37,7 +37,7 @@ def _limit(evidence: Evidence, gate: Gate, name: str) -> float:
     if gate.kind != RATIO or without_call(gate.tensor) != without_call(name):
         return 0.0
     runs = (evidence.expectation.baselines[evidence.dtype], evidence.expectation.oracle)
-    return gate.limit * distance(*(as_real(run.outputs[name]) for run in runs)).rel_l2
+    return gate.limit * distance(*(run.outputs[name] for run in runs)).rel_l2
 
 
 def _check(evidence: Evidence, joined: Mapping[str, Joined], same: Same, limits: Mapping[str, float]) -> Check:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..results.collective import Collective, Exchange
+from .ambient import holding
 
 G = TypeVar("G", bound="Group")
 
@@ -209,8 +210,5 @@ def current_group() -> Group:
 @contextmanager
 def use_group(group: Group) -> Iterator[Group]:
     """Make `group` the ambient group of this thread for the duration."""
-    token = _ambient.set(group)
-    try:
+    with holding(_ambient, group):
         yield group
-    finally:
-        _ambient.reset(token)

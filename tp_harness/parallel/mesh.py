@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UnknownNameError, UsageError
+from .ambient import holding
 from .group import Group, TorchGroup, current_group
 
 if TYPE_CHECKING:
@@ -132,8 +133,5 @@ def mesh_of(axes: Mapping[str, int], group: Group) -> Mesh:
 @contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
     """Make `mesh` the ambient mesh of this thread for the duration."""
-    token = _ambient.set(mesh)
-    try:
+    with holding(_ambient, mesh):
         yield mesh
-    finally:
-        _ambient.reset(token)

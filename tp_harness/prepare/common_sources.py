@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arithmetic.casts import cast_tensor
 from ..case.case import Case
 from ..case.routing import Lock, routing
 from ..case.taps import tapping
@@ -75,7 +74,7 @@ def _run(case: Case, module: nn.Module, tapped: Tapped, locks: Mapping[str, Lock
         passed[given.grad_fn] = name
         return given
 
-    calls = tapped.calls.changed(lambda _name, x: cast_tensor(x, torch.float64).clone())
+    calls = tapped.calls.copied(torch.float64)
     with (
         case.computing_in(module, torch.float64),
         tapping(module, case.watched, read, graft),

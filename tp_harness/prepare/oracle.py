@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..arithmetic.casts import COMPUTED_IN, cast_tensor
+from ..arithmetic.casts import COMPUTED_IN
 from ..arithmetic.exact import Exact
 from ..arithmetic.floats import Floats, nominal
 from ..arithmetic.seen import Seen
@@ -181,7 +181,7 @@ def run_reference(
         module = case.reference_in(reference, dtype)
     for name, tensor in weights_of(module, f"the reference of {case.name}").items():
         arithmetic.draw((tied or {}).get(case.prefix + name, case.prefix + name), tensor)
-    given = calls.changed(lambda name, x: arithmetic.draw(name, cast_tensor(x, dtype).clone()))  # it may write to them
+    given = calls.copied(dtype).changed(arithmetic.draw)
     with (
         doing(called),
         arithmetic.computing(),

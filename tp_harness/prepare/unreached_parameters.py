@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from ..arithmetic.casts import cast_tensor
 from ..case.calls import Calls
 from ..case.case import Case
 from ..case.module_state import remembered
@@ -80,7 +79,7 @@ class Probe:
     def run(self) -> list[torch.Tensor]:
         """Run the module from its first state: its outputs and router tensors, any shape, float64 or integers."""
         self._restore()
-        calls = self.calls.changed(lambda _name, x: cast_tensor(x, torch.float64).clone())
+        calls = self.calls.copied(torch.float64)
         with routing(self.module, self.case.routers) as routed:
             outputs = calls.run(self.module, state=tuple(self.case.state))
         return [*outputs.values(), *routed.tensors.values()]

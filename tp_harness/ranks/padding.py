@@ -10,7 +10,6 @@ Not covered: padding of integers, booleans and complex numbers, which stays zero
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 
 from ..case.case import Case
 from ..case.placed import input_placements
+from ..case.seeds import generator
 from ..checkpoint.checkpoint import Checkpoint
 from ..config.dtypes import EXACT
 from ..parallel.group import Group
@@ -45,8 +45,7 @@ class Filled(Placement):
         shard, padding = self.placement.shard(full, rank, size), self.padding(full.shape, rank, size)
         if padding is None or not padding.any():
             return shard
-        source = torch.Generator().manual_seed(zlib.crc32(f"{self.name} {rank}".encode()))
-        drawn = torch.randn(shard.shape, generator=source)
+        drawn = torch.randn(shard.shape, generator=generator(0, f"{self.name} {rank}"))
         numbers = (drawn + drawn.sign()).to(shard.dtype)  # none is near 0
         filled, where = shard.clone(), padding.expand(shard.shape)
         bits_of(filled)[where] = bits_of(numbers)[where]

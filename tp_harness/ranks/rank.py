@@ -250,7 +250,7 @@ class DtypeRunner:
         """The tensors, and those of their residues, each under a key of its own."""
         found: dict[TensorKey, torch.Tensor] = {}
         for key, tensor in tensors.items():
-            judged = key.variant == "locked" and key.name in self.results and not key.name.startswith(BEGIN)
+            judged = self._is_result(key) and not key.name.startswith(BEGIN)
             number = tensor.dtype == torch.float64 and not tensor.ndim  # of Python: nothing else here is in float64
             if judged and not number and not self.arithmetic.follows(tensor) and self.arithmetic.seen:
                 self.arithmetic.seen.escape(f"{key.name} depends on no parameter or input, as far as was seen")
@@ -262,9 +262,11 @@ class DtypeRunner:
         """Digests of the outputs that are judged; empty where no further forward is compared with them."""
         if not (self.job.repeats and self.device.eager):
             return {}
-        return {
-            key.name: digest(x) for key, x in tensors.items() if key.variant == "locked" and key.name in self.results
-        }
+        return {key.name: digest(x) for key, x in tensors.items() if self._is_result(key)}
+
+    def _is_result(self, key: TensorKey) -> bool:
+        """Whether it is what a call of the run that is judged returned or left."""
+        return key.variant == "locked" and key.name in self.results
 
     def _named(
         self, variant: Variant, results: Mapping[str, torch.Tensor], record: Mapping[str, torch.Tensor]

@@ -30,6 +30,11 @@ def is_result(name: str) -> bool:
     return without_call(name).startswith((OUTPUT, STATE))
 
 
+def is_state(name: str) -> bool:
+    """Whether it is what a call left as the module's state."""
+    return without_call(name).startswith(STATE)
+
+
 def said(name: str) -> str:
     """The name of an input or output in a sentence: `input 0`, `output past.3.key of prefill`."""
     kind, _, path = without_call(name).partition(".")
