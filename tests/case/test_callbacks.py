@@ -181,8 +181,8 @@ ON_RANKS = {
 
 
 def test_what_a_function_raises_on_a_rank_is_said_with_its_place(harness: Harness) -> None:
-    cases = [word for name in ON_RANKS for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--tp", "2", "--draws", "1", patch="import os; os.environ['FAILS_BY'] = 'lines'") == 3
+    by_lines = "import os; os.environ['FAILS_BY'] = 'lines'"
+    assert harness.code(*harness.named(ON_RANKS), "--tp", "2", "--draws", "1", patch=by_lines) == 3
     results = harness.record()["results"]
     assert {result["component"] for result in results} == {f"odd ({name})" for name in ON_RANKS}
     for result in results:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
-from command import LIBRARIES, Harness
 
 from tp_harness.parallel.placements import FusedShard, Placement, Replicate, Shard, same_bits
 from tp_harness.ranks.padding import Filled
@@ -179,11 +179,8 @@ RELIES = "mask what comes of it or, if the module relies on the zeros, say Shard
 
 def verified(folder: Path, tp: str, names: tuple[str, ...], code: int, *dtypes: str) -> dict[str, Any]:
     """The results of a run of these cases by name, of all dtypes."""
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--draws", "1", "--tp", tp, *(w for d in dtypes for w in ("--dtype", d))) == code
-    results = harness.record()["results"]
+    given = (word for dtype in dtypes for word in ("--dtype", dtype))
+    results = command.verified(folder, CASES, names, code, "--tp", tp, *given)["results"]
     return {
         f"{name} {r['dtype']}": r for name in names for r in results if f"({name})" in r["component"] or len(names) == 1
     }

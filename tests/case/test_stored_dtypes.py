@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from command import LIBRARIES, Harness
+from command import verified
 
 CASES = """
 import torch
@@ -128,15 +127,6 @@ COMPLEX, COMPLEX_DOUBLE, TURNED_BACK = rotated(Turned), rotated(DoubleTurned, Do
 RIGHT, WRONG = ("FLOAT8", "FLOAT8_WIDE", "COMPLEX", "COMPLEX_DOUBLE"), ("FIRST", "HIGH", "TURNED_BACK")
 
 
-def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
-    """The record of a run of these cases."""
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--draws", "1", *given) == code
-    return harness.record()
-
-
 def of(record: dict[str, Any], name: str, dtype: str, tp: int) -> dict[str, Any]:
     own = ("rotated",) if name == "TURNED_BACK" else (f"scaled ({name})", f"rotated ({name})")
     [found] = [r for r in record["results"] if r["component"] in own and (r["dtype"], r["tp"]) == (dtype, tp)]
@@ -145,12 +135,14 @@ def of(record: dict[str, Any], name: str, dtype: str, tp: int) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return verified(tmp_path_factory.mktemp("right"), RIGHT, 0, "--tp", "1,4")
+    return verified(tmp_path_factory.mktemp("right"), CASES, RIGHT, 0, "--tp", "1,4")
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return verified(tmp_path_factory.mktemp("wrong"), WRONG, 1, "--tp", "4", "--dtype", "exact", "--dtype", "float32")
+    return verified(
+        tmp_path_factory.mktemp("wrong"), CASES, WRONG, 1, "--tp", "4", "--dtype", "exact", "--dtype", "float32"
+    )
 
 
 @pytest.mark.parametrize("tp", [1, 4])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import LIBRARIES, Harness
+from command import harness_of, verified
 
 CASES = """
 import torch
@@ -114,23 +114,16 @@ RIGHT = ("EVEN", "CHUNKS", "MASKED", "FUSED")
 WRONG = ("EVEN_WRONG", "CHUNKS_WRONG", "FUSED_WRONG")
 
 
-def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
-    """The record of a run of these cases."""
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--draws", "1", *given) == code
-    return harness.record()
-
-
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return verified(tmp_path_factory.mktemp("right"), RIGHT, 0, "--tp", "1,4,8")
+    return verified(tmp_path_factory.mktemp("right"), CASES, RIGHT, 0, "--tp", "1,4,8")
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return verified(tmp_path_factory.mktemp("wrong"), WRONG, 1, "--tp", "8", "--dtype", "exact", "--dtype", "float32")
+    return verified(
+        tmp_path_factory.mktemp("wrong"), CASES, WRONG, 1, "--tp", "8", "--dtype", "exact", "--dtype", "float32"
+    )
 
 
 def of(record: dict[str, Any], name: str, dtype: str, tp: int = 8) -> dict[str, Any]:
@@ -182,8 +175,7 @@ def test_blocks_that_are_cut_in_another_order_are_another_function(wrong: dict[s
 
 
 def test_a_plan_that_does_not_fit_names_those_that_would(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, LIBRARIES)
-    harness.cases.write_text(CASES)
+    harness = harness_of(tmp_path, CASES)
     [(code, said)] = harness.run(["--case", f"{harness.cases}:NEITHER", "--tp", "8"])
     assert code == 2
     assert (
@@ -193,7 +185,7 @@ def test_a_plan_that_does_not_fit_names_those_that_would(tmp_path: Path) -> None
 
 
 def test_the_last_rank_says_that_it_has_another_shape(tmp_path: Path) -> None:
-    record = verified(tmp_path, ("OTHER",), 3, "--tp", "8", "--dtype", "float32")
+    record = verified(tmp_path, CASES, ("OTHER",), 3, "--tp", "8", "--dtype", "float32")
     assert (
         "Shard(dim=0, unit=1, uneven=True) makes shards [1, 24] of up.weight [50, 24], but the sharded module holds "
         "[7, 24] on rank 7 of 8; Shard(dim=0, unit=1, pad_to='even') or Shard(dim=0, unit=1, pad_to=56) would fit."

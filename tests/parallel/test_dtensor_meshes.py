@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import LIBRARIES, Harness
+from command import harness_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import Partial as Sum
@@ -70,10 +70,10 @@ OTHER = case(Grid, SAID | {"up.weight": {"columns": Shard(-1), "rows": Shard(0)}
 
 
 def run(folder: Path, *names: str) -> tuple[int, str, dict[str, Any]]:
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    [(code, text)] = harness.run([*cases, "--tp", "4", "--draws", "1", "--dtype", "float32", "--dtype", "exact"])
+    harness = harness_of(folder, CASES)
+    [(code, text)] = harness.run(
+        [*harness.named(names), "--tp", "4", "--draws", "1", "--dtype", "float32", "--dtype", "exact"]
+    )
     return code, text, harness.record() if code != 2 else {}
 
 

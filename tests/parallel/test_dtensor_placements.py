@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
-from command import LIBRARIES, Harness
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -72,12 +72,8 @@ RIGHT, REJECTED = ("UNEVEN", "GATHERED", "LOCAL", "SAID"), ("WRONG", "PADDED", "
 
 def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
     """The record of a run of these cases."""
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
     cache = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'"
-    assert harness.code(*cases, "--draws", "1", *given, patch=cache) == code
-    return harness.record()
+    return command.verified(folder, CASES, names, code, *given, patch=cache)
 
 
 def of(record: dict[str, Any], name: str, dtype: str = "float32") -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
 import torch.distributed as dist
-from command import LIBRARIES, Harness
+from command import harness_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import Partial as Sum
@@ -116,19 +117,10 @@ RIGHT = ("RIGHT", "NO_PLAN", "KEPT", "CUT", "ROUTED")
 WRONG = ("CUT_BY_MISTAKE", "TAPPED", "ADDED")
 
 
-def harness_at(folder: Path) -> Harness:
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    return harness
-
-
 def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[str, Any]:
     """The record of a run of these cases on 2 ranks."""
-    harness = harness_at(folder)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
     cache = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{folder}'"
-    assert harness.code(*cases, "--tp", "2", "--draws", "1", *given, patch=cache) == code
-    return harness.record()
+    return command.verified(folder, CASES, names, code, "--tp", "2", *given, patch=cache)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +173,7 @@ def test_a_wrong_one_is_explained_by_its_taps_and_parameters(wrong: dict[str, An
 
 
 def test_what_cannot_be_placed_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
-    harness = harness_at(tmp_path)
+    harness = harness_of(tmp_path, CASES)
     lists = (["--case", f"{harness.cases}:{name}", "--tp", "4"] for name in ("OTHER_PLAN", "SOME_RANKS"))
     [(code, other), (also, axes)] = harness.run(*lists)
     assert (code, also) == (2, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,10 @@ class Harness:
         self.nothing_is_left()
         return [(code, text) for code, text in json.loads(output.splitlines()[-1])]
 
+    def named(self, names: Iterable[str]) -> list[str]:
+        """The options that name these Cases of its file."""
+        return [word for name in names for word in ("--case", f"{self.cases}:{name}")]
+
     def code(self, *given: str, patch: str = "") -> int:
         """The exit code of one run that says nothing on stderr."""
         [(code, text)] = self.run(list(given), patch=patch)
@@ -189,6 +194,20 @@ class Harness:
         assert not self.processes()
         assert not list(self.shm.iterdir())
         assert not list(self.tmp.iterdir())
+
+
+def harness_of(folder: Path, cases: str) -> Harness:
+    """One whose file of Cases has this text, and whose programs find torch's libraries loaded."""
+    harness = Harness(folder, LIBRARIES)
+    harness.cases.write_text(cases)
+    return harness
+
+
+def verified(folder: Path, cases: str, names: Iterable[str], code: int, *given: str, patch: str = "") -> dict[str, Any]:
+    """The record of a run of these Cases of a file of this text, with one draw, that ends with `code`."""
+    harness = harness_of(folder, cases)
+    assert harness.code(*harness.named(names), "--draws", "1", *given, patch=patch) == code
+    return harness.record()
 
 
 def write_tiny_checkpoint(folder: Path) -> Path:

@@ -75,8 +75,9 @@ def harness(tmp_path: Path) -> Harness:
 def test_nothing_is_proved_and_the_float_verdict_stands(
     harness: Harness, names: tuple[str, ...], code: int, floats: str, backend: str
 ) -> None:
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--backend", backend, "--tp", "2", "--draws", "1", *EXACT, *FLOAT) == code
+    assert (
+        harness.code(*harness.named(names), "--backend", backend, "--tp", "2", "--draws", "1", *EXACT, *FLOAT) == code
+    )
     results = harness.record()["results"]
     assert len(results) == 2 * len(names)
     for exact, single in zip(results[::2], results[1::2], strict=True):

@@ -98,8 +98,7 @@ CHOOSY = {
 
 def test_a_crash_in_one_dtype_leaves_the_other_its_verdict(harness: Harness) -> None:
     """With a control of its own, and an explanation."""
-    cases = [word for name in CHOOSY for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--tp", "2", *IN_FLOATS) == 3
+    assert harness.code(*harness.named(CHOOSY), "--tp", "2", *IN_FLOATS) == 3
     record = harness.record()
     for name, (crashed, other, status) in CHOOSY.items():
         results = {r["dtype"]: r for r in record["results"] if r["component"] == f"own ({name})"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
-from command import LIBRARIES, Harness
+from command import harness_of
 from safetensors.torch import save_file
 
 CASES = """
@@ -156,18 +157,9 @@ ALL = ("exact", "float32", "bfloat16")
 RIGHT, WRONG = ("FUSED", "APART", "TIED"), ("OTHER_ORDER", "HALVES", "LOST")
 
 
-def harness_at(folder: Path) -> Harness:
-    harness = Harness(folder, LIBRARIES)
-    harness.cases.write_text(CASES)
-    return harness
-
-
 def verified(folder: Path, names: tuple[str, ...], code: int, *given: str) -> dict[tuple[str, str, int], Any]:
     """The results of a run of these cases by name, dtype and degree."""
-    harness = harness_at(folder)
-    cases = [word for name in names for word in ("--case", f"{harness.cases}:{name}")]
-    assert harness.code(*cases, "--draws", "1", *given) == code
-    record = harness.record()
+    record = command.verified(folder, CASES, names, code, *given)
     assert all(control["rejected"] for control in record["controls"]) and record["controls"]
     of = {(f"own ({name})" if len(names) > 1 else "own"): name for name in names}
     return {(of[r["component"]], r["dtype"], r["tp"]): r for r in record["results"]}
@@ -212,7 +204,7 @@ def test_a_checkpoint_has_the_names_of_the_reference(tmp_path: Path) -> None:
 
 
 def test_names_that_differ_are_refused_with_the_rename_to_paste(tmp_path: Path) -> None:
-    harness = harness_at(tmp_path)
+    harness = harness_of(tmp_path, CASES)
     lists = (["--case", f"{harness.cases}:{name}", "--tp", "2"] for name in ("UNSAID", "TYPO"))
     (code, said), (also, typo) = harness.run(*lists)
     assert (code, also) == (2, 2)
